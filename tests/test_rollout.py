@@ -1,0 +1,287 @@
+"""Sampling and log-probabilities: against plain full logits, uncached decoding, and the exact softmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import padded_batch, random_model
+from transformers import CohereConfig, CohereForCausalLM
+
+import rollout
+
+PROMPTS = ["a+b=", "what is 2*(3+4)?", "x", "find the sum of 1 and 2."]
+ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1)]
+
+
+def plain_logps(model, batch, temperature=1.0):
+    """log-softmax over full logits, one unpadded row at a time, laid into (N, T−1)."""
+    input_ids, attention_mask, response_mask = batch
+    logps, entropies = torch.zeros(len(input_ids), input_ids.shape[1] - 1), torch.zeros(input_ids[:, 1:].shape)
+    for row in range(len(input_ids)):
+        real = attention_mask[row]
+        ids, mask = input_ids[row][real], response_mask[row][real][1:]
+        all_logps = (model(input_ids=ids[None]).logits[0, :-1].float() / temperature).log_softmax(-1)
+        place = response_mask[row, 1:].clone()
+        logps = logps.index_put(
+            (torch.tensor([row]), place.nonzero()[:, 0]), all_logps[range(len(mask)), ids[1:]][mask]
+        )
+        entropies[row, place] = -(all_logps.exp() * all_logps).sum(-1)[mask].detach()
+    return logps, entropies
+
+
+# --- log-probabilities -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [rollout.CHUNK_ELEMENTS, 64 * 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_token_logps_equal_plain_log_softmax_values_and_gradients(model, monkeypatch, chunk, temperature):
+    """In one piece, and three positions at a time with recomputation in the backward pass."""
+    monkeypatch.setattr(rollout, "CHUNK_ELEMENTS", chunk)
+    batch = padded_batch(ROWS, 64)
+    weights = torch.randn(batch[0].shape[0], batch[0].shape[1] - 1)
+    gradients = []
+    for function in (rollout.token_logps, lambda m, *b, temperature: plain_logps(m, b, temperature)):
+        logps, entropies = function(model, *batch, temperature=temperature)
+        gradients.append(torch.autograd.grad((logps * weights).sum(), list(model.parameters())))
+        if function is rollout.token_logps:
+            ours = (logps.detach(), entropies.detach())
+    torch.testing.assert_close(ours[0], logps.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[1], entropies, atol=1e-5, rtol=1e-5)
+    for own, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_token_logps_in_bf16():
+    """The same bf16 hidden states through the same bf16 head, softmax in fp32: equal to bf16's rounding."""
+    model = random_model(hidden_size=16).to(torch.bfloat16)
+    batch = padded_batch([(0, 5, 6), (0, 3, 8)], 64)
+    ours, plain = rollout.token_logps(model, *batch)[0], plain_logps(model, batch)[0]
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, plain, atol=0.15, rtol=0.05)
+    weights = torch.randn_like(ours)
+    head = model.get_output_embeddings().weight
+    own, other = (torch.autograd.grad((v * weights).sum(), head)[0].float() for v in (ours, plain))
+    assert float((own - other).norm() / other.norm()) < 0.05
+
+
+def test_padding_and_garbage_in_padded_places_change_nothing(model):
+    input_ids, attention_mask, response_mask = padded_batch(ROWS, 64)
+    reference = rollout.token_logps(model, input_ids, attention_mask, response_mask)[0]
+    garbage = torch.where(attention_mask, input_ids, 63)
+    torch.testing.assert_close(rollout.token_logps(model, garbage, attention_mask, response_mask)[0], reference)
+    pad = torch.zeros(4, 5, dtype=torch.bool)
+    further = rollout.token_logps(
+        model,
+        torch.cat([torch.full((4, 5), 17), input_ids], 1),
+        torch.cat([pad, attention_mask], 1),
+        torch.cat([pad, response_mask], 1),
+    )[0]
+    torch.testing.assert_close(further[:, 5:], reference, atol=1e-5, rtol=1e-5)
+    assert torch.equal(reference != 0, response_mask[:, 1:])
+
+
+def test_logits_of_a_row_do_not_depend_on_the_other_rows(model):
+    batch = padded_batch(ROWS, 64)
+    together = rollout.token_logps(model, *batch)[0]
+    for row in range(4):
+        alone = rollout.token_logps(model, *(part[row : row + 1] for part in batch))[0]
+        torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
+
+
+# --- sampling ----------------------------------------------------------------------------------------------------
+
+
+def test_cached_greedy_decoding_equals_uncached(model, tokenizer):
+    """Prompt once, cache shared by the group, rows leaving the batch, against one forward pass for every token."""
+    sampled = rollout.sample(model, tokenizer, PROMPTS, 3, max_new_tokens=40, temperature=0)
+    for p, prompt in enumerate(PROMPTS):
+        ids = rollout.encode_prompt(tokenizer, rollout.render_prompt(tokenizer, prompt)[:-1])
+        start = len(ids)
+        while len(ids) < start + 40 and (len(ids) == start or ids[-1] != 1):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        for g in range(3):
+            row = 3 * p + g
+            assert sampled.input_ids[row][sampled.response_mask[row]].tolist() == ids[start:]
+
+
+def answers_of(sampled):
+    return [ids[mask].tolist() for ids, mask in zip(sampled.input_ids, sampled.response_mask, strict=True)]
+
+
+def test_same_seed_gives_the_same_answers_in_any_batch_order(model, tokenizer, monkeypatch):
+    """Also when the cache has room for one group only; another seed gives others."""
+    options = {"max_new_tokens": 30, "temperature": 1.0}
+    first = answers_of(rollout.sample(model, tokenizer, PROMPTS, 4, seed=5, **options))
+    again = answers_of(rollout.sample(model, tokenizer, PROMPTS, 4, seed=5, **options))
+    backwards = answers_of(rollout.sample(model, tokenizer, PROMPTS[::-1], 4, seed=5, **options))
+    assert first == again
+    assert first == [answer for p in range(3, -1, -1) for answer in backwards[4 * p : 4 * p + 4]]
+    monkeypatch.setattr(rollout, "CACHE_BYTES", 1)
+    assert first == answers_of(rollout.sample(model, tokenizer, PROMPTS, 4, seed=5, **options))
+    assert first != answers_of(rollout.sample(model, tokenizer, PROMPTS, 4, seed=6, **options))
+
+
+def test_answers_of_a_group_and_of_a_repeated_prompt_differ(model, tokenizer):
+    sampled = rollout.sample(model, tokenizer, ["a+b=", "a+b="], 4, max_new_tokens=30, seed=1)
+    assert len({tuple(answer) for answer in answers_of(sampled)}) == 8
+
+
+def test_sampled_logps_equal_recomputed_ones(model, tokenizer):
+    sampled = rollout.sample(model, tokenizer, PROMPTS, 4, max_new_tokens=30, temperature=0.8, seed=2)
+    logps, _ = rollout.token_logps(
+        model, sampled.input_ids, sampled.attention_mask, sampled.response_mask, temperature=0.8
+    )
+    torch.testing.assert_close(sampled.logps[:, 1:], logps.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_every_stop_token_ends_an_answer_and_is_part_of_it(model, tokenizer):
+    """The generation config names two; the one that was sampled is in the response mask, nothing after it is."""
+    model.generation_config.eos_token_id = [1, 7, 20]
+    sampled = rollout.sample(model, tokenizer, PROMPTS, 16, max_new_tokens=60, seed=3)
+    ends = set()
+    for answer, truncated in zip(answers_of(sampled), sampled.truncated.tolist(), strict=True):
+        assert not {1, 7, 20} & set(answer[:-1])
+        assert truncated == (answer[-1] not in {1, 7, 20})
+        ends.add(answer[-1])
+    assert {1, 7, 20} <= ends
+
+
+def test_pad_token_that_is_the_eos_token_keeps_the_eos_in_the_loss(model, tokenizer):
+    """A mask built from `!= pad` would lose it."""
+    saved = tokenizer.pad_token
+    tokenizer.pad_token = tokenizer.eos_token
+    try:
+        sampled = rollout.sample(model, tokenizer, PROMPTS, 8, max_new_tokens=100, seed=4)
+    finally:
+        tokenizer.pad_token = saved
+    ended = [answer for answer, cut in zip(answers_of(sampled), sampled.truncated.tolist(), strict=True) if not cut]
+    assert ended and all(answer[-1] == 1 and 1 not in answer[:-1] for answer in ended)
+
+
+def test_sampled_frequencies_are_the_softmax():
+    """Chi-square over 40,000 draws from ten tokens; 33.7 is the 0.9999 quantile at 9 degrees of freedom."""
+    logits = torch.linspace(-2, 2, 10).expand(40_000, 10)
+    keys = torch.tensor([rollout.noise_key(0, i) for i in range(40_000)])
+    for position in (0, 1, 511):
+        chosen, logps = rollout.choose_tokens(logits, rollout.uniform_noise(keys, position), 0.7, 1.0)
+        expected = (logits[0] / 0.7).softmax(-1) * 40_000
+        counts = torch.bincount(chosen, minlength=10)
+        assert float(((counts - expected) ** 2 / expected).sum()) < 33.7
+        torch.testing.assert_close(logps, (logits / 0.7).log_softmax(-1).gather(1, chosen[:, None]).squeeze(1))
+
+
+def test_noise_is_uniform_and_independent_between_rows_and_positions():
+    keys = torch.tensor([rollout.noise_key("a", i) for i in range(2_000)])
+    noise = torch.stack([rollout.uniform_noise(keys, position) for position in range(50)])
+    assert float(noise.min()) >= 0 and float(noise.max()) < 1
+    assert abs(float(noise.mean()) - 0.5) < 0.005 and abs(float(noise.var()) - 1 / 12) < 0.002
+    assert abs(float(torch.corrcoef(noise).triu(1).sum()) / 1225) < 0.005
+
+
+def test_tokens_of_probability_zero_are_never_chosen():
+    """Also at the largest noise there is, and with trailing words that the softmax gives nothing."""
+    logits = torch.full((3, 1000), -torch.inf)
+    logits[:, 100:200] = 0.0
+    noise = torch.tensor([0.0, 0.5, 1 - 2**-23])
+    chosen, _ = rollout.choose_tokens(logits, noise, 1.0, 1.0)
+    assert chosen.tolist() == [100, 150, 199]
+
+
+def test_top_p_keeps_the_likeliest_tokens_that_reach_it():
+    """Probabilities 0.5, 0.3, 0.2 at top_p 0.7: the first two; log-probabilities stay those of the full softmax."""
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(2_000, 3)
+    keys = torch.tensor([rollout.noise_key(i) for i in range(2_000)])
+    chosen, logps = rollout.choose_tokens(logits, rollout.uniform_noise(keys, 0), 1.0, 0.7)
+    assert set(chosen.tolist()) == {1, 2}
+    assert abs(float((chosen == 1).float().mean()) - 0.625) < 0.04
+    torch.testing.assert_close(logps[chosen == 1][0].exp(), torch.tensor(0.5))
+
+
+def test_prompt_and_answer_beyond_the_positions_of_the_model_are_an_error(model, tokenizer):
+    with pytest.raises(ValueError, match=r"--max-new-tokens 250.*256 positions"):
+        rollout.sample(model, tokenizer, ["seven++"], 2, max_new_tokens=250)
+
+
+# --- prompts -----------------------------------------------------------------------------------------------------
+
+
+def test_without_a_chat_template_the_prompt_is_the_problem(tokenizer):
+    assert rollout.render_prompt(tokenizer, "1+1?") == "1+1?\n"
+
+
+def test_with_a_chat_template_the_prompt_asks_for_a_box(tokenizer, monkeypatch):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[go]{% endif %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    prompt = rollout.render_prompt(tokenizer, "1+1?", ["2", "3"])
+    assert prompt == (
+        "[user]1+1?\nA. 2\nB. 3\nThe answer is the letter of one choice.\n\n"
+        "Please reason step by step, and put your final answer within \\boxed{}.[go]"
+    )
+
+
+# --- records and micro-batches -----------------------------------------------------------------------------------
+
+
+def test_rows_are_moved_to_the_left_and_cut_to_the_longest(model, tokenizer):
+    answers = [[5, 6, 1], [7, 1], [8, 9, 10, 1]]
+    record = rollout.assemble(
+        model, tokenizer, [[3, 4], [3, 4, 5, 6], [3]], answers, 1, [[-1.0] * len(a) for a in answers]
+    )
+    part = record.rows(torch.tensor([2, 0]))
+    assert part.input_ids.tolist() == [[3, 8, 9, 10, 1], [3, 4, 5, 6, 1]]
+    assert part.response_mask.int().tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert part.logps.tolist() == [[0.0, -1.0, -1.0, -1.0, -1.0], [0.0, 0.0, -1.0, -1.0, -1.0]]
+    assert part.texts == [record.texts[2], record.texts[0]]
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget():
+    lengths = torch.tensor([5, 30, 7, 7, 12, 1, 50, 9])
+    batches = [batch.tolist() for batch in rollout.micro_batches(lengths, 30)]
+    assert sorted(row for batch in batches for row in batch) == list(range(8))
+    assert all(len(batch) * max(lengths[i] for i in batch) <= 30 or len(batch) == 1 for batch in batches)
+    assert batches == [[5, 0, 2, 3], [7, 4], [1], [6]]
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+
+def test_loaded_weights_are_fp32_whatever_the_file_holds(model, tokenizer, tmp_path):
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, loaded_tokenizer = rollout.load(str(tmp_path), "cpu")
+    assert loaded.dtype == torch.float32 and not loaded.training
+    assert loaded_tokenizer.decode(loaded_tokenizer("x+1")["input_ids"]) == "x+1"
+
+
+def test_missing_gguf_file_and_missing_gguf_package(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        rollout.load(str(tmp_path / "model.gguf"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(rollout.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install gguf accelerate"):
+        rollout.load(str(tmp_path / "model.gguf"))
+
+
+def test_a_head_with_a_logit_factor_is_understood():
+    config = CohereConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        logit_scale=0.5,
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    rollout.check_head(CohereForCausalLM(config).eval())
+
+
+def test_a_head_that_computes_something_else_is_refused(model):
+    plain = model.forward
+    model.forward = lambda **inputs: type("Output", (), {"logits": plain(**inputs).logits.square()})
+    with pytest.raises(NotImplementedError, match="output head of Qwen2ForCausalLM"):
+        rollout.check_head(model)
