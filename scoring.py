@@ -1,0 +1,296 @@
+"""How distinct are two answers of a group, which pairs are masked, and what advantage is left: equations (2) to (5).
+
+Shapes: P questions, G answers to each, N = P·G sequences, T tokens, H hidden size, V vocabulary, K sketch width.
+
+Nothing here knows of the training loop: the functions take tensors (and, for the gradient scorer, a model) and give
+tensors, so that another trainer can use them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import overload
+
+import torch
+from transformers import PreTrainedModel
+
+from rollout import CHUNK_ELEMENTS, autocast, head_scale_and_cap, hidden_states
+
+SCORERS = ("gradient", "token", "none")
+SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: RMS error of a cosine about 1/64 at worst, tested in tests/
+SKETCH_SEED = 0  # the sketch is the same in every step and every run
+ROW_TOKENS = 16_384  # padded tokens that `gradient_gram` runs through the model at a time, always whole groups
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# (2) Distinctiveness
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def distinctiveness(
+    scorer: str,
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    group_size: int,
+    *,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """d of equation (2), symmetric, in [0, 1], 0 on the diagonal. (N, T), (N, T), (N, T) -> (P, G, G)
+
+    A further scorer is one more branch here and one more name in SCORERS.
+
+    Raises ValueError for a scorer that has no distinctiveness.
+    """
+    if scorer == "gradient":
+        gram = gradient_gram(model, input_ids, attention_mask, response_mask, group_size, temperature=temperature)
+        return gradient_distinctiveness(gram)
+    if scorer == "token":
+        return token_distinctiveness(input_ids, response_mask, group_size)
+    raise ValueError(f"There is no distinctiveness by the scorer {scorer!r}; there is one by gradient and by token.")
+
+
+def gradient_distinctiveness(gram: torch.Tensor) -> torch.Tensor:
+    """d_ij = (1 − cos(G_i, G_j)) / 2, with cos = 0 where a norm is 0. Equation (2). (P, G, G) -> (P, G, G)"""
+    norms = gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()  # (P, G)
+    products = norms[:, :, None] * norms[:, None, :]  # (P, G, 1) * (P, 1, G) -> (P, G, G)
+    cosines = torch.where(products > 0, gram / products.clamp(min=torch.finfo(gram.dtype).tiny), 0.0)
+    d = ((1 - cosines) / 2).clamp(0, 1)
+    return d - torch.diag_embed(d.diagonal(dim1=1, dim2=2))
+
+
+def token_distinctiveness(input_ids: torch.Tensor, response_mask: torch.Tensor, group_size: int) -> torch.Tensor:
+    """d_ij = 1 − matched tokens / all tokens, from the longest common subsequence of the two answers. Equation (2).
+
+    (N, T), (N, T) -> (P, G, G)
+    """
+    answers = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, response_mask, strict=True)]
+    groups = len(answers) // group_size
+    d = torch.zeros(groups, group_size, group_size)
+    for p in range(groups):
+        group = answers[p * group_size : (p + 1) * group_size]
+        for i in range(group_size):
+            for j in range(i):
+                matched = 2 * common_subsequence_length(group[i], group[j])
+                d[p, i, j] = d[p, j, i] = 1 - matched / max(1, len(group[i]) + len(group[j]))
+    return d.to(input_ids.device)
+
+
+def common_subsequence_length(a: list[int], b: list[int]) -> int:
+    """Length of the longest common subsequence, one big-integer operation for each token of b.
+
+    Bit i of `row` is 0 where the row of the dynamic programme grows at a[i] (Hyyrö 2004, "Bit-parallel LCS-length
+    computation revisited").
+    """
+    places: dict[int, int] = {}
+    for i, token in enumerate(a):
+        places[token] = places.get(token, 0) | 1 << i
+    ones = (1 << len(a)) - 1
+    row = ones
+    for token in b:
+        match = row & places.get(token, 0)
+        row = ((row + match) | (row - match)) & ones
+    return len(a) - row.bit_count()
+
+
+@overload
+def gradient_gram(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    group_size: int,
+    *,
+    temperature: float = ...,
+    token_weights: None = None,
+    exact: bool = ...,
+) -> torch.Tensor: ...
+@overload
+def gradient_gram(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    group_size: int,
+    *,
+    temperature: float = ...,
+    token_weights: torch.Tensor,
+    exact: bool = ...,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@torch.no_grad()
+def gradient_gram(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    group_size: int,
+    *,
+    temperature: float = 1.0,
+    token_weights: torch.Tensor | None = None,
+    exact: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Inner products ⟨G_i, G_j⟩ of the answers' gradients with respect to the output embedding. Equation (2).
+
+    G_i = ∂ℓ_i/∂W = Σ_t (∂ℓ_t/∂z_t) h_tᵀ, where ℓ_i is the answer's log-likelihood at `temperature` and z_t = W h_t.
+    W is the weight as the head uses it: the input side of a tied weight is left out. No backward pass is needed.
+
+    (N, T), (N, T), (N, T) -> (P, G, G). With `token_weights` w (N, T−1), also ⟨G_i, G̃_j⟩ with
+    G̃_j = Σ_t w_t (∂ℓ_t/∂z_t) h_tᵀ, the pushes of (5) and (7): two tensors (P, G, G), the second not symmetric.
+
+    By default the vocabulary side is sketched into SKETCH_WIDTH buckets, in time linear in the tokens; where the
+    vocabulary is no larger than that, nothing is lost. `exact` contracts token by token, in O((G·T)²·V).
+    """
+    groups = len(input_ids) // group_size
+    step = max(1, ROW_TOKENS // (group_size * input_ids.shape[1]))
+    grams, crosses = [], []
+    for start in range(0, groups, step):
+        rows = slice(start * group_size, (start + step) * group_size)
+        mask = response_mask[rows, 1:].bool()  # (n, T) -> (n, T−1): the hidden state at t predicts token t + 1
+        with autocast(model):
+            hidden = hidden_states(model, input_ids[rows], attention_mask[rows].bool())[:, :-1].float()
+        targets = input_ids[rows, 1:]
+        weights = torch.ones_like(mask, dtype=hidden.dtype) if token_weights is None else token_weights[rows]
+        if exact:
+            for first in range(0, len(mask), group_size):
+                group = slice(first, first + group_size)
+                gram, cross = exact_gram(
+                    model, hidden[group], targets[group], mask[group], weights[group].to(hidden.dtype), temperature
+                )
+                grams.append(gram[None])
+                crosses.append(cross[None])
+            continue
+        gram, cross = sketched_gram(model, hidden, targets, mask, weights.to(hidden.dtype), group_size, temperature)
+        grams.append(gram)
+        crosses.append(cross)
+    return torch.cat(grams) if token_weights is None else (torch.cat(grams), torch.cat(crosses))
+
+
+def sketched_gram(
+    model: PreTrainedModel,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    mask: torch.Tensor,
+    weights: torch.Tensor,
+    group_size: int,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ with the vocabulary side in K buckets.
+
+    (n, S, H), (n, S), (n, S), (n, S) -> (n/G, G, G) twice
+    """
+    width = min(SKETCH_WIDTH, model.config.vocab_size)
+    selected, chosen = hidden[mask], targets[mask]  # (n, S, H) -> (M, H), (n, S) -> (M,)
+    size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    pieces = [
+        sketch(vocabulary_gradients(model, h, t, temperature), width)
+        for h, t in zip(selected.split(size), chosen.split(size), strict=True)
+    ]
+    sketches = hidden.new_zeros(*mask.shape, width)
+    sketches[mask] = torch.cat(pieces)  # (M, K) -> (n, S, K)
+    states = hidden * mask[:, :, None]
+    gradients = torch.bmm(sketches.transpose(1, 2), states)  # (n, K, S) @ (n, S, H) -> (n, K, H)
+    pushes = torch.bmm(sketches.transpose(1, 2), states * weights[:, :, None])
+    gradients = gradients.view(-1, group_size, width * hidden.shape[2])  # (n, K, H) -> (n/G, G, K·H)
+    pushes = pushes.view(-1, group_size, width * hidden.shape[2])
+    return gradients @ gradients.transpose(1, 2), gradients @ pushes.transpose(1, 2)
+
+
+def exact_gram(
+    model: PreTrainedModel,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    mask: torch.Tensor,
+    weights: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for one group, as sums over pairs of tokens: k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s).
+
+    (G, S, H), (G, S), (G, S), (G, S) -> (G, G) twice
+    """
+    states = hidden[mask].double()  # (G, S, H) -> (M, H)
+    outer = vocabulary_gradients(model, hidden[mask], targets[mask], temperature).double()
+    kernel = (states @ states.T) * (outer @ outer.T)  # (M, M)
+    owner = torch.zeros(len(states), len(mask), dtype=states.dtype, device=states.device)
+    owner[torch.arange(len(states)), mask.nonzero()[:, 0]] = 1  # (M, G): which answer a token belongs to
+    rows = owner.T @ kernel
+    return (rows @ owner).float(), (rows @ (owner * weights[mask].double()[:, None])).float()
+
+
+def vocabulary_gradients(
+    model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """∂ log π(token)/∂z for z = W h: (e_token − p)/temperature behind a plain head. (M, H), (M,) -> (M, V)
+
+    A bias in the head shifts p alone; a logit factor and a soft cap multiply by their derivative.
+    """
+    head = model.get_output_embeddings()
+    scale, cap = head_scale_and_cap(model)
+    with autocast(model):
+        logits = head(hidden.to(head.weight.dtype)).float() * scale
+    slope = torch.full((), scale, device=logits.device)
+    if cap:
+        bent = torch.tanh(logits / cap)
+        logits, slope = cap * bent, scale * (1 - bent**2)
+    gradients = -(logits / temperature).softmax(-1)
+    gradients[torch.arange(len(targets)), targets] += 1
+    return gradients * slope / temperature
+
+
+def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
+    """Count sketch: entry v goes to bucket v mod K with a random sign, so that inner products are kept on average.
+
+    (M, V) -> (M, K). The error of an inner product has variance at most (|a|²|b|² + (a·b)²)/K. Charikar et al. 2002.
+    """
+    vocabulary = vectors.shape[1]
+    if vocabulary <= width:
+        return vectors
+    generator = torch.Generator().manual_seed(SKETCH_SEED)
+    signs = (torch.randint(0, 2, (vocabulary,), generator=generator) * 2 - 1).to(vectors)
+    padded = torch.nn.functional.pad(vectors * signs, (0, -vocabulary % width))
+    return padded.view(len(vectors), -1, width).sum(1)  # (M, V) -> (M, V/K, K) -> (M, K)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# (3) and (5) Which pairs are masked
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def distinct_pairs(d: torch.Tensor, threshold: float) -> torch.Tensor:
+    """m_ij = 1 where d_ij ≥ τ. Equation (3). (P, G, G) -> (P, G, G) bool"""
+    return d >= threshold
+
+
+def safe_pairs(cross: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+    """m_ij = 0 where the pair's own update lowers the likelihood of its better answer. Equation (5).
+
+    `cross` holds g_i·g̃_j, the products of gradients and pushes (for on-policy answers the push is the gradient).
+    With i the better answer, its likelihood changes by g_i·g̃_i − g_i·g̃_j to first order.
+
+    (P, G, G), (P, G) -> (P, G, G) bool, symmetric; a pair of equal rewards is never masked
+    """
+    own = cross.diagonal(dim1=1, dim2=2)[:, :, None]  # (P, G, 1): g_i·g̃_i
+    better = rewards[:, :, None] > rewards[:, None, :]
+    displaced = better & (cross > own)
+    return ~(displaced | displaced.transpose(1, 2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# (1) and (4) Advantages
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rectified_advantages(
+    rewards: torch.Tensor, pair_mask: torch.Tensor, *, scale: str = "std", eps: float = 1e-6
+) -> torch.Tensor:
+    """Ã_i = 1/(G(σ+ε)) · Σ_j m_ij (r_i − r_j), σ the population deviation of the group. Equation (4).
+
+    With an all-true mask this is the advantage of GRPO, (r_i − r̄)/(σ+ε): equation (1). `scale="none"` leaves σ out,
+    as Dr. GRPO does. An answer all of whose pairs are masked gets exactly 0.
+
+    (P, G), (P, G, G) bool, symmetric -> (P, G)
+    """
+    differences = rewards[:, :, None] - rewards[:, None, :]  # (P, G, 1) − (P, 1, G) -> (P, G, G)
+    advantages = (differences * pair_mask).mean(2)
+    if scale == "std":
+        advantages = advantages / (rewards.std(dim=1, correction=0, keepdim=True) + eps)
+    return advantages

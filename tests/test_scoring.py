@@ -1,0 +1,303 @@
+"""Equations (1) to (5): advantages, distinctiveness, the mask, against values by hand and by autograd."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import padded_batch, random_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+import scoring
+
+# --- (1) and (4): advantages -------------------------------------------------------------------------------------
+
+
+def test_advantages_by_hand():
+    """Rewards 1, 0, 0, 0: mean 1/4, population deviation √3/4, so A = √3 for the right answer, −1/√3 for the others."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    advantages = scoring.rectified_advantages(rewards, torch.ones(1, 4, 4, dtype=torch.bool), eps=0.0)
+    expected = torch.tensor([[math.sqrt(3), -1 / math.sqrt(3), -1 / math.sqrt(3), -1 / math.sqrt(3)]])
+    torch.testing.assert_close(advantages, expected)
+
+
+def test_masked_pair_drops_out_of_both_advantages():
+    """Rewards 1, 0, 0 without scale: A = 2/3, −1/3, −1/3. Without the pair (0, 1): 1/3, 0, −1/3."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0]])
+    mask = torch.ones(1, 3, 3, dtype=torch.bool)
+    mask[0, 0, 1] = mask[0, 1, 0] = False
+    advantages = scoring.rectified_advantages(rewards, mask, scale="none")
+    torch.testing.assert_close(advantages, torch.tensor([[1 / 3, 0.0, -1 / 3]]))
+    assert advantages[0, 1] == 0
+
+
+rewards_and_masks = st.integers(2, 8).flatmap(
+    lambda size: st.tuples(
+        st.lists(st.floats(-2, 2, width=32), min_size=size, max_size=size),
+        st.lists(st.booleans(), min_size=size * size, max_size=size * size),
+    )
+)
+
+
+@given(rewards_and_masks)
+def test_nothing_masked_is_the_advantage_of_grpo(drawn):
+    """(1): the pairwise form equals (r − mean)/(σ + ε), also where all rewards are equal."""
+    rewards = torch.tensor([drawn[0]])
+    size = rewards.shape[1]
+    advantages = scoring.rectified_advantages(rewards, torch.ones(1, size, size, dtype=torch.bool), eps=1e-3)
+    deviation = rewards.std(dim=1, correction=0, keepdim=True)
+    grpo = (rewards - rewards.mean(1, keepdim=True)) / (deviation + 1e-3)
+    torch.testing.assert_close(advantages, grpo, atol=1e-5, rtol=1e-5)
+    right_wrong = (rewards > 0).float()
+    binary = scoring.rectified_advantages(right_wrong, torch.ones(1, size, size, dtype=torch.bool))
+    spread = right_wrong.std(dim=1, correction=0, keepdim=True) + 1e-6
+    torch.testing.assert_close(binary, (right_wrong - right_wrong.mean(1, keepdim=True)) / spread, atol=1e-6, rtol=1e-6)
+
+
+@given(rewards_and_masks)
+def test_advantages_sum_to_zero_for_any_symmetric_mask(drawn):
+    rewards = torch.tensor([drawn[0]], dtype=torch.float64)
+    size = rewards.shape[1]
+    upper = torch.tensor(drawn[1]).view(1, size, size).triu(1)
+    mask = upper | upper.transpose(1, 2)
+    for scale in ("std", "none"):
+        advantages = scoring.rectified_advantages(rewards, mask, scale=scale, eps=1e-3)
+        assert abs(float(advantages.sum())) < 1e-9
+
+
+def test_all_pairs_masked_gives_exact_zeros():
+    rewards = torch.rand(5, 8)
+    advantages = scoring.rectified_advantages(rewards, torch.zeros(5, 8, 8, dtype=torch.bool))
+    assert torch.equal(advantages, torch.zeros(5, 8))
+
+
+# --- (2): distinctiveness from gradients -------------------------------------------------------------------------
+
+ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1), (2, 4, 8), (2, 4, 6), (2, 4, 2), (2, 4, 8)]  # two groups of four
+
+
+def autograd_gram(model, batch, group_size, temperature=1.0, token_weights=None):
+    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ from backward passes through the model's own logits, one answer at a time."""
+    input_ids, attention_mask, response_mask = batch
+    head = model.get_output_embeddings().weight
+    gradients, pushes = [], []
+    for row in range(len(input_ids)):
+        real = attention_mask[row]
+        ids, mask = input_ids[row][real], response_mask[row][real]
+        logits = model(input_ids=ids[None]).logits[0, :-1] / temperature
+        logps = logits.log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
+        weights = torch.ones_like(logps)
+        if token_weights is not None:
+            weights = token_weights[row][real[1:]] if real[0] else token_weights[row][real[1:]][1:]
+        for scale, store in ((torch.ones_like(logps), gradients), (weights, pushes)):
+            (gradient,) = torch.autograd.grad((scale * logps)[mask[1:]].sum(), head, retain_graph=True)
+            store.append(gradient.flatten())
+    g, p = torch.stack(gradients), torch.stack(pushes)
+    g, p = g.view(-1, group_size, g.shape[1]), p.view(-1, group_size, p.shape[1])
+    return g @ g.transpose(1, 2), g @ p.transpose(1, 2)
+
+
+def relative_error(ours, reference):
+    return float((ours - reference).abs().max() / reference.abs().max())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("exact", [True, False])
+def test_gram_equals_autograd_of_the_head(model, exact, temperature):
+    """With padding on the left, EOS counted, at any temperature; 64 words need no sketch, so both forms are exact."""
+    batch = padded_batch(ROWS, 64)
+    ours = scoring.gradient_gram(model, *batch, 4, temperature=temperature, exact=exact)
+    reference, _ = autograd_gram(model, batch, 4, temperature)
+    assert relative_error(ours, reference) < 1e-4
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_gram_with_token_weights_gives_the_pushes_of_equation_5(model, exact):
+    batch = padded_batch(ROWS, 64)
+    weights = torch.rand(batch[0].shape[0], batch[0].shape[1] - 1)
+    gram, cross = scoring.gradient_gram(model, *batch, 4, token_weights=weights, exact=exact)
+    reference_gram, reference_cross = autograd_gram(model, batch, 4, token_weights=weights)
+    assert relative_error(gram, reference_gram) < 1e-4
+    assert relative_error(cross, reference_cross) < 1e-4
+
+
+def test_gram_counts_the_eos(model):
+    """Without the EOS in the mask the products differ: the stop decision is part of an answer."""
+    input_ids, attention_mask, response_mask = padded_batch(ROWS, 64)
+    without = response_mask & (input_ids != 1)
+    whole = scoring.gradient_gram(model, input_ids, attention_mask, response_mask, 4)
+    assert relative_error(scoring.gradient_gram(model, input_ids, attention_mask, without, 4), whole) > 1e-2
+
+
+def test_gram_does_not_depend_on_the_cut_into_micro_batches(model, monkeypatch):
+    batch = padded_batch(ROWS * 3, 64)
+    whole = scoring.gradient_gram(model, *batch, 4)
+    monkeypatch.setattr(scoring, "ROW_TOKENS", 1)  # one group at a time
+    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
+    torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4), whole, rtol=1e-5, atol=1e-4)
+
+
+def test_tied_head_leaves_the_input_side_out():
+    """With tied weights, the reference differentiates a copy of the weight that only the head uses."""
+    model = random_model(tie_word_embeddings=True)
+    batch = padded_batch(ROWS, 64)
+    ours = scoring.gradient_gram(model, *batch, 4)
+    untied = random_model()
+    untied.load_state_dict(model.state_dict())
+    reference, _ = autograd_gram(untied, batch, 4)
+    assert relative_error(ours, reference) < 1e-4
+
+
+def test_gram_of_a_head_with_a_soft_cap():
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=2.0,
+        tie_word_embeddings=False,
+        attn_implementation="eager",
+    )
+    model = Gemma2ForCausalLM(config).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+    batch = padded_batch(ROWS, 64)
+    reference, _ = autograd_gram(model, batch, 4)
+    assert relative_error(scoring.gradient_gram(model, *batch, 4), reference) < 1e-4
+
+
+def test_sketch_of_a_large_vocabulary_keeps_cosines():
+    """8,192 words at the default width: RMS error of the cosine over all pairs under 0.02."""
+    model = random_model(vocab_size=8_192)
+    rows = [(0, 4, 3 + i % 9) for i in range(64)]
+    batch = padded_batch(rows, 8_192)
+    assert scoring.SKETCH_WIDTH < 8_192
+    sketched = 1 - 2 * scoring.gradient_distinctiveness(scoring.gradient_gram(model, *batch, 16))
+    exact = 1 - 2 * scoring.gradient_distinctiveness(scoring.gradient_gram(model, *batch, 16, exact=True))
+    pairs = ~torch.eye(16, dtype=torch.bool).expand(4, 16, 16)
+    error = (sketched - exact)[pairs]
+    assert 0 < float(error.square().mean().sqrt()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 0.0], [0.0, 3.0], 0.5),
+        ([1.0, 1.0], [-2.0, -2.0], 1.0),
+        ([2.0, 0.0], [1.0, math.sqrt(3)], 0.25),  # 60 degrees
+        ([0.0, 0.0], [1.0, 1.0], 0.5),  # no direction: cos := 0
+    ],
+)
+def test_distinctiveness_by_hand(a, b, expected):
+    vectors = torch.tensor([[a, b]])
+    d = scoring.gradient_distinctiveness(vectors @ vectors.transpose(1, 2))
+    torch.testing.assert_close(d, torch.tensor([[[0.0, expected], [expected, 0.0]]]), atol=1e-6, rtol=0)
+
+
+# --- (2): distinctiveness from tokens ----------------------------------------------------------------------------
+
+
+def slow_common_subsequence(a, b):
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 4), max_size=80), st.lists(st.integers(0, 4), max_size=80))
+def test_common_subsequence_equals_the_textbook_table(a, b):
+    assert scoring.common_subsequence_length(a, b) == slow_common_subsequence(a, b)
+
+
+def test_token_distinctiveness_by_hand():
+    """5 6 7 against 5 7: 4 of 5 tokens match, d = 0.2. Prompt and padding do not count."""
+    input_ids = torch.tensor([[9, 9, 5, 6, 7], [0, 9, 5, 7, 0]])
+    response_mask = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]])
+    d = scoring.distinctiveness("token", None, input_ids, response_mask, response_mask, 2)
+    torch.testing.assert_close(d, torch.tensor([[[0.0, 0.2], [0.2, 0.0]]]))
+
+
+def test_a_scorer_without_distinctiveness_is_an_error():
+    with pytest.raises(ValueError, match="'none'"):
+        scoring.distinctiveness("none", None, torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2), 2)
+
+
+# --- (3) and (5): the mask ---------------------------------------------------------------------------------------
+
+
+def test_threshold_keeps_pairs_at_or_above_it():
+    d = torch.tensor([[[0.0, 0.35], [0.34, 0.0]]])
+    assert scoring.distinct_pairs(d, 0.35).tolist() == [[[False, True], [False, False]]]
+
+
+def test_safe_pairs_by_hand():
+    """Answer 0 (norm² 1) is better. Its product with answer 1 is 0.9, with answer 2 it is 1.1: only that displaces."""
+    cross = torch.tensor([[[1.0, 0.9, 1.1], [0.9, 4.0, 5.0], [1.1, 5.0, 4.0]]])
+    mask = scoring.safe_pairs(cross, torch.tensor([[1.0, 0.0, 0.0]]))
+    assert mask.tolist() == [[[True, True, False], [True, True, True], [False, True, True]]]
+
+
+def test_safe_pairs_ask_the_better_answer_only():
+    """g_i·g_j = 2 exceeds the norm² 1 of the worse answer, not the norm² 3 of the better one: the pair stays."""
+    cross = torch.tensor([[[1.0, 2.0], [2.0, 3.0]]])
+    assert scoring.safe_pairs(cross, torch.tensor([[0.0, 1.0]])).all()
+    assert not scoring.safe_pairs(cross, torch.tensor([[1.0, 0.0]]))[0, 0, 1]
+
+
+@pytest.mark.parametrize("gamma", [None, 0.02])
+def test_auto_masks_just_the_pairs_that_a_real_step_displaces(gamma):
+    """Take the pair's own step on the head by SGD and measure: the better answer falls where (5) says that it does.
+
+    Some worse answers share nothing with the better one, some repeat it in part or more than once, so that both
+    outcomes occur. With `gamma` the better answer is an anchor: its push is the gradient of f(π), not of log π.
+    """
+    model = random_model(seed=3)
+    head = model.get_output_embeddings().weight
+    outcomes = []
+    for trial in range(36):
+        torch.manual_seed(trial)
+        prompt, better = torch.randint(2, 64, (4,)), torch.randint(2, 64, (3,))
+        worse = torch.cat([better[: trial % 3], torch.randint(2, 64, (1 + trial % 4,)), *[better] * (trial % 3)])
+        width = 4 + max(len(better), len(worse)) + 1
+        input_ids, response_mask = torch.zeros(2, width, dtype=torch.long), torch.zeros(2, width, dtype=torch.bool)
+        attention_mask = torch.zeros(2, width, dtype=torch.bool)
+        for row, answer in enumerate((better, worse)):
+            end = 4 + len(answer) + 1
+            input_ids[row, :end] = torch.cat([prompt, answer, torch.tensor([1])])
+            attention_mask[row, :end], response_mask[row, 4:end] = True, True
+
+        def logps(row, input_ids=input_ids, attention_mask=attention_mask):
+            ids = input_ids[row][attention_mask[row]]
+            return model(input_ids=ids[None]).logits[0, 3:-1].log_softmax(-1).gather(1, ids[4:, None]).squeeze(1)
+
+        def push(values):
+            return values.sum() if gamma is None else (values.exp() / (values.exp() + gamma)).sum()
+
+        weights = torch.ones(2, width - 1)
+        if gamma is not None:
+            probabilities = logps(0).detach().exp()
+            weights[0, 3 : 3 + len(probabilities)] = gamma * probabilities / (probabilities + gamma) ** 2
+        _, cross = scoring.gradient_gram(model, input_ids, attention_mask, response_mask, 2, token_weights=weights)
+        kept = bool(scoring.safe_pairs(cross, torch.tensor([[1.0, 0.0]]))[0, 0, 1])
+
+        before = logps(0).sum().item()
+        (step,) = torch.autograd.grad(push(logps(0)) - logps(1).sum(), head)
+        original = head.detach().clone()
+        with torch.no_grad():
+            head.add_(step, alpha=1e-4 / float(step.norm()))
+            change = logps(0).sum().item() - before
+            head.copy_(original)
+        margin = abs(float(cross[0, 0, 0] - cross[0, 0, 1])) / float(cross[0, 0, 0])
+        if margin > 0.02:  # nearer to 0 the rounding of fp32 decides
+            outcomes.append(kept)
+            assert (change > 0) == kept, (trial, change, cross)
+    assert outcomes.count(True) >= 4 and outcomes.count(False) >= 4
