@@ -1,0 +1,259 @@
+"""Questions, their rewards, and the verified solutions (anchors) that join the group of a hard question: equation (6).
+
+Data is JSONL, one question a line:
+
+    {"problem": "...", "answer": "72", "solution": "optional, the anchor", "choices": ["optional", ...]}
+
+With `choices`, `answer` is a letter. Further fields (`id`, `source`, `level`, ...) are kept.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import verify
+from rollout import Rollouts, assemble, encode_prompt, render_prompt, token_lists
+
+Row = dict[str, Any]  # one question, with "where" naming the file and line it came from
+Reward = Callable[[list[str], list[Row]], list[float]]
+
+
+class DataError(ValueError):
+    """A line of a data file that cannot be used; the message names file, line, fault and what is expected."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_questions(sources: list[str]) -> list[Row]:
+    """The questions of JSONL files and Hub data sets (`name` or `name:split`), in order.
+
+    Raises DataError at the first line that cannot be used, and for a source that does not exist.
+    """
+    rows: list[Row] = []
+    for source in sources:
+        rows += read_jsonl(Path(source)) if Path(source).is_file() else read_hub(source)
+    return rows
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: this line is not JSON ({error}). Each line holds one object.") from None
+            rows.append(checked(row, where))
+    if not rows:
+        raise DataError(f"{path}: the file has no questions.")
+    return rows
+
+
+def checked(row: object, where: str) -> Row:
+    """The row with `where` added. Raises DataError where a field is missing or of the wrong kind."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: this line holds a {type(row).__name__}; it must hold an object with `problem`.")
+    for name in ("problem", "answer"):
+        if name not in row:
+            raise DataError(f"{where}: the field `{name}` is missing; the line has {', '.join(row) or 'no fields'}.")
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise DataError(f"{where}: `{name}` is {row[name]!r}; it must be a string that is not empty.")
+    if not isinstance(row.get("solution"), str | None):
+        raise DataError(f"{where}: `solution` is {row['solution']!r}; it must be a string, null, or left out.")
+    choices = row.get("choices")
+    if choices is not None:
+        if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+            raise DataError(f"{where}: `choices` must be a list of strings.")
+        letters = [chr(ord("A") + i) for i in range(len(choices))]
+        if choices and row["answer"].strip() not in letters:
+            raise DataError(f"{where}: with `choices`, `answer` must be one of {', '.join(letters)}.")
+    return {**row, "where": where}
+
+
+def read_hub(source: str) -> list[Row]:
+    """A Hub data set through the optional `datasets` package; `question` is read as `problem`, and GSM8K's `####`."""
+    name, _, split = source.partition(":")
+    if source.endswith((".jsonl", ".json")) or name.startswith((".", "/")):
+        raise DataError(f"--data {source}: there is no such file.")
+    if importlib.util.find_spec("datasets") is None:
+        raise DataError(
+            f"--data {source}: there is no such file, and to read a Hub data set one more package is needed. "
+            "Run: pip install datasets"
+        )
+    import datasets
+
+    configurations = datasets.get_dataset_config_names(name)
+    configuration = "main" if "main" in configurations else configurations[0]
+    table = datasets.load_dataset(name, configuration, split=split or "train")
+    return [checked(from_hub(dict(row)), f"{source}:{number}") for number, row in enumerate(table, start=1)]
+
+
+def from_hub(row: Row) -> Row:
+    """A Hub row in this project's fields: `question` -> `problem`; `text #### 72` -> `solution` and `answer`."""
+    if "problem" not in row and "question" in row:
+        row["problem"] = row.pop("question")
+    if isinstance(row.get("answer"), str) and "####" in row["answer"]:
+        text, _, answer = row["answer"].rpartition("####")
+        row["answer"] = answer.strip().replace(",", "")
+        # The calculator notes <<48/2=24>> are not part of the text; the closing line shows the form of an answer.
+        text = re.sub(r"<<[^<>]*>>", "", text).strip()
+        row["solution"] = f"{text}\nThe answer is \\boxed{{{row['answer']}}}."
+    return row
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rewards
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def correctness(texts: list[str], rows: list[Row]) -> list[float]:
+    """The reward: 1.0 where the verifier finds the answer right, else 0.0. Also 0.0 where the gold is unreadable."""
+    verdicts = verify.grade(texts, [row["answer"] for row in rows], [row.get("choices") for row in rows])
+    return [float(verdict is True) for verdict in verdicts]
+
+
+def drop_unreadable(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """(questions whose gold answer the verifier can read, those that it cannot): the second are never graded."""
+    verdicts = verify.grade([""] * len(rows), [row["answer"] for row in rows], [row.get("choices") for row in rows])
+    kept = [row for row, verdict in zip(rows, verdicts, strict=True) if verdict is not None]
+    return kept, [row for row, verdict in zip(rows, verdicts, strict=True) if verdict is None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Anchors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Anchors:
+    """Verified solutions by question."""
+
+    solutions: dict[str, list[list[int] | str]] = field(default_factory=dict)  # problem -> solutions (token ids)
+    rewards: dict[str, float] = field(default_factory=dict)  # problem -> what its solutions earn
+    left_out: list[str] = field(default_factory=list)  # "file:line: why" for each solution that cannot be used
+
+    def available(self, row: Row) -> list:
+        return self.solutions.get(row["problem"].strip(), [])
+
+
+def load(
+    path_or_rows: str | list[Row],
+    *,
+    reward: Reward = correctness,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_new_tokens: int | None = None,
+) -> Anchors:
+    """The `solution` of each row, where it earns a positive reward and fits the answer limit with its EOS.
+
+    With a tokenizer, solutions are kept as token ids that end in EOS; without one, as texts. What is left out is
+    named by file and line in `left_out`. Raises DataError for a broken file.
+    """
+    rows = read_questions([path_or_rows]) if isinstance(path_or_rows, str) else path_or_rows
+    rows = [row for row in rows if row.get("solution")]
+    anchors = Anchors()
+    for row, earned in zip(rows, reward([row["solution"] for row in rows], rows), strict=True):
+        where = row.get("where", row["problem"])
+        if earned <= 0:
+            anchors.left_out.append(f"{where}: the solution does not reach the answer {row['answer']}")
+            continue
+        solution: list[int] | str = row["solution"]
+        if tokenizer is not None:
+            solution = tokenizer(row["solution"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            if max_new_tokens is not None and len(solution) > max_new_tokens:
+                anchors.left_out.append(
+                    f"{where}: the solution has {len(solution)} tokens with its EOS, the limit is {max_new_tokens}"
+                )
+                continue
+        problem = row["problem"].strip()
+        anchors.solutions.setdefault(problem, []).append(solution)
+        anchors.rewards[problem] = earned
+    return anchors
+
+
+def is_hard(rewards: torch.Tensor, right: float, hard_below: float) -> torch.Tensor:
+    """Is a question's pass rate at or under `hard_below`? An answer passes that earns `right`. Equation (6).
+
+    (..., G) -> (...) bool
+    """
+    return (rewards >= right).float().mean(-1) <= hard_below
+
+
+def insert(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Rollouts,
+    rewards: torch.Tensor,
+    rows: list[Row],
+    anchors: Anchors,
+    *,
+    count: int,
+    hard_below: float,
+    every_group: bool,
+    rng: random.Random,
+) -> tuple[Rollouts, torch.Tensor]:
+    """Groups with anchors in place. Equation (6). N rows, (P, G), P questions -> N' rows, (P, G')
+
+    In a hard group min(count, failing, available) anchors replace the last failing answers, so that G' = G. With
+    `every_group` (LUFFY), `count` anchors are appended to every group: G' = G + count.
+    """
+    group_size = rollouts.group_size
+    prompts = token_lists(rollouts.attention_mask & ~rollouts.response_mask, rollouts.input_ids)
+    answers = token_lists(rollouts.response_mask, rollouts.input_ids)
+    logps = token_lists(rollouts.response_mask, rollouts.logps)
+    new_prompts, new_answers, new_logps = [], [], []
+    new_rewards, anchor_flags = [], []
+    for p, row in enumerate(rows):
+        members = range(p * group_size, (p + 1) * group_size)
+        group = [(answers[i], logps[i], float(rewards[p, i - members[0]]), False) for i in members]
+        available = anchors.available(row)
+        earned = anchors.rewards.get(row["problem"].strip(), 0.0)
+        if every_group:
+            chosen = rng.sample(available, count)
+            group += [(solution, [0.0] * len(solution), earned, True) for solution in chosen]
+        elif available and bool(is_hard(rewards[p], earned, hard_below)):
+            failing = [g for g in range(group_size) if rewards[p, g] < earned]
+            chosen = rng.sample(available, min(count, len(failing), len(available)))
+            for g, solution in zip(failing[len(failing) - len(chosen) :], chosen, strict=True):
+                group[g] = (solution, [0.0] * len(solution), earned, True)
+        for answer, answer_logps, reward, is_anchor in group:
+            new_prompts.append(prompts[members[0]])
+            new_answers.append(answer)
+            new_logps.append(answer_logps)
+            new_rewards.append(reward)
+            anchor_flags.append(is_anchor)
+    size = len(new_answers) // len(rows)
+    placed = assemble(model, tokenizer, new_prompts, new_answers, size, new_logps)
+    placed.anchor_mask = torch.tensor(anchor_flags, device=rollouts.input_ids.device)
+    return placed, torch.tensor(new_rewards, device=rewards.device).view(len(rows), size)
+
+
+def only(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    anchors: Anchors,
+    rng: random.Random,
+) -> tuple[Rollouts, torch.Tensor]:
+    """Groups of one anchor each and no sampled answer, for supervised fine-tuning. P questions -> P rows, (P, 1)"""
+    prompts = [encode_prompt(tokenizer, render_prompt(tokenizer, row["problem"], row.get("choices"))) for row in rows]
+    chosen = [rng.choice(anchors.available(row)) for row in rows]
+    placed = assemble(model, tokenizer, prompts, chosen, 1)
+    placed.anchor_mask[:] = True
+    earned = [[anchors.rewards[row["problem"].strip()]] for row in rows]
+    return placed, torch.tensor(earned, device=model.device)
