@@ -1,0 +1,183 @@
+"""Measure a model on questions: sampled accuracy, avg@k and pass@k with intervals, by difficulty, with every answer.
+
+    python evaluate.py --model MODEL --data FILE.jsonl [FILE.jsonl ...] --samples 4 --temperature 0.6
+
+The training loop calls `evaluate` too. Intervals are 95 % bootstrap intervals over questions: they say how far the
+figure could move with other questions of the same kind, not with another training run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import rollout
+from anchors import DataError, Reward, Row, correctness, drop_unreadable, read_questions
+
+BATCH_ANSWERS = 256  # answers sampled and graded between two moves of the progress bar
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    *,
+    k: int = 1,
+    temperature: float = 0.6,
+    top_p: float = 1.0,
+    max_new_tokens: int = 1024,
+    seed: int = 0,
+    reward: Reward = correctness,
+    label: str = "evaluate",
+) -> dict[str, Any]:
+    """k answers to each question, graded.
+
+    Gives `accuracy` (mean reward of all answers) with `interval`; the same as `avg@k`; `pass@k` (share of questions
+    with a right answer among the k) with `pass_interval`; `length` (mean tokens of an answer) and `truncated` (share
+    cut off at the limit); `levels`: accuracy, length and questions for each value of the rows' `level`; `unreadable`:
+    questions left out because their gold answer cannot be read; `rows`: problem, gold, texts and rewards.
+
+    Raises ValueError where no question is left, or for k > 1 at temperature 0, where all answers are the same.
+    """
+    if temperature == 0 and k > 1:
+        raise ValueError(f"At temperature 0 all answers to a question are the same: k = {k} must be 1.")
+    rows, unreadable = drop_unreadable(rows)
+    if not rows:
+        raise ValueError("There is no question with a readable gold answer to evaluate on.")
+    prompts = [rollout.render_prompt(tokenizer, row["problem"], row.get("choices")) for row in rows]
+    by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
+    rewards, lengths = np.zeros((len(rows), k)), np.zeros((len(rows), k))
+    texts: list[list[str]] = [[] for _ in rows]
+    truncated = 0
+    step = max(1, BATCH_ANSWERS // k)
+    with tqdm(total=len(rows) * k, desc=label, unit="answer", leave=False, file=sys.stderr) as bar:
+        for start in range(0, len(rows), step):
+            part = by_length[start : start + step]
+            answers = rollout.sample(
+                model,
+                tokenizer,
+                [prompts[i] for i in part],
+                k,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+            )
+            earned = reward(answers.texts, [rows[i] for i in part for _ in range(k)])
+            for n, i in enumerate(part):
+                answered = slice(n * k, (n + 1) * k)
+                rewards[i], lengths[i] = earned[answered], answers.lengths[answered].tolist()
+                texts[i] = answers.texts[answered]
+            truncated += int(answers.truncated.sum())
+            bar.update(len(part) * k)
+    result: dict[str, Any] = {
+        "accuracy": float(rewards.mean()),
+        "interval": bootstrap(rewards.mean(1)),
+        f"avg@{k}": float(rewards.mean()),
+        f"pass@{k}": float((rewards > 0).any(1).mean()),
+        "pass_interval": bootstrap((rewards > 0).any(1).astype(float)),
+        "length": float(lengths.mean()),
+        "truncated": truncated / rewards.size,
+        "questions": len(rows),
+        "unreadable": len(unreadable),
+        "levels": {},
+        "rows": [
+            {"problem": row["problem"], "answer": row["answer"], "texts": texts[i], "rewards": rewards[i].tolist()}
+            for i, row in enumerate(rows)
+        ],
+    }
+    for level in sorted({row["level"] for row in rows if row.get("level") is not None}, key=str):
+        own = [i for i, row in enumerate(rows) if row.get("level") == level]
+        result["levels"][str(level)] = {
+            "accuracy": float(rewards[own].mean()),
+            "length": float(lengths[own].mean()),
+            "questions": len(own),
+        }
+    return result
+
+
+def bootstrap(values: np.ndarray, resamples: int = 2_000) -> tuple[float, float]:
+    """95 % interval of the mean under resampling. (n,) -> (low, high)"""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Accuracy and length of two evaluations of the same questions, level by level, in percent and tokens."""
+    head = f"{'level':<10}{'questions':>10}{'before':>9}{'after':>9}{'gain':>9}{'tokens before':>16}{'after':>8}"
+    lines = [head, "-" * len(head)]
+
+    def line(name: str, a: dict[str, Any], b: dict[str, Any]) -> str:
+        gain = 100 * (b["accuracy"] - a["accuracy"])
+        return (
+            f"{name:<10}{a['questions']:>10}{a['accuracy']:>9.1%}{b['accuracy']:>9.1%}{gain:>+9.1f}"
+            f"{a['length']:>16.1f}{b['length']:>8.1f}"
+        )
+
+    for level, figures in before["levels"].items():
+        lines.append(line(level, figures, after["levels"][level]))
+    lines.append(line("all", before, after))
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="evaluate.py", description="Measure a model on questions.")
+    parser.add_argument("--model", required=True, help="Hub name, local directory, or .gguf file")
+    parser.add_argument("--data", required=True, nargs="+", help="JSONL files or Hub sets, one benchmark each")
+    parser.add_argument("--samples", type=int, default=1, help="answers to each question: the k of avg@k and pass@k")
+    parser.add_argument("--temperature", type=float, default=0.6, help="0 takes the likeliest token")
+    parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability mass that is sampled from")
+    parser.add_argument("--max-new-tokens", type=int, default=1024, help="limit of an answer")
+    parser.add_argument("--limit", type=int, help="only the first questions of each benchmark")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same answers")
+    parser.add_argument("--out", help="write everything, every answer included, to this JSON file")
+    options = parser.parse_args(arguments)
+    for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("temperature", 0)):
+        value = getattr(options, flag)
+        if value is not None and value < least:
+            parser.error(f"--{flag.replace('_', '-')} {value}: it must be at least {least}.")
+    if options.temperature == 0 and options.samples > 1:
+        parser.error(f"--samples {options.samples}: at --temperature 0 all answers are the same; use --samples 1.")
+    try:
+        benchmarks = {source: read_questions([source])[: options.limit] for source in options.data}
+        model, tokenizer = rollout.load(options.model)
+    except (DataError, OSError, ImportError, NotImplementedError) as error:
+        sys.exit(f"evaluate.py: {error}")
+    k, results = options.samples, {}
+    print(f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}")
+    for source, rows in benchmarks.items():
+        result = results[source] = evaluate(
+            model,
+            tokenizer,
+            rows,
+            k=k,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_new_tokens=options.max_new_tokens,
+            seed=options.seed,
+            label=Path(source).stem,
+        )
+        low, high = result["interval"]
+        print(
+            f"{Path(source).stem[:31]:<32}{result['questions']:>10}{result['accuracy']:>9.1%}"
+            f"{f'{low:.1%} to {high:.1%}':>16}{result[f'pass@{k}']:>9.1%}{result['length']:>8.1f}"
+            f"{result['truncated']:>9.1%}"
+        )
+        if result["unreadable"]:
+            print(f"  {result['unreadable']} questions left out: their gold answer cannot be read")
+    if len(results) > 1:
+        print(f"{'mean of benchmarks':<42}{np.mean([result['accuracy'] for result in results.values()]):>9.1%}")
+    if options.out:
+        Path(options.out).write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Evaluation: figures by hand from fixed rewards, tables, and the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import evaluate
+
+ROWS = [
+    {"problem": "1+1?", "answer": "2", "level": 1},
+    {"problem": "2+2?", "answer": "4", "level": 1},
+    {"problem": "a longer question?", "answer": "5", "level": 2},
+]
+
+
+def test_accuracy_and_pass_at_k_by_hand(model, tokenizer):
+    """Right answers of four: 4, 1, 0. Accuracy 5/12, pass@4 2/3; by level 5/8 and 0."""
+    right = {"1+1?": [1, 1, 1, 1], "2+2?": [0, 1, 0, 0], "a longer question?": [0, 0, 0, 0]}
+
+    def reward(texts, rows):
+        seen = {problem: iter(values) for problem, values in right.items()}
+        return [float(next(seen[row["problem"]])) for row in rows]
+
+    result = evaluate.evaluate(model, tokenizer, ROWS, k=4, temperature=1.0, max_new_tokens=8, seed=0, reward=reward)
+    assert result["accuracy"] == result["avg@4"] == pytest.approx(5 / 12)
+    assert result["pass@4"] == pytest.approx(2 / 3)
+    assert result["levels"]["1"]["accuracy"] == pytest.approx(5 / 8) and result["levels"]["2"]["accuracy"] == 0
+    assert [row["rewards"] for row in result["rows"]] == list(right.values())
+    assert all(len(row["texts"]) == 4 for row in result["rows"])
+    assert 1 <= result["length"] <= 8 and 0 <= result["truncated"] <= 1
+
+
+def test_same_seed_same_result_and_unreadable_golds_are_counted(model, tokenizer):
+    options = {"k": 2, "temperature": 1.0, "max_new_tokens": 8, "seed": 3}
+    first = evaluate.evaluate(model, tokenizer, ROWS, **options)
+    again = evaluate.evaluate(model, tokenizer, [*ROWS[::-1], {"problem": "?", "answer": "\\frac{1"}], **options)
+    assert again["unreadable"] == 1 and first["unreadable"] == 0
+    assert [row["texts"] for row in first["rows"]] == [row["texts"] for row in again["rows"]][::-1]
+
+
+def test_no_readable_question_and_many_greedy_answers_are_errors(model, tokenizer):
+    with pytest.raises(ValueError, match="no question"):
+        evaluate.evaluate(model, tokenizer, [{"problem": "?", "answer": "\\frac{1"}])
+    with pytest.raises(ValueError, match="k = 2 must be 1"):
+        evaluate.evaluate(model, tokenizer, ROWS, k=2, temperature=0)
+
+
+def test_bootstrap_interval_is_the_normal_one_for_many_questions():
+    """900 questions, 30 % right: 0.3 ± 1.96·sqrt(0.21/900)."""
+    low, high = evaluate.bootstrap(np.repeat([1.0, 0.0], [270, 630]))
+    half = 1.96 * np.sqrt(0.21 / 900)
+    assert low == pytest.approx(0.3 - half, abs=0.004) and high == pytest.approx(0.3 + half, abs=0.004)
+
+
+def test_comparison_table_shows_gain_in_points():
+    before = {
+        "accuracy": 0.25,
+        "length": 10.0,
+        "questions": 8,
+        "levels": {"1": {"accuracy": 0.25, "length": 10.0, "questions": 8}},
+    }
+    after = {
+        "accuracy": 0.75,
+        "length": 20.5,
+        "questions": 8,
+        "levels": {"1": {"accuracy": 0.75, "length": 20.5, "questions": 8}},
+    }
+    lines = evaluate.comparison_table(before, after).splitlines()
+    assert lines[2].split() == ["1", "8", "25.0%", "75.0%", "+50.0", "10.0", "20.5"]
+    assert lines[3].split()[0] == "all"
+
+
+def test_command_line_writes_every_answer(model, tokenizer, tmp_path, capsys):
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "small.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    out = tmp_path / "result.json"
+    evaluate.main(
+        [
+            "--model",
+            str(tmp_path / "model"),
+            "--data",
+            str(data),
+            "--samples",
+            "2",
+            "--max-new-tokens",
+            "4",
+            "--out",
+            str(out),
+        ]
+    )
+    assert "avg@2" in capsys.readouterr().out
+    assert len(json.loads(out.read_text())[str(data)]["rows"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "m", "--data", "missing.jsonl"], "no such file"),
+        (["--model", "m", "--data", "d", "--samples", "0"], "--samples 0"),
+        (["--model", "m", "--data", "d", "--samples", "2", "--temperature", "0"], "use --samples 1"),
+    ],
+)
+def test_command_line_errors_say_what_to_do(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(arguments)
+    assert message in f"{stop.value} {capsys.readouterr().err}"
