@@ -1,0 +1,759 @@
+"""DaGRPO: Distinctiveness-aware Group Relative Policy Optimization (arXiv 2512.06337), a reference implementation.
+
+GRPO learns from the differences within a group of answers to one question. DaGRPO masks the pairs of answers whose
+gradients collide, and brings a verified solution into groups in which no answer is right.
+
+    python dagrpo.py                                                  # the embedded example: minutes on two CPU cores
+    python dagrpo.py --model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:train        # a language model on a GPU
+    python dagrpo.py --help                                           # every flag with its reason
+
+The algorithm, one step (`train`):
+
+    1. Take P questions and sample G answers to each.                                     rollout.sample
+    2. Reward every answer with the verifier.                                             anchors.correctness
+    3. Where no answer is right, replace the last failing ones by verified solutions.     anchors.insert
+    4. Score how distinct the answers of each pair are; mask the pairs that are not.      rectification_mask
+    5. Advantages from the pairs that are left.                                           scoring.rectified_advantages
+    6. Leave out the answers whose advantage is 0; they get no forward and no backward.   train
+    7. Policy loss over the rest in micro-batches, one AdamW step.                        policy_loss
+
+Equation -> function:
+
+    (1) A_i = (r_i − r̄)/(σ+ε) = 1/(G(σ+ε)) Σ_j (r_i − r_j)    scoring.rectified_advantages, nothing masked
+    (2) d_ij = (1 − cos(G_i, G_j))/2, or from an alignment     scoring.gradient_gram, scoring.distinctiveness
+    (3) m_ij = 1 where d_ij ≥ τ                                scoring.distinct_pairs
+    (4) Ã_i = 1/(G(σ+ε)) Σ_j m_ij (r_i − r_j)                  scoring.rectified_advantages
+    (5) masked where g_i·g_j > |g_i|², i the better answer     scoring.safe_pairs          (--threshold auto)
+    (6) hard question: pass rate ≤ --hard-below                anchors.is_hard, anchors.insert
+    (7) ρ_t = π_t/π_old; anchors f(π_t) = π_t/(π_t+γ)          importance_ratio, shaped_probability
+    (8) loss = Σ mask · (β·k3_t − J_t) / denominator           policy_loss, loss_denominators
+
+Shapes: P questions, G answers to each, N = P·G sequences, T tokens, H hidden size, V vocabulary. Three masks:
+`attention_mask` (N, T) real tokens; `response_mask` (N, T) the answer's own tokens, EOS among them; `anchor_mask`
+(N,) answers from elsewhere.
+
+What is the paper's and what is not. The paper's abstract fixes the two mechanisms: masking pairs of low
+distinctiveness at sequence level, and off-policy anchors for hard questions. The formulas (2) to (5) are this
+project's reading of the first. Known deviations:
+
+    1. The paper scores answers with a language model as judge; the default here is the gradient of the output
+       embedding, which needs no second model.                                            --scorer gradient
+    2. The threshold is a cosine of 0.3 until the evidence says better.                   --threshold 0.35
+    3. Anchors replace failing answers, so that the group keeps its size.                 anchors.insert
+    4. The loss is normalised by all tokens of the step, as DAPO does.                    --loss-norm sequence
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import math
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import anchors
+import rollout
+import scoring
+from evaluate import comparison_table, evaluate
+from flags import ConfigError, check_ranges, flag, parse
+from report import (
+    append_json,
+    group_metrics,
+    memory_estimate,
+    peak_memory_gb,
+    progress,
+    say,
+    step_line,
+    timed,
+    token_metrics,
+    write_samples,
+)
+from rollout import Rollouts
+
+EXAMPLE = Path(__file__).resolve().parent / "examples" / "arithmetic"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "dagrpo": {},
+    "grpo": {"scorer": "none", "anchors": "none"},
+    "dr_grpo": {"scorer": "none", "anchors": "none", "scale": "none", "loss_norm": "constant"},
+    "dapo": {"scorer": "none", "anchors": "none", "clip_high": 0.28, "resample": 3},
+    "luffy": {
+        "scorer": "none",
+        "every_group": True,
+        "scale": "none",
+        "loss_norm": "constant",
+        "clip_low": "none",
+        "clip_high": "none",
+        "entropy_bonus": 0.001,
+    },
+    # One anchor with advantage 1 for every question, no rollout: (8) is then the negative log-likelihood.
+    "sft": {"scorer": "none", "group_size": 1, "anchor_objective": "sft", "clip_low": "none", "clip_high": "none"},
+}
+THRESHOLDS = {"gradient": 0.35, "token": 0.1, "none": 0.0}
+THRESHOLD_REASON = "pairs less distinct are masked (3), by default 0.35 (gradient) or 0.1 (token); auto: rule (5)"
+LOSS_NORMS = ("token", "sequence", "constant")
+
+
+# fmt: off
+@dataclass
+class Config:
+    """One run. Each field is a flag, `group_size` is --group-size; `configure` adds the defaults of METHODS."""
+
+    model: str = flag("", "Hub name, local directory or .gguf file; without it the embedded example runs", group="what")
+    data: list[str] = flag([], "training questions: JSONL files or Hub sets, name[:split]")
+    eval_data: list[str] = flag([], "held-out questions; without them --hold-out of --data are kept back")
+    reward: str = flag("", "file.py:function, from texts and rows to floats, in place of the verifier")
+    out: str = flag("", "folder of the run; the default is a new one under runs/")
+    seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0)
+    device: str = flag("", "cpu or cuda; the default is the GPU where there is one")
+
+    method: str = flag("dagrpo", "a set of defaults; single flags override it", choices=tuple(METHODS), group="method")
+    scorer: str = flag("gradient", "distinctiveness (2); none masks no pair, an ablation", choices=scoring.SCORERS)
+    threshold: float | str = flag("default", THRESHOLD_REASON, least=0, most=1, word="auto")
+    anchors: str = flag("data", "verified solutions: data (field `solution`), a JSONL FILE, or none, an ablation")
+    anchors_per_group: int = flag(1, "anchors that join a group, at most (6)", least=1)
+    every_group: bool = flag(False, "anchors are appended to every group, hard or not, as LUFFY does")
+    hard_below: float = flag(0.0, "a question is hard at this pass rate or less (6); 0: none right", least=0, most=1)
+    anchor_objective: str = flag("shaped", "f(π) of (7) damps what is sure; sft: log π", choices=("shaped", "sft"))
+    gamma: float = flag(0.1, "shape of f(π) = π/(π+γ): tokens near π = γ move most", above=0)
+    scale: str = flag("std", "divide advantages by the group's deviation, or not (Dr. GRPO)", choices=("std", "none"))
+    loss_norm: str = flag("token", "denominator of (8): all tokens, the sequence's own, a constant", choices=LOSS_NORMS)
+    clip_low: float | str = flag(0.2, "the ratio counts down to 1 − this (7)", least=0, most=1, word="none")
+    clip_high: float | str = flag(0.2, "the ratio counts up to 1 + this (7); DAPO: 0.28", least=0, word="none")
+    resample: int = flag(0, "rounds in which groups without signal give way to new questions (DAPO: 3)", least=0)
+    kl: float = flag(0.0, "weight of the k3 divergence from the start model; above 0 a copy of it is kept", least=0)
+    entropy_bonus: float = flag(0.0, "weight of the entropy of the answers' tokens (LUFFY: 0.001)", least=0)
+
+    questions: int = flag(16, "questions a step: P", least=1, group="sampling")
+    group_size: int = flag(8, "answers to each question: G; at least 2, or nothing can differ", least=1)
+    max_new_tokens: int = flag(1024, "limit of an answer; longer ones are cut off and graded as they are", least=1)
+    temperature: float = flag(1.0, "of training answers; the policy is trained at the same one", above=0)
+    top_p: float = flag(1.0, "below 1 the sampled and the trained policy differ: a warning says so", above=0, most=1)
+
+    steps: int = flag(200, "rollout batches", least=1, group="optimization")
+    updates: int = flag(1, "optimizer steps a batch, each on its share of the questions", least=1)
+    learning_rate: float = flag(1e-6, "of AdamW, constant after the warm-up", least=0)
+    warmup: int = flag(10, "optimizer steps to reach the learning rate: early gradients are noisy", least=0)
+    weight_decay: float = flag(0.01, "of AdamW", least=0)
+    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this", above=0)
+    token_budget: int = flag(4_096, "padded tokens in a micro-batch: bounds memory, not the result", least=1)
+
+    eval_every: int = flag(50, "steps between held-out evaluations; 0: start and end", least=0, group="evaluation")
+    eval_samples: int = flag(2, "answers to each held-out question", least=1)
+    eval_temperature: float = flag(0.6, "of held-out answers", above=0)
+    hold_out: int = flag(64, "questions kept back from --data where there is no --eval-data", least=1)
+
+    def __post_init__(self) -> None:
+        if self.threshold == "default":
+            self.threshold = THRESHOLDS.get(self.scorer, 0.0)
+        check(self)
+# fmt: on
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for the first field out of its range, or for two that do not go together."""
+    check_ranges(config)
+    if config.threshold == "auto" and config.scorer != "gradient":
+        raise ConfigError(f"--threshold auto: it needs gradient norms, so --scorer gradient, not {config.scorer}.")
+    if config.method != "sft" and config.group_size < 2:
+        raise ConfigError(
+            f"--group-size {config.group_size}: it must be at least 2: one answer has no other to differ from."
+        )
+    if config.method == "sft" and config.anchors == "none":
+        raise ConfigError("--anchors none: the method sft trains on anchors only; give data or a FILE.")
+    if config.every_group and config.anchors == "none":
+        raise ConfigError("--anchors none: with an anchor in every group (--every-group) it must be data or a FILE.")
+    if config.every_group and config.anchors_per_group >= config.group_size:
+        raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
+    if config.updates > config.questions:
+        raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
+
+
+def configure(**flags: Any) -> Config:
+    """A Config from flags over the row of METHODS over, without a model, the example's own run.json."""
+    defaults: dict[str, Any] = {}
+    if not flags.get("model"):
+        defaults = json.loads((EXAMPLE / "run.json").read_text(encoding="utf-8"))
+        defaults["model"] = str(EXAMPLE / defaults["model"])
+        for name in ("data", "eval_data"):
+            defaults[name] = [str(EXAMPLE / path) for path in defaults[name]]
+        if flags.get("data") and not flags.get("eval_data"):
+            del defaults["eval_data"]  # other questions are held out of themselves
+    method = flags.get("method", "dagrpo")
+    if method not in METHODS:
+        raise ConfigError(f"--method {method}: it must be one of {', '.join(METHODS)}.")
+    config = Config(**{**defaults, **METHODS[method], **flags})
+    if not config.data:
+        raise ConfigError("--data is missing: with --model, name the JSONL file or Hub set to train on.")
+    return config
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# (2), (3), (5) Rectification of one batch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rectification_mask(
+    model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Tensor, config: Config
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mask m of (3), or of (5) with --threshold auto, and the distinctiveness d behind it.
+
+    Groups whose rewards are all equal have no advantage whatever the mask: they are not scored, and their d is NaN.
+
+    N rows, (P, G) -> (P, G, G) bool, (P, G, G)
+    """
+    groups, size = rewards.shape
+    mask = torch.ones(groups, size, size, dtype=torch.bool, device=rewards.device)
+    d = torch.full((groups, size, size), torch.nan, device=rewards.device)
+    scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)  # groups with different rewards
+    if config.scorer == "none" or len(scored) == 0:
+        return mask, d
+    rows = (scored[:, None] * size + torch.arange(size, device=scored.device)).flatten()
+    part = rollouts.rows(rows)
+    tokens = (part.input_ids, part.attention_mask, part.response_mask)
+    if config.threshold != "auto":
+        d[scored] = scoring.distinctiveness(config.scorer, model, *tokens, size, temperature=config.temperature)
+        mask[scored] = scoring.distinct_pairs(d[scored], float(config.threshold))
+        return mask, d
+    weights = torch.ones_like(part.logps[:, 1:])
+    if config.anchor_objective == "shaped" and bool(part.anchor_mask.any()):
+        only = part.rows(part.anchor_mask.nonzero().squeeze(1))
+        with torch.no_grad():
+            logps, _ = rollout.token_logps(
+                model, only.input_ids, only.attention_mask, only.response_mask, temperature=config.temperature
+            )
+        slopes = config.gamma * logps.exp() / (logps.exp() + config.gamma) ** 2  # w_t of (5): ∂f/∂log π
+        weights[part.anchor_mask, : slopes.shape[1]] = slopes
+    gram, cross = scoring.gradient_gram(model, *tokens, size, temperature=config.temperature, token_weights=weights)
+    if config.loss_norm == "sequence":  # then each ℓ is a mean over its tokens
+        lengths = part.lengths.view(-1, size)
+        cross = cross / (lengths[:, :, None] * lengths[:, None, :])
+    d[scored] = scoring.gradient_distinctiveness(gram)
+    mask[scored] = scoring.safe_pairs(cross, rewards[scored])
+    return mask, d
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# (7) Ratio and shaping, (8) loss
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def importance_ratio(logps: torch.Tensor, old_logps: torch.Tensor) -> torch.Tensor:
+    """ρ_t = π(o_t)/π_old(o_t). Equation (7). (B, S), (B, S) -> (B, S)"""
+    return (logps - old_logps).exp()
+
+
+def shaped_probability(logps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """f(π) = π/(π+γ) for tokens of an anchor. Equation (7); LUFFY, arXiv 2504.14945. (B, S) -> (B, S)"""
+    probabilities = logps.exp()
+    return probabilities / (probabilities + gamma)
+
+
+def loss_denominators(lengths: torch.Tensor, loss_norm: str, max_new_tokens: int) -> torch.Tensor:
+    """What the tokens of each answer are divided by in (8), over the whole optimizer step. (N,) -> (N,)
+
+    `token`: all tokens of all answers (DAPO). `sequence`: the answer's own tokens, times the number of answers
+    (GRPO). `constant`: the answer limit, times the number of answers (Dr. GRPO). Answers that are not trained on
+    are counted too, so that masking never raises the step size.
+    """
+    if loss_norm == "token":
+        return lengths.sum().expand(len(lengths)).float()
+    if loss_norm == "sequence":
+        return lengths.float() * len(lengths)
+    return torch.full_like(lengths, max_new_tokens * len(lengths), dtype=torch.float)
+
+
+def policy_loss(
+    logps: torch.Tensor,
+    old_logps: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    anchor_mask: torch.Tensor,
+    denominators: torch.Tensor,
+    *,
+    clip_low: float | None = 0.2,
+    clip_high: float | None = 0.2,
+    gamma: float = 0.1,
+    anchor_objective: str = "shaped",
+    reference_logps: torch.Tensor | None = None,
+    kl: float = 0.0,
+    entropies: torch.Tensor | None = None,
+    entropy_bonus: float = 0.0,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of a micro-batch, Σ mask · (β·k3_t − J_t − bonus·H_t) / denominator. Equation (8).
+
+    On-policy J_t = min(ρ_t Ã, clip(ρ_t, 1−ε_low, 1+ε_high) Ã); for anchors J_t = f(π_t) Ã, or Ã log π_t.
+
+    (B, S), (B, S), (B,), (B, S), (B,), (B,) -> scalar, and sums over tokens for the log. The losses of all
+    micro-batches add up to the loss of the step, because `denominators` belong to the whole step.
+    """
+    assert logps.shape == old_logps.shape == response_mask.shape == (len(advantages), logps.shape[1])
+    mask = response_mask.bool()
+    advantages = advantages[:, None]  # (B,) -> (B, 1)
+    ratio = importance_ratio(logps, old_logps)
+    lowest = -math.inf if clip_low is None else 1 - clip_low
+    highest = math.inf if clip_high is None else 1 + clip_high
+    objective = torch.minimum(ratio * advantages, ratio.clamp(lowest, highest) * advantages)
+    off_policy = shaped_probability(logps, gamma) if anchor_objective == "shaped" else logps
+    is_anchor = anchor_mask[:, None]  # (B,) -> (B, 1)
+    per_token = -torch.where(is_anchor, off_policy * advantages, objective)
+    k3 = torch.zeros_like(logps)
+    if reference_logps is not None:
+        difference = reference_logps - logps
+        k3 = difference.exp() - difference - 1
+        per_token = per_token + kl * k3
+    if entropies is not None and entropy_bonus:
+        per_token = per_token - entropy_bonus * entropies
+    loss = (torch.where(mask, per_token, 0.0) / denominators[:, None]).sum()
+    own = mask & ~is_anchor
+    with torch.no_grad():
+        sums = {
+            "tokens": mask.sum(),
+            "own_tokens": own.sum(),
+            "anchor_tokens": (mask & is_anchor).sum(),
+            "clip_low": (own & (ratio < lowest) & (advantages < 0)).sum(),
+            "clip_high": (own & (ratio > highest) & (advantages > 0)).sum(),
+            "anchor_prob": torch.where(mask & is_anchor, logps.exp(), 0.0).sum(),
+            "entropy": 0.0 if entropies is None else torch.where(mask, entropies, 0.0).sum(),
+            "kl": torch.where(mask, k3, 0.0).sum(),
+        }
+    return loss, {name: float(value) for name, value in sums.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Run a whole training; returns the last step's metrics with `before` and `after`, the held-out evaluations.
+
+    Writes config.json, metrics.jsonl, samples.jsonl and the checkpoint model/ into the folder of the run.
+
+    Raises anchors.DataError for a broken data line, before any model is loaded.
+    """
+    reward = load_reward(config.reward)
+    rows, held_out = load_questions(config)
+    out = new_run_folder(config)
+    torch.manual_seed(config.seed)
+    model, tokenizer = rollout.load(config.model, config.device or None)
+    known, rows = load_anchors(config, rows, reward, tokenizer)
+    reference = copy.deepcopy(model).requires_grad_(False) if config.kl else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / max(1, config.warmup)))
+    estimate = memory_estimate(
+        model,
+        answers=config.questions * config.group_size,
+        max_new_tokens=config.max_new_tokens,
+        token_budget=config.token_budget,
+        reference=reference is not None,
+    )
+    append_json(out / "metrics.jsonl", {"memory_estimate_gb": estimate})
+    say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are. Run folder: {out}")
+
+    before = after = held_out_accuracy(model, tokenizer, held_out, config, reward, out, step=0)
+    stream = question_stream(rows, config.seed)
+    record: dict[str, Any] = {}
+    for step in range(1, config.steps + 1):
+        seconds: dict[str, float] = {}
+
+        # Steps 1 to 3 of the algorithm: sample, reward, and bring anchors into hard groups.
+        batch, rollouts, rewards, collected = collect(model, tokenizer, stream, known, reward, config, step, seconds)
+
+        # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
+        with timed(seconds, "score", model):
+            pair_mask, d = rectification_mask(model, rollouts, rewards, config)
+            advantages = scoring.rectified_advantages(rewards, pair_mask, scale=config.scale)
+            if config.method == "sft":
+                advantages = torch.ones_like(rewards)
+
+        # Steps 6 and 7: answers whose advantage is 0 are left out, unless a KL or entropy term needs them.
+        with timed(seconds, "train", model):
+            trained = advantages.flatten() != 0
+            if config.kl or config.entropy_bonus:
+                trained = torch.ones_like(trained)
+            if config.updates > 1:
+                rollouts.logps = old_logps(model, rollouts, trained, config)
+            sums: dict[str, float] = defaultdict(float)
+            rate = optimizer.param_groups[0]["lr"]
+            for questions in torch.arange(len(batch), device=trained.device).tensor_split(config.updates):
+                members = (
+                    questions[:, None] * rollouts.group_size + torch.arange(rollouts.group_size, device=trained.device)
+                ).flatten()  # (P', G) -> (N',)
+                denominators = torch.ones_like(advantages.flatten())
+                denominators[members] = loss_denominators(
+                    rollouts.lengths[members], config.loss_norm, config.max_new_tokens
+                )
+                learning = members[trained[members]]
+                if len(learning) == 0:
+                    continue  # a step on nothing would still move the policy, by weight decay and momentum
+                counted = accumulate_gradients(
+                    model,
+                    reference,
+                    rollouts,
+                    advantages.flatten(),
+                    learning,
+                    denominators,
+                    config,
+                    f"step {step}: update",
+                )
+                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                schedule.step()
+                for name, value in counted.items():
+                    sums[name] += value
+                sums["grad_norm"] = max(sums["grad_norm"], norm.item())
+
+        record = {
+            "step": step,
+            **collected,
+            **group_metrics(rewards, pair_mask, d, advantages, rollouts, trained),
+            **token_metrics(sums, config.updates),
+            "learning_rate": rate,
+            **{f"seconds/{name}": value for name, value in seconds.items()},
+            "tokens_per_s/rollout": collected["sampled_tokens"] / max(seconds["rollout"], 1e-9),
+            "tokens_per_s/train": sums.get("tokens", 0.0) / max(seconds["train"], 1e-9),
+            "peak_memory_gb": peak_memory_gb(model),
+        }
+        append_json(out / "metrics.jsonl", record)
+        write_samples(out / "samples.jsonl", step, batch, rollouts, rewards, pair_mask, d, advantages)
+        say(step_line(record, config.steps))
+        if step == config.steps or (config.eval_every and step % config.eval_every == 0):
+            save(model, tokenizer, out)
+            after = held_out_accuracy(model, tokenizer, held_out, config, reward, out, step)
+
+    count, temperature = before["questions"] * config.eval_samples, config.eval_temperature
+    say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
+    say(f"({count} answers at temperature {temperature:g}):\n")
+    say(comparison_table(before, after))
+    say(f"\nSaved in {out}: model/ (Hugging Face format), metrics.jsonl, samples.jsonl, evaluations.jsonl, config.json")
+    return {**record, "before": before, "after": after, "out": str(out)}
+
+
+def collect(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stream: Iterator[anchors.Row],
+    known: anchors.Anchors,
+    reward: anchors.Reward,
+    config: Config,
+    step: int,
+    seconds: dict[str, float],
+) -> tuple[list[anchors.Row], Rollouts, torch.Tensor, dict[str, Any]]:
+    """P questions, their N answers with anchors in place, the rewards (P, G), and what the log says of the sampling.
+
+    The metrics are of the answers as they were sampled, before anchors replace any.
+    """
+    rng = random.Random(rollout.noise_key(config.seed, step))
+    batch = [next(stream) for _ in range(config.questions)]
+    if config.method == "sft":
+        with timed(seconds, "rollout", model), timed(seconds, "verify", model):
+            rollouts, rewards = anchors.only(model, tokenizer, batch, known, rng)
+        return batch, rollouts, rewards, {"sampled_tokens": 0, "anchored": 1.0}
+
+    size = config.group_size - (config.anchors_per_group if config.every_group else 0)
+
+    def sample_and_reward(rows: list[anchors.Row], part: int) -> tuple[Rollouts, torch.Tensor]:
+        prompts = [rollout.render_prompt(tokenizer, row["problem"], row.get("choices")) for row in rows]
+        with timed(seconds, "rollout", model), progress(f"step {step}: rollout", "token") as bar:
+            rollouts = rollout.sample(
+                model,
+                tokenizer,
+                prompts,
+                size,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                seed=rollout.noise_key(config.seed, step, part),
+                progress=bar.update,
+            )
+        with timed(seconds, "verify", model), progress(f"step {step}: verify", "answer", len(rollouts.texts)) as bar:
+            earned = reward(rollouts.texts, [row for row in rows for _ in range(size)])
+            bar.update(len(earned))
+        return rollouts, torch.tensor(earned, device=model.device).view(len(rows), size)
+
+    rollouts, rewards = sample_and_reward(batch, 0)
+    sampled = int(rollouts.lengths.sum())
+    for part in range(1, config.resample + 1):
+        same = (rewards == rewards[:, :1]).all(1).nonzero().squeeze(1).tolist()  # groups without signal
+        if not same:
+            break
+        others = [next(stream) for _ in same]
+        further, further_rewards = sample_and_reward(others, part)
+        sampled += int(further.lengths.sum())
+        rollouts = rollout.replace_groups(model, tokenizer, rollouts, same, further)
+        rewards[same] = further_rewards
+        for p, row in zip(same, others, strict=True):
+            batch[p] = row
+    best = rewards.max()
+    metrics = {
+        "reward": rewards.mean().item(),
+        "solve_none": (rewards <= 0).all(1).float().mean().item(),
+        "solve_all": ((rewards > 0) & (rewards == best)).all(1).float().mean().item(),
+        "length/mean": rollouts.lengths.float().mean().item(),
+        "length/max": int(rollouts.lengths.max()),
+        "truncated": rollouts.truncated.float().mean().item(),
+        "sampled_tokens": sampled,
+    }
+    if config.anchors != "none":
+        rollouts, rewards = anchors.insert(
+            model,
+            tokenizer,
+            rollouts,
+            rewards,
+            batch,
+            known,
+            count=config.anchors_per_group,
+            hard_below=config.hard_below,
+            every_group=config.every_group,
+            rng=rng,
+        )
+    metrics["anchored"] = rollouts.anchor_mask.view(len(batch), -1).any(1).float().mean().item()
+    return batch, rollouts, rewards, metrics
+
+
+def accumulate_gradients(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    rollouts: Rollouts,
+    advantages: torch.Tensor,
+    rows: torch.Tensor,
+    denominators: torch.Tensor,
+    config: Config,
+    label: str = "update",
+) -> dict[str, float]:
+    """Backward of the loss (8) over the given rows, in micro-batches; returns the sums of `policy_loss` and `loss`.
+
+    N rollouts, (N,) advantages, (B,) rows, (N,) denominators
+    """
+    sums: dict[str, float] = defaultdict(float)
+    lengths = rollouts.attention_mask[rows].sum(1)
+    with progress(label, "token", int(lengths.sum())) as bar:
+        for indices in rollout.micro_batches(lengths, config.token_budget):
+            picked = rows[indices.to(rows.device)]
+            part = rollouts.rows(picked)
+            tokens = (part.input_ids, part.attention_mask, part.response_mask)
+            logps, entropies = rollout.token_logps(model, *tokens, temperature=config.temperature)
+            reference_logps = None
+            if reference is not None:
+                with torch.no_grad():
+                    reference_logps, _ = rollout.token_logps(reference, *tokens, temperature=config.temperature)
+            loss, counted = policy_loss(
+                logps,
+                part.logps[:, 1:] if config.updates > 1 else logps.detach(),
+                advantages[picked],
+                part.response_mask[:, 1:],
+                part.anchor_mask,
+                denominators[picked],
+                clip_low=None if config.clip_low == "none" else float(config.clip_low),
+                clip_high=None if config.clip_high == "none" else float(config.clip_high),
+                gamma=config.gamma,
+                anchor_objective=config.anchor_objective,
+                reference_logps=reference_logps,
+                kl=config.kl,
+                entropies=entropies if config.entropy_bonus else entropies.detach(),
+                entropy_bonus=config.entropy_bonus,
+            )
+            loss.backward()
+            for name, value in {**counted, "loss": loss.item()}.items():
+                sums[name] += value
+            bar.update(int(part.attention_mask.sum()))
+    return sums
+
+
+@torch.no_grad()
+def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor, config: Config) -> torch.Tensor:
+    """log π_old of the trained answers, by the same pass that trains them: the ratio then starts at exactly 1.
+
+    N rows, (N,) -> (N, T)
+    """
+    logps = rollouts.logps.clone()
+    rows = trained.nonzero().squeeze(1)
+    for indices in rollout.micro_batches(rollouts.attention_mask[rows].sum(1), config.token_budget):
+        picked = rows[indices.to(rows.device)]
+        part = rollouts.rows(picked)
+        values, _ = rollout.token_logps(
+            model, part.input_ids, part.attention_mask, part.response_mask, temperature=config.temperature
+        )
+        for row, own, own_mask in zip(picked.tolist(), values, part.response_mask[:, 1:], strict=True):
+            logps[row, rollouts.response_mask[row]] = own[own_mask]
+    return logps
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions, anchors and reward of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_reward(source: str) -> anchors.Reward:
+    """The verifier, or the function that --reward file.py:function names. Raises ConfigError where it is not there."""
+    if not source:
+        return anchors.correctness
+    path, _, name = source.rpartition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"--reward {source}: it must be file.py:function, and there is no file {path or source!r}.")
+    spec = importlib.util.spec_from_file_location("reward", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    if not callable(getattr(module, name, None)):
+        raise ConfigError(f"--reward {source}: {path} has no function {name!r}.")
+    function = getattr(module, name)
+
+    def reward(texts: list[str], rows: list[anchors.Row]) -> list[float]:
+        earned = [float(value) for value in function(texts, rows)]
+        if len(earned) != len(texts) or not all(map(math.isfinite, earned)):
+            raise ValueError(f"--reward {source}: it must give one finite float for each of the {len(texts)} texts.")
+        return earned
+
+    return reward
+
+
+def load_questions(config: Config) -> tuple[list[anchors.Row], list[anchors.Row]]:
+    """Training and held-out questions, none of them in both. Questions with an unreadable gold answer are left out."""
+    rows = anchors.read_questions(config.data)
+    if config.anchors not in ("data", "none") and not Path(config.anchors).is_file():
+        raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
+    rows, unreadable = anchors.drop_unreadable(rows)
+    for row in unreadable[:3]:
+        say(f"{row['where']}: left out, the answer {row['answer']!r} cannot be read")
+    if unreadable:
+        say(f"{len(unreadable)} questions left out: their gold answer cannot be read.")
+    if config.eval_data:
+        held_out = anchors.read_questions(config.eval_data)
+    else:
+        shuffled = sorted(rows, key=lambda row: rollout.noise_key("hold out", row["problem"]))
+        held_out = shuffled[: min(config.hold_out, len(rows) // 5)]
+    kept_back = {row["problem"].strip() for row in held_out}
+    training = [row for row in rows if row["problem"].strip() not in kept_back]
+    if config.eval_data and len(training) < len(rows):
+        say(f"{len(rows) - len(training)} training questions are held-out ones too: left out of training.")
+    if not training or not held_out:
+        raise anchors.DataError(
+            f"{', '.join(config.data)}: {len(rows)} usable questions are too few to train and to hold some out."
+        )
+    return training, held_out
+
+
+def load_anchors(
+    config: Config, rows: list[anchors.Row], reward: anchors.Reward, tokenizer: PreTrainedTokenizerBase
+) -> tuple[anchors.Anchors, list[anchors.Row]]:
+    """The verified anchors, and the questions to train on: for `luffy` and `sft` those that have enough anchors."""
+    if config.anchors == "none":
+        return anchors.Anchors(), rows
+    source = rows if config.anchors == "data" else config.anchors
+    known = anchors.load(source, reward=reward, tokenizer=tokenizer, max_new_tokens=config.max_new_tokens)
+    for line in known.left_out[:3]:
+        say(f"Anchor left out, {line}")
+    covered = sum(bool(known.available(row)) for row in rows)
+    say(f"Anchors: {covered} of {len(rows)} questions have one; {len(known.left_out)} solutions left out.")
+    if not covered:
+        raise ConfigError(f"--anchors {config.anchors}: no question has a usable solution. Use --anchors none.")
+    if config.every_group or config.method == "sft":
+        needed = config.anchors_per_group if config.every_group else 1
+        enough = [row for row in rows if len(known.available(row)) >= needed]
+        if len(enough) < len(rows):
+            say(f"{len(rows) - len(enough)} questions have fewer than {needed} anchors: left out.")
+        if not enough:
+            raise ConfigError(f"--anchors-per-group {needed}: no question has that many usable solutions.")
+        rows = enough
+    return known, rows
+
+
+def question_stream(rows: list[anchors.Row], seed: int) -> Iterator[anchors.Row]:
+    """Questions for ever: all of them in a random order, then again in another."""
+    rng = random.Random(seed)
+    while True:
+        yield from rng.sample(rows, len(rows))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def held_out_accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: list[anchors.Row],
+    config: Config,
+    reward: anchors.Reward,
+    out: Path,
+    step: int,
+) -> dict[str, Any]:
+    """Evaluate, add the result with every answer to evaluations.jsonl, and print one line. Without `rows` then."""
+    start = time.perf_counter()
+    result = evaluate(
+        model,
+        tokenizer,
+        held_out,
+        k=config.eval_samples,
+        temperature=config.eval_temperature,
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+        reward=reward,
+        label=f"step {step}: held out",
+    )
+    append_json(out / "evaluations.jsonl", {"step": step, **result})
+    low, high = result["interval"]
+    levels = "  ".join(f"{level}: {figures['accuracy']:.0%}" for level, figures in result["levels"].items())
+    say(
+        f"held out at step {step}: {result['accuracy']:.1%} ({low:.1%} to {high:.1%})  length {result['length']:.1f}"
+        f"  {time.perf_counter() - start:.1f} s" + (f"  by level {levels}" if levels else "")
+    )
+    del result["rows"]
+    return result
+
+
+def new_run_folder(config: Config) -> Path:
+    """The folder of the run, with config.json. Raises ConfigError where another run's results are in it."""
+    name = f"{Path(config.model).stem}-{config.method}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = Path(config.out or Path("runs") / name)
+    if (out / "metrics.jsonl").exists():
+        raise ConfigError(f"--out {out}: there is a run in this folder already. Give another one, or delete it.")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
+    return out
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> None:
+    try:
+        flags = parse(
+            Config,
+            "Train a language model with DaGRPO or a baseline. Without --model, the embedded example runs.",
+            sys.argv[1:] if arguments is None else arguments,
+        )
+        train(configure(**flags))
+    except (ConfigError, anchors.DataError, OSError, ImportError, NotImplementedError) as error:
+        sys.exit(f"dagrpo.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,495 @@
+"""Ratio (7), loss (8), the update, the flags: by hand, by autograd, and by spies on what is run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+
+import pytest
+import torch
+from conftest import random_model
+from transformers import AutoModelForCausalLM
+
+import anchors
+import dagrpo
+import rollout
+from dagrpo import Config, configure
+from flags import ConfigError, parse
+
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
+NO_ANCHORS = torch.tensor([False, False])
+
+
+def loss_of(logps, old_logps, advantages, anchor_mask=NO_ANCHORS, denominators=None, **options):
+    denominators = torch.ones(2) if denominators is None else denominators
+    return dagrpo.policy_loss(logps, old_logps, torch.tensor(advantages), MASK, anchor_mask, denominators, **options)
+
+
+# --- (7) ---------------------------------------------------------------------------------------------------------
+
+
+def test_shaped_probability_at_gamma():
+    """f(γ) = 1/2, and its slope in log π is γπ/(π+γ)² = 1/4, where it is steepest."""
+    logps = torch.tensor([math.log(0.1)], requires_grad=True)
+    value = dagrpo.shaped_probability(logps, 0.1)
+    (slope,) = torch.autograd.grad(value.sum(), logps)
+    assert value.item() == pytest.approx(0.5) and slope.item() == pytest.approx(0.25)
+    others = torch.tensor([0.01, 0.05, 0.2, 0.9, 1.0]).log().requires_grad_()
+    (slopes,) = torch.autograd.grad(dagrpo.shaped_probability(others, 0.1).sum(), others)
+    torch.testing.assert_close(slopes, 0.1 * others.exp() / (others.exp() + 0.1) ** 2)
+    assert float(slopes.max()) < 0.25
+
+
+# --- (8) ---------------------------------------------------------------------------------------------------------
+
+
+def test_ratio_one_gives_the_gradient_of_reinforce():
+    """∂loss/∂log π = −Ã/denominator on answer tokens, 0 elsewhere."""
+    logps = torch.randn(2, 4).requires_grad_()
+    loss, _ = loss_of(logps, logps.detach(), [0.5, -2.0], denominators=torch.tensor([4.0, 8.0]))
+    (gradient,) = torch.autograd.grad(loss, logps)
+    expected = -torch.tensor([[0.5 / 4] * 3 + [0.0], [-2.0 / 8] * 2 + [0.0] * 2])
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "moves"),
+    [
+        (1.1, 1.0, True),
+        (1.3, 1.0, False),  # good and already more likely: clipped
+        (1.3, -1.0, True),  # bad and more likely: must still come down
+        (0.7, -1.0, False),  # bad and already less likely: clipped
+        (0.7, 1.0, True),  # good and less likely: must still go up
+    ],
+)
+def test_clip_acts_only_on_the_side_it_should(ratio, advantage, moves):
+    old = torch.full((2, 4), -1.0)
+    logps = (old + math.log(ratio)).requires_grad_()
+    loss, counted = loss_of(logps, old, [advantage, advantage])
+    (gradient,) = torch.autograd.grad(loss, logps)
+    expected = -advantage * ratio * MASK if moves else torch.zeros(2, 4)
+    torch.testing.assert_close(gradient, expected.float())
+    assert counted["clip_low"] + counted["clip_high"] == (0 if moves else 5)
+    unclipped, _ = loss_of(logps, old, [advantage, advantage], clip_low=None, clip_high=None)
+    (gradient,) = torch.autograd.grad(unclipped, logps)
+    torch.testing.assert_close(gradient, (-advantage * ratio * MASK).float())
+
+
+def test_anchor_tokens_take_the_shaped_or_the_plain_objective():
+    """Row 1 is an anchor: J = f(π) Ã or Ã log π, whatever the old log-probabilities say. Padding counts nothing."""
+    logps = torch.log(torch.tensor([[0.5, 0.5, 0.5, 0.9], [0.1, 0.3, 0.9, 0.9]]))
+    anchor = torch.tensor([False, True])
+    old = logps - 5.0 * anchor[:, None]
+    loss, counted = loss_of(logps, old, [0.0, 2.0], anchor, gamma=0.1)
+    assert loss.item() == pytest.approx(-2.0 * (0.1 / 0.2 + 0.3 / 0.4))
+    assert counted["anchor_tokens"] == 2 and counted["anchor_prob"] == pytest.approx(0.4)
+    assert counted["own_tokens"] == 3
+    loss, _ = loss_of(logps, old, [0.0, 2.0], anchor, anchor_objective="sft")
+    assert loss.item() == pytest.approx(-2.0 * (math.log(0.1) + math.log(0.3)))
+
+
+def test_kl_and_entropy_terms_by_hand():
+    """k3 = e^d − d − 1 with d = log π_ref − log π = log 2 on each of 5 tokens; entropies of 0.7."""
+    logps = torch.full((2, 4), -2.0)
+    loss, counted = loss_of(
+        logps,
+        logps,
+        [0.0, 0.0],
+        reference_logps=logps + math.log(2),
+        kl=0.5,
+        entropies=torch.full((2, 4), 0.7),
+        entropy_bonus=0.1,
+    )
+    k3 = 2 - math.log(2) - 1
+    assert loss.item() == pytest.approx(5 * (0.5 * k3 - 0.1 * 0.7), rel=1e-5)
+    assert counted["kl"] == pytest.approx(5 * k3, rel=1e-5) and counted["entropy"] == pytest.approx(3.5)
+
+
+def test_garbage_outside_the_answers_has_no_effect():
+    logps = torch.randn(2, 4)
+    garbage = torch.where(MASK, logps, 1e4)
+    clean, _ = loss_of(logps, logps + 0.1, [1.0, -1.0])
+    dirty, _ = loss_of(garbage, torch.where(MASK, logps + 0.1, -1e4), [1.0, -1.0])
+    assert clean.item() == dirty.item()
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [("token", [12.0, 12.0, 12.0]), ("sequence", [18.0, 6.0, 12.0]), ("constant", [60.0, 60.0, 60.0])],
+)
+def test_denominators_by_hand(norm, expected):
+    """Answers of 6, 2 and 4 tokens under a limit of 20."""
+    assert dagrpo.loss_denominators(torch.tensor([6, 2, 4]), norm, 20).tolist() == expected
+
+
+# --- one update --------------------------------------------------------------------------------------------------
+
+
+def small_rollouts(model, tokenizer, questions=3, size=4):
+    prompts = ["1+1?\n", "what is 2+2?\n", "7\n"][:questions]
+    return rollout.sample(model, tokenizer, prompts, size, max_new_tokens=20, seed=0)
+
+
+def gradients_of(model, rollouts, advantages, rows, budget, **flags):
+    config = Config(model="m", data=["d"], token_budget=budget, **flags)
+    denominators = dagrpo.loss_denominators(rollouts.lengths, config.loss_norm, 20)
+    reference = random_model(seed=9) if config.kl else None
+    sums = dagrpo.accumulate_gradients(model, reference, rollouts, advantages, rows, denominators, config)
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    return sums, gradients
+
+
+@pytest.mark.parametrize("norm", ["token", "sequence", "constant"])
+def test_loss_and_gradient_do_not_change_with_the_micro_batch_split(model, tokenizer, norm):
+    rollouts = small_rollouts(model, tokenizer)
+    rollouts.anchor_mask[2] = True
+    advantages, rows = torch.randn(12), torch.tensor([0, 1, 2, 4, 5, 7, 10, 11])
+    options = {"loss_norm": norm, "kl": 0.1, "entropy_bonus": 0.01}
+    whole, expected = gradients_of(model, rollouts, advantages, rows, 10_000, **options)
+    for budget in (1, 60, 100):
+        sums, gradients = gradients_of(model, rollouts, advantages, rows, budget, **options)
+        assert sums == pytest.approx(whole, rel=1e-4, abs=1e-5)
+        for ours, other in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
+
+
+def test_update_equals_the_equation_written_out(model, tokenizer):
+    """At ratio 1 the gradient is −Σ_i Ã_i Σ_t ∇log π_t / tokens of all answers, skipped ones too."""
+    rollouts = small_rollouts(model, tokenizer)
+    advantages = torch.randn(12)
+    advantages[[3, 8]] = 0.0
+    rows = advantages.nonzero().squeeze(1)
+    _, gradients = gradients_of(model, rollouts, advantages, rows, 80)
+    total = 0.0
+    for i in range(12):
+        ids = rollouts.input_ids[i][rollouts.attention_mask[i]]
+        answer = rollouts.response_mask[i][rollouts.attention_mask[i]][1:]
+        logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
+        total = total - advantages[i] * logps[answer].sum() / rollouts.lengths.sum()
+    for ours, expected in zip(gradients, torch.autograd.grad(total, list(model.parameters())), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_old_logps_of_several_updates_are_those_of_the_training_pass(model, tokenizer):
+    rollouts = small_rollouts(model, tokenizer)
+    kept = rollouts.logps.clone()
+    trained = torch.arange(12) % 3 != 0
+    config = Config(model="m", data=["d"], token_budget=64, updates=2)
+    old = dagrpo.old_logps(model, rollouts, trained, config)
+    torch.testing.assert_close(old, kept, atol=1e-4, rtol=1e-4)
+    assert torch.equal(old[~trained], kept[~trained])
+
+
+# --- the mask of a batch -----------------------------------------------------------------------------------------
+
+
+def test_groups_of_equal_rewards_are_not_scored(model, tokenizer, monkeypatch):
+    """Their advantages are 0 whatever the mask, so their gradients are never computed."""
+    rollouts = small_rollouts(model, tokenizer)
+    rewards = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+    scored = []
+    plain = dagrpo.scoring.gradient_gram
+    monkeypatch.setattr(dagrpo.scoring, "gradient_gram", lambda *a, **k: scored.append(len(a[1])) or plain(*a, **k))
+    config = Config(model="m", data=["d"], threshold=1.0)
+    mask, d = dagrpo.rectification_mask(model, rollouts, rewards, config)
+    assert scored == [4]
+    assert d.isnan().all(dim=(1, 2)).tolist() == [True, False, True]
+    assert mask[[0, 2]].all() and not mask[1].all()
+    mask, d = dagrpo.rectification_mask(model, rollouts, rewards, Config(model="m", data=["d"], scorer="none"))
+    assert mask.all() and d.isnan().all() and scored == [4]
+
+
+@pytest.mark.parametrize("scorer", ["gradient", "token"])
+def test_mask_of_a_batch_is_the_threshold_on_its_distinctiveness(model, tokenizer, scorer):
+    rollouts = small_rollouts(model, tokenizer)
+    rewards = (torch.arange(12) % 3 == 0).float().view(3, 4)
+    config = Config(model="m", data=["d"], scorer=scorer, threshold=0.5)
+    mask, d = dagrpo.rectification_mask(model, rollouts, rewards, config)
+    expected = dagrpo.scoring.distinctiveness(
+        scorer, model, rollouts.input_ids, rollouts.attention_mask, rollouts.response_mask, 4
+    )
+    torch.testing.assert_close(d, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(mask, d >= 0.5) and mask.any() and not mask.all()
+
+
+@pytest.mark.parametrize("norm", ["token", "sequence"])
+def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(model, tokenizer, norm):
+    """The mask equals rule (5) on autograd's own gradients, each divided by its length under `sequence`."""
+    torch.manual_seed(1)
+    answers = []
+    for _ in range(3):  # answers that share text in part, whole, and twice over, so that some pairs displace
+        base, other = torch.randint(3, 64, (5,)).tolist(), torch.randint(3, 64, (4,)).tolist()
+        answers += [[*base, 1], [*base, *base, 1], [*other, 1], [*base[:3], *other, 1]]
+    rollouts = rollout.assemble(model, tokenizer, [[5, 6, 7]] * 12, answers, 4)
+    rollouts.anchor_mask[[2, 7]] = True
+    rewards = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 1, 0]])
+    config = Config(model="m", data=["d"], threshold="auto", loss_norm=norm)
+    mask, _ = dagrpo.rectification_mask(model, rollouts, rewards, config)
+    head = model.get_output_embeddings().weight
+    gradients, pushes = [], []
+    for i in range(12):
+        ids = rollouts.input_ids[i][rollouts.attention_mask[i]]
+        answer = rollouts.response_mask[i][rollouts.attention_mask[i]][1:]
+        logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)[answer]
+        f = dagrpo.shaped_probability(logps, 0.1) if rollouts.anchor_mask[i] else logps
+        for value, store in ((logps.sum(), gradients), (f.sum(), pushes)):
+            length = len(logps) if norm == "sequence" else 1
+            store.append(torch.autograd.grad(value / length, head, retain_graph=True)[0].flatten())
+    for p in range(3):
+        for i in range(4):
+            for j in range(4):
+                if rewards[p, i] > rewards[p, j]:
+                    g, own, other = gradients[4 * p + i], pushes[4 * p + i], pushes[4 * p + j]
+                    assert bool(mask[p, i, j]) == bool(g @ other <= g @ own) == bool(mask[p, j, i])
+    assert not mask.all() and mask.any()
+
+
+# --- flags -------------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_the_rows_of_the_table():
+    def cells(method):
+        c = configure(model="m", data=["d"], method=method)
+        return (c.scorer, c.anchors, c.every_group, c.scale, c.loss_norm, c.clip_low, c.clip_high, c.resample)
+
+    assert cells("dagrpo") == ("gradient", "data", False, "std", "token", 0.2, 0.2, 0)
+    assert cells("grpo") == ("none", "none", False, "std", "token", 0.2, 0.2, 0)
+    assert cells("dr_grpo") == ("none", "none", False, "none", "constant", 0.2, 0.2, 0)
+    assert cells("dapo") == ("none", "none", False, "std", "token", 0.2, 0.28, 3)
+    assert cells("luffy") == ("none", "data", True, "none", "constant", "none", "none", 0)
+    assert configure(model="m", data=["d"], method="luffy").entropy_bonus == 0.001
+    assert configure(model="m", data=["d"], method="sft").anchor_objective == "sft"
+
+
+def test_single_flags_override_the_method_and_the_example(tmp_path):
+    assert configure(model="m", data=["d"], method="grpo", scorer="token").threshold == 0.1
+    assert configure(model="m", data=["d"], method="dapo", clip_high=0.5).clip_high == 0.5
+    example = configure(steps=3)
+    assert example.steps == 3 and example.model.startswith(str(dagrpo.EXAMPLE)) and example.data
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--group-sise 4", "--group-sise: there is no such flag. Did you mean --group-size?"),
+        ("--wombat", "--wombat: there is no such flag."),
+        ("--threshold 1.5", "--threshold 1.5: it must be a number of at least 0 and at most 1, or the word auto."),
+        ("--threshold most", "--threshold most: it must be"),
+        ("--steps 2.5", "--steps 2.5: it must be a whole number of at least 1."),
+        ("--steps nan", "--steps nan: it must be a whole number"),
+        ("--learning-rate -1", "--learning-rate -1.0: it must be a number of at least 0."),
+        ("--temperature 0", "--temperature 0.0: it must be a number above 0."),
+        ("--clip-high off", "--clip-high off: it must be a number of at least 0, or the word none."),
+        ("--scorer judgement", "--scorer judgement: it must be one of gradient, token, none."),
+        ("--method ppo", "--method ppo: it must be one of dagrpo, grpo, dr_grpo, dapo, luffy, sft."),
+        ("--threshold auto --scorer token", "--threshold auto: it needs gradient norms"),
+        ("--threshold auto --method grpo", "--threshold auto: it needs gradient norms"),
+        ("--group-size 1", "--group-size 1: it must be at least 2"),
+        ("--method sft --anchors none", "--anchors none: the method sft trains on anchors only"),
+        ("--method luffy --anchors none", "--anchors none: with an anchor in every group"),
+        ("--method luffy --anchors-per-group 8", "--anchors-per-group 8: it must be less than --group-size."),
+        ("--updates 30", "--updates 30: it must be at most --questions (24)."),
+        ("--model m", "--data is missing"),
+        ("--reward nowhere.py:f", "--reward nowhere.py:f: it must be file.py:function"),
+        ("--anchors nowhere.jsonl", "--anchors nowhere.jsonl: it must be data, none, or a JSONL file that exists."),
+        ("--data nowhere.jsonl", "--data nowhere.jsonl: there is no such file."),
+    ],
+)
+def test_a_wrong_flag_stops_at_once_and_says_what_is_allowed(arguments, message, monkeypatch):
+    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit) as stop:
+        dagrpo.main(arguments.split())
+    assert str(stop.value).startswith(f"dagrpo.py: {message}")
+
+
+def test_a_broken_data_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?"}\n')
+    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit, match=r"data\.jsonl:2: the field `answer` is missing"):
+        dagrpo.main(["--data", str(data)])
+
+
+def test_help_gives_every_flag_its_reason(capsys):
+    with pytest.raises(SystemExit):
+        parse(Config, "text", ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for item in fields(Config):
+        reason = " ".join(item.metadata["reason"].split())
+        assert f"--{item.name.replace('_', '-')} " in shown and reason in shown
+    for heading in ("what:", "method:", "sampling:", "optimization:", "evaluation:"):
+        assert heading in shown
+
+
+def test_a_run_folder_is_never_written_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match="there is a run in this folder already"):
+        dagrpo.new_run_folder(configure(out=str(tmp_path)))
+
+
+# --- whole runs on the embedded example --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    """A question of each level to train on, and another of each to hold out."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("train", "held_out"):
+        lines = (dagrpo.EXAMPLE / f"{name}.jsonl").read_text().splitlines()
+        (folder / f"{name}.jsonl").write_text("\n".join(lines[:: len(lines) // 6][:6]) + "\n")
+    return folder
+
+
+def run(small_data, out, **flags):
+    options = {
+        "data": [str(small_data / "train.jsonl")],
+        "eval_data": [str(small_data / "held_out.jsonl")],
+        "out": str(out),
+        "steps": 2,
+        "questions": 6,
+        "group_size": 4,
+        "eval_samples": 1,
+        "eval_every": 0,
+        "max_new_tokens": 120,
+        **flags,
+    }
+    return dagrpo.train(configure(**options))
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+ALWAYS = {
+    "no_signal", "masked_pairs", "anchored", "trained_sequences", "clip_low", "clip_high", "entropy", "kl", "grad_norm",
+    "tokens_per_s/rollout", "tokens_per_s/train", "seconds/rollout", "seconds/verify", "seconds/score", "seconds/train",
+    "peak_memory_gb", "loss", "learning_rate",
+}  # fmt: skip
+SAMPLED = {"reward", "solve_none", "solve_all", "length/mean", "length/max", "truncated"}
+RUNS = {
+    "dagrpo": {},
+    "grpo": {"method": "grpo"},
+    "dr_grpo": {"method": "dr_grpo"},
+    "dapo": {"method": "dapo"},
+    "luffy": {"method": "luffy"},
+    "sft": {"method": "sft"},
+    "token scorer": {"scorer": "token"},
+    "auto threshold": {"threshold": "auto"},
+    "no mask": {"scorer": "none"},
+    "no anchors": {"anchors": "none"},
+    "plain anchors, two updates, kl": {"anchor_objective": "sft", "updates": 2, "kl": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_method_runs_to_the_end(name, small_data, tmp_path, capsys):
+    result = run(small_data, tmp_path, **RUNS[name])
+    records = read(tmp_path / "metrics.jsonl")
+    assert set(records[0]) == {"memory_estimate_gb"} and records[0]["memory_estimate_gb"]["total"] > 0
+    assert [record["step"] for record in records[1:]] == [1, 2]
+    for record in records[1:]:
+        assert set(record) >= (ALWAYS if name == "sft" else ALWAYS | SAMPLED)
+        assert all(math.isfinite(value) for value in record.values())
+    sizes = {len(sample["answers"]) for sample in read(tmp_path / "samples.jsonl")}
+    assert sizes == ({1} if name == "sft" else {4})
+    first = read(tmp_path / "metrics.jsonl")[1]
+    if name == "luffy" or name == "sft":
+        assert first["anchored"] == 1 and first["trained_sequences"] == 1
+    elif name in ("grpo", "dr_grpo", "dapo", "no anchors"):
+        assert first["anchored"] == 0
+    else:
+        assert 0 < first["anchored"] < 1 and 0 < first["anchor_prob"] <= 1
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 2
+    assert [record["step"] for record in read(tmp_path / "evaluations.jsonl")] == [0, 2]
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert sum(parameter.numel() for parameter in trained.parameters()) > 900_000
+    out = capsys.readouterr().out
+    assert out.count("step ") >= 2 and "level" in out and str(tmp_path) in out
+    assert set(result["before"]["levels"]) == {"1", "2", "3", "4", "5", "6"}
+
+
+def test_samples_mark_anchors_and_show_distinctiveness(small_data, tmp_path):
+    run(small_data, tmp_path, steps=1)
+    samples = read(tmp_path / "samples.jsonl")
+    anchored = [answer for sample in samples for answer in sample["answers"] if answer["anchor"]]
+    solutions = {json.loads(line)["solution"] for line in (small_data / "train.jsonl").read_text().splitlines()}
+    assert anchored and all(answer["text"] in solutions and answer["reward"] == 1 for answer in anchored)
+    scored = [sample for sample in samples if sample["distinctiveness"]]
+    assert scored and all(len(row) == 4 for sample in scored for row in sample["distinctiveness"])
+    assert all(abs(sum(answer["advantage"] for answer in sample["answers"])) < 1e-3 for sample in samples)
+
+
+def test_masked_answers_are_never_run_through_the_model_again(small_data, tmp_path, monkeypatch, capsys):
+    """At threshold 1 every pair is masked: no log-probabilities are computed, and the weights stay as they are."""
+    monkeypatch.setattr(rollout, "token_logps", lambda *a, **k: pytest.fail("an answer without advantage was run"))
+    run(small_data, tmp_path, steps=1, threshold=1.0)
+    record = read(tmp_path / "metrics.jsonl")[1]
+    assert record["masked_pairs"] == 1 and record["no_signal"] == 1 and record["trained_sequences"] == 0
+    assert "nothing to learn in this step" in capsys.readouterr().out
+    start, end = (rollout.load(str(path), "cpu")[0] for path in (dagrpo.EXAMPLE, tmp_path / "model"))
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True))
+
+
+def test_only_answers_with_an_advantage_are_trained_on(small_data, tmp_path, monkeypatch):
+    rows = []
+    plain = rollout.token_logps
+    monkeypatch.setattr(rollout, "token_logps", lambda m, ids, *a, **k: rows.append(len(ids)) or plain(m, ids, *a, **k))
+    run(small_data, tmp_path, steps=1, method="grpo")
+    record = read(tmp_path / "metrics.jsonl")[1]
+    assert sum(rows) == round(24 * record["trained_sequences"]) < 24
+
+
+def test_same_seed_repeats_the_run(small_data, tmp_path):
+    for name in ("a", "b"):
+        run(small_data, tmp_path / name, seed=3)
+    first, second = (read(tmp_path / name / "metrics.jsonl") for name in ("a", "b"))
+    for a, b in zip(first[1:], second[1:], strict=True):
+        assert (a["reward"], a["loss"], a["grad_norm"]) == (b["reward"], b["loss"], b["grad_norm"])
+
+
+def test_reward_up_means_log_probability_up(small_data, tmp_path):
+    """--reward prefers answers that are written out: after two steps their likelihood is higher, others' lower."""
+    reward = tmp_path / "mine.py"
+    reward.write_text("def written_out(texts, rows):\n    return [2.0 if ' = ' in text else -1 for text in texts]\n")
+    questions = anchors.read_questions([str(small_data / "train.jsonl")])
+    model, tokenizer = rollout.load(str(dagrpo.EXAMPLE), "cpu")
+    sampled = rollout.sample(
+        model,
+        tokenizer,
+        [rollout.render_prompt(tokenizer, row["problem"]) for row in questions],
+        16,
+        max_new_tokens=120,
+        seed=99,
+    )
+    written = torch.tensor([" = " in text for text in sampled.texts])
+    assert 8 < int(written.sum()) < 88
+    run(
+        small_data,
+        tmp_path / "run",
+        reward=f"{reward}:written_out",
+        method="grpo",
+        group_size=16,
+        learning_rate=1e-4,
+        warmup=0,
+    )
+    trained, _ = rollout.load(str(tmp_path / "run" / "model"), "cpu")
+    arguments = (sampled.input_ids, sampled.attention_mask, sampled.response_mask)
+    with torch.no_grad():
+        change = (rollout.token_logps(trained, *arguments)[0] - rollout.token_logps(model, *arguments)[0]).sum(1)
+    assert float(change[written].mean()) > 0 > float(change[~written].mean())
+
+
+def test_warm_up_is_logged_as_it_was_used(small_data, tmp_path):
+    run(small_data, tmp_path, learning_rate=4e-5, warmup=4)
+    assert [r["learning_rate"] for r in read(tmp_path / "metrics.jsonl")[1:]] == pytest.approx([1e-5, 2e-5])
+
+
+def test_held_out_questions_are_never_trained_on(small_data):
+    both = [str(small_data / "train.jsonl"), str(small_data / "held_out.jsonl")]
+    training, held_out = dagrpo.load_questions(configure(data=both, eval_data=both[1:]))
+    assert len(training) == 6 and not {r["problem"] for r in training} & {r["problem"] for r in held_out}
+    training, held_out = dagrpo.load_questions(configure(data=both, hold_out=4))
+    assert len(held_out) == 2 and len(training) == 10  # at most a fifth
+    assert not {r["problem"] for r in training} & {r["problem"] for r in held_out}
