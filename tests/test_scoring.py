@@ -45,12 +45,12 @@ rewards_and_masks = st.integers(2, 8).flatmap(
 @given(rewards_and_masks)
 def test_nothing_masked_is_the_advantage_of_grpo(drawn):
     """(1): the pairwise form equals (r − mean)/(σ + ε), also where all rewards are equal."""
-    rewards = torch.tensor([drawn[0]])
+    rewards = torch.tensor([drawn[0]], dtype=torch.float64)
     size = rewards.shape[1]
     advantages = scoring.rectified_advantages(rewards, torch.ones(1, size, size, dtype=torch.bool), eps=1e-3)
     deviation = rewards.std(dim=1, correction=0, keepdim=True)
     grpo = (rewards - rewards.mean(1, keepdim=True)) / (deviation + 1e-3)
-    torch.testing.assert_close(advantages, grpo, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(advantages, grpo, atol=1e-9, rtol=1e-6)
     right_wrong = (rewards > 0).float()
     binary = scoring.rectified_advantages(right_wrong, torch.ones(1, size, size, dtype=torch.bool))
     spread = right_wrong.std(dim=1, correction=0, keepdim=True) + 1e-6
