@@ -182,12 +182,14 @@ def check(config: Config) -> None:
         raise ConfigError("--anchors none: with an anchor in every group (--every-group) it must be data or a FILE.")
     if config.every_group and config.anchors_per_group >= config.group_size:
         raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {config.device}: PyTorch finds no GPU here; leave the flag out to run on the CPU.")
     if config.updates > config.questions:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
 
 
 def configure(**flags: Any) -> Config:
-    """A Config from flags over the row of METHODS over, without a model, the example's own run.json."""
+    """A Config from flags; behind them the row of METHODS; behind that, without a model, the example's run.json."""
     defaults: dict[str, Any] = {}
     if not flags.get("model"):
         defaults = json.loads((EXAMPLE / "run.json").read_text(encoding="utf-8"))
@@ -354,6 +356,7 @@ def train(config: Config) -> dict[str, Any]:
     out = new_run_folder(config)
     torch.manual_seed(config.seed)
     model, tokenizer = rollout.load(config.model, config.device or None)
+    rows, held_out = (fitting(model, tokenizer, part, config.max_new_tokens) for part in (rows, held_out))
     known, rows = load_anchors(config, rows, reward, tokenizer)
     reference = copy.deepcopy(model).requires_grad_(False) if config.kl else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -367,6 +370,10 @@ def train(config: Config) -> dict[str, Any]:
     )
     append_json(out / "metrics.jsonl", {"memory_estimate_gb": estimate})
     say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are. Run folder: {out}")
+    if 0 < estimate["available"] < estimate["total"]:
+        say("That is too much: lower --token-budget or --max-new-tokens, or take a smaller model.")
+    if config.top_p < 1:
+        say(f"--top-p {config.top_p:g}: answers come from a narrower policy than the one that is trained.")
 
     before = after = held_out_accuracy(model, tokenizer, held_out, config, reward, out, step=0)
     stream = question_stream(rows, config.seed)
@@ -389,38 +396,10 @@ def train(config: Config) -> dict[str, Any]:
             trained = advantages.flatten() != 0
             if config.kl or config.entropy_bonus:
                 trained = torch.ones_like(trained)
-            if config.updates > 1:
-                rollouts.logps = old_logps(model, rollouts, trained, config)
-            sums: dict[str, float] = defaultdict(float)
             rate = optimizer.param_groups[0]["lr"]
-            for questions in torch.arange(len(batch), device=trained.device).tensor_split(config.updates):
-                members = (
-                    questions[:, None] * rollouts.group_size + torch.arange(rollouts.group_size, device=trained.device)
-                ).flatten()  # (P', G) -> (N',)
-                denominators = torch.ones_like(advantages.flatten())
-                denominators[members] = loss_denominators(
-                    rollouts.lengths[members], config.loss_norm, config.max_new_tokens
-                )
-                learning = members[trained[members]]
-                if len(learning) == 0:
-                    continue  # a step on nothing would still move the policy, by weight decay and momentum
-                counted = accumulate_gradients(
-                    model,
-                    reference,
-                    rollouts,
-                    advantages.flatten(),
-                    learning,
-                    denominators,
-                    config,
-                    f"step {step}: update",
-                )
-                norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                schedule.step()
-                for name, value in counted.items():
-                    sums[name] += value
-                sums["grad_norm"] = max(sums["grad_norm"], norm.item())
+            sums = update(
+                model, reference, optimizer, schedule, rollouts, advantages, trained, config, f"step {step}: update"
+            )
 
         record = {
             "step": step,
@@ -503,11 +482,10 @@ def collect(
         rewards[same] = further_rewards
         for p, row in zip(same, others, strict=True):
             batch[p] = row
-    best = rewards.max()
     metrics = {
         "reward": rewards.mean().item(),
         "solve_none": (rewards <= 0).all(1).float().mean().item(),
-        "solve_all": ((rewards > 0) & (rewards == best)).all(1).float().mean().item(),
+        "solve_all": (rewards > 0).all(1).float().mean().item(),
         "length/mean": rollouts.lengths.float().mean().item(),
         "length/max": int(rollouts.lengths.max()),
         "truncated": rollouts.truncated.float().mean().item(),
@@ -530,6 +508,45 @@ def collect(
     return batch, rollouts, rewards, metrics
 
 
+def update(
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    rollouts: Rollouts,
+    advantages: torch.Tensor,
+    trained: torch.Tensor,
+    config: Config,
+    label: str,
+) -> dict[str, float]:
+    """The optimizer steps of one batch, each on its share of the questions; returns sums for the log.
+
+    N rollouts, (P, G) advantages, (N,) bool
+    """
+    sums: dict[str, float] = defaultdict(float)
+    if config.updates > 1:
+        rollouts.logps = old_logps(model, rollouts, trained, config)
+    row_numbers = torch.arange(len(trained), device=trained.device).view(advantages.shape)  # (N,) -> (P, G)
+    for share in row_numbers.tensor_split(config.updates):
+        members = share.flatten()
+        denominators = torch.ones_like(advantages.flatten())
+        denominators[members] = loss_denominators(rollouts.lengths[members], config.loss_norm, config.max_new_tokens)
+        learning = members[trained[members]]
+        if len(learning) == 0:
+            continue  # a step on nothing would still move the policy, by weight decay and momentum
+        counted = accumulate_gradients(
+            model, reference, rollouts, advantages.flatten(), learning, denominators, config, label
+        )
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        for name, value in counted.items():
+            sums[name] += value
+        sums["grad_norm"] = max(sums["grad_norm"], norm.item())
+    return sums
+
+
 def accumulate_gradients(
     model: PreTrainedModel,
     reference: PreTrainedModel | None,
@@ -538,7 +555,7 @@ def accumulate_gradients(
     rows: torch.Tensor,
     denominators: torch.Tensor,
     config: Config,
-    label: str = "update",
+    label: str,
 ) -> dict[str, float]:
     """Backward of the loss (8) over the given rows, in micro-batches; returns the sums of `policy_loss` and `loss`.
 
@@ -650,6 +667,23 @@ def load_questions(config: Config) -> tuple[list[anchors.Row], list[anchors.Row]
             f"{', '.join(config.data)}: {len(rows)} usable questions are too few to train and to hold some out."
         )
     return training, held_out
+
+
+def fitting(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[anchors.Row], max_new_tokens: int
+) -> list[anchors.Row]:
+    """The questions whose prompt leaves room for an answer in the model's positions. Raises ConfigError if none."""
+    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    kept = []
+    for row in rows:
+        prompt = rollout.render_prompt(tokenizer, row["problem"], row.get("choices"))
+        if len(rollout.encode_prompt(tokenizer, prompt)) + max_new_tokens <= limit:
+            kept.append(row)
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} questions left out: with their answer they exceed the model's {limit} positions.")
+    if not kept:
+        raise ConfigError(f"--max-new-tokens {max_new_tokens}: no question fits the model's {limit} positions.")
+    return kept
 
 
 def load_anchors(

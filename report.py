@@ -5,10 +5,10 @@ The names of the metrics are listed with their meaning in docs/metrics.md.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -156,18 +156,24 @@ def total_memory_gb(model: PreTrainedModel) -> float:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     except (AttributeError, ValueError, OSError):  # not every system tells
-        return math.nan
+        return 0.0
 
 
 def peak_memory_gb(model: PreTrainedModel) -> float:
     """Most memory held so far: on the GPU by PyTorch, on a CPU by the process."""
     if model.device.type == "cuda":
         return torch.cuda.max_memory_allocated(model.device) / 1e9
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return math.nan
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def append_json(path: Path, record: dict[str, Any]) -> None:
+    """Add a line; figures that are not known (NaN) are left out, because JSON has no word for them."""
+    record = {name: value for name, value in record.items() if not (isinstance(value, float) and math.isnan(value))}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 

@@ -515,8 +515,9 @@ def micro_batches(lengths: torch.Tensor, token_budget: int) -> Iterator[torch.Te
     A row longer than the budget is a micro-batch of its own.
     """
     batch: list[int] = []
-    for row in lengths.argsort(stable=True).tolist():
-        if batch and (len(batch) + 1) * int(lengths[row]) > token_budget:
+    sizes = lengths.tolist()
+    for row in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if batch and (len(batch) + 1) * sizes[row] > token_budget:
             yield torch.tensor(batch)
             batch = []
         batch.append(row)

@@ -211,7 +211,9 @@ def exact_gram(
     outer = vocabulary_gradients(model, hidden[mask], targets[mask], temperature).double()
     kernel = (states @ states.T) * (outer @ outer.T)  # (M, M)
     owner = torch.zeros(len(states), len(mask), dtype=states.dtype, device=states.device)
-    owner[torch.arange(len(states)), mask.nonzero()[:, 0]] = 1  # (M, G): which answer a token belongs to
+    owner[torch.arange(len(states), device=states.device), mask.nonzero()[:, 0]] = (
+        1  # (M, G): which answer a token belongs to
+    )
     rows = owner.T @ kernel
     return (rows @ owner).float(), (rows @ (owner * weights[mask].double()[:, None])).float()
 
@@ -232,7 +234,7 @@ def vocabulary_gradients(
         bent = torch.tanh(logits / cap)
         logits, slope = cap * bent, scale * (1 - bent**2)
     gradients = -(logits / temperature).softmax(-1)
-    gradients[torch.arange(len(targets)), targets] += 1
+    gradients[torch.arange(len(targets), device=targets.device), targets] += 1
     return gradients * slope / temperature
 
 

@@ -135,7 +135,7 @@ def gradients_of(model, rollouts, advantages, rows, budget, **flags):
     config = Config(model="m", data=["d"], token_budget=budget, **flags)
     denominators = dagrpo.loss_denominators(rollouts.lengths, config.loss_norm, 20)
     reference = random_model(seed=9) if config.kl else None
-    sums = dagrpo.accumulate_gradients(model, reference, rollouts, advantages, rows, denominators, config)
+    sums = dagrpo.accumulate_gradients(model, reference, rollouts, advantages, rows, denominators, config, "update")
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     return sums, gradients
@@ -291,6 +291,7 @@ def test_single_flags_override_the_method_and_the_example(tmp_path):
         ("--method luffy --anchors none", "--anchors none: with an anchor in every group"),
         ("--method luffy --anchors-per-group 8", "--anchors-per-group 8: it must be less than --group-size."),
         ("--updates 30", "--updates 30: it must be at most --questions (24)."),
+        ("--device cuda:9", "--device cuda:9: PyTorch finds no GPU here"),
         ("--model m", "--data is missing"),
         ("--reward nowhere.py:f", "--reward nowhere.py:f: it must be file.py:function"),
         ("--anchors nowhere.jsonl", "--anchors nowhere.jsonl: it must be data, none, or a JSONL file that exists."),
@@ -298,6 +299,7 @@ def test_single_flags_override_the_method_and_the_example(tmp_path):
     ],
 )
 def test_a_wrong_flag_stops_at_once_and_says_what_is_allowed(arguments, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit) as stop:
         dagrpo.main(arguments.split())
@@ -493,3 +495,17 @@ def test_held_out_questions_are_never_trained_on(small_data):
     training, held_out = dagrpo.load_questions(configure(data=both, hold_out=4))
     assert len(held_out) == 2 and len(training) == 10  # at most a fifth
     assert not {r["problem"] for r in training} & {r["problem"] for r in held_out}
+
+
+def test_questions_that_leave_no_room_for_an_answer_are_left_out(model, tokenizer, capsys):
+    """256 positions: a prompt of 5 tokens fits beside 250 answer tokens, one of 8 does not."""
+    rows = [{"problem": "1+1?"}, {"problem": "what ??"}]
+    assert dagrpo.fitting(model, tokenizer, rows, 250) == rows[:1]
+    assert "1 questions left out" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--max-new-tokens 256: no question fits"):
+        dagrpo.fitting(model, tokenizer, rows, 256)
+
+
+def test_top_p_below_one_is_warned_of(small_data, tmp_path, capsys):
+    run(small_data, tmp_path, steps=1, top_p=0.9, method="grpo")
+    assert "--top-p 0.9: answers come from a narrower policy" in capsys.readouterr().out
