@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+import types
 
 import pytest
 import torch
@@ -61,6 +63,28 @@ def test_a_hub_set_without_the_package_names_it(monkeypatch):
     monkeypatch.setattr(anchors.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install datasets"):
         anchors.read_questions(["openai/gsm8k:train"])
+
+
+@pytest.mark.parametrize(
+    ("source", "configurations", "loaded"),
+    [
+        ("openai/gsm8k:test", ["socratic", "main"], ("openai/gsm8k", "main", "test")),
+        ("some/set", ["all"], ("some/set", "all", "train")),
+    ],
+)
+def test_a_hub_set_is_read_by_name_and_split(monkeypatch, source, configurations, loaded):
+    """With a stand-in for the package; the real one needs a network."""
+    calls = []
+    package = types.ModuleType("datasets")
+    package.get_dataset_config_names = lambda name: configurations
+    package.load_dataset = lambda name, configuration, split: (
+        calls.append((name, configuration, split)) or [{"question": "1+1?", "answer": "2 it is\n#### 2"}]
+    )
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    monkeypatch.setattr(anchors.importlib.util, "find_spec", lambda name: package)
+    rows = anchors.read_questions([source])
+    assert calls == [loaded]
+    assert (rows[0]["problem"], rows[0]["answer"], rows[0]["where"]) == ("1+1?", "2", f"{source}:1")
 
 
 def test_gsm8k_rows_of_the_hub_are_mapped():

@@ -155,21 +155,56 @@ def test_loss_and_gradient_do_not_change_with_the_micro_batch_split(model, token
             torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
 
 
-def test_update_equals_the_equation_written_out(model, tokenizer):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_update_equals_the_equation_written_out(model, tokenizer, temperature):
     """At ratio 1 the gradient is −Σ_i Ã_i Σ_t ∇log π_t / tokens of all answers, skipped ones too."""
     rollouts = small_rollouts(model, tokenizer)
     advantages = torch.randn(12)
     advantages[[3, 8]] = 0.0
     rows = advantages.nonzero().squeeze(1)
-    _, gradients = gradients_of(model, rollouts, advantages, rows, 80)
+    _, gradients = gradients_of(model, rollouts, advantages, rows, 80, temperature=temperature)
     total = 0.0
     for i in range(12):
         ids = rollouts.input_ids[i][rollouts.attention_mask[i]]
         answer = rollouts.response_mask[i][rollouts.attention_mask[i]][1:]
-        logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
+        logps = (model(input_ids=ids[None]).logits[0, :-1] / temperature).log_softmax(-1)
+        logps = logps.gather(1, ids[1:, None]).squeeze(1)
         total = total - advantages[i] * logps[answer].sum() / rollouts.lengths.sum()
     for ours, expected in zip(gradients, torch.autograd.grad(total, list(model.parameters())), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_later_updates_of_a_batch_use_the_old_log_probabilities(model, tokenizer):
+    """Where every token was sampled at 1/1.1 of today's probability, the ratio is 1.1, and so is every gradient."""
+    rollouts = small_rollouts(model, tokenizer)
+    advantages, rows = torch.randn(12), torch.arange(12)
+    _, first = gradients_of(model, rollouts, advantages, rows, 1_000)
+    rollouts.logps = rollouts.logps - math.log(1.1)
+    _, later = gradients_of(model, rollouts, advantages, rows, 1_000, updates=2, clip_low="none", clip_high="none")
+    for one, other in zip(first, later, strict=True):
+        torch.testing.assert_close(1.1 * one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_each_update_of_a_batch_takes_its_share_of_the_questions(model, tokenizer, monkeypatch):
+    """Three questions in two updates: rows 0 to 7, then 8 to 11; denominators count the share's own tokens."""
+    rollouts = small_rollouts(model, tokenizer)
+    seen = []
+
+    def spy(model, reference, rollouts, advantages, rows, denominators, config, label):
+        seen.append((rows.tolist(), denominators[rows].unique().tolist()))
+        return {}
+
+    monkeypatch.setattr(dagrpo, "accumulate_gradients", spy)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
+    trained = torch.tensor([True] * 10 + [False] * 2)
+    config = Config(model="m", data=["d"], updates=2)
+    dagrpo.update(model, None, optimizer, schedule, rollouts, torch.ones(3, 4), trained, config, "update")
+    lengths = rollouts.lengths
+    assert seen == [
+        (list(range(8)), [float(lengths[:8].sum())]),
+        ([8, 9], [float(lengths[8:].sum())]),
+    ]
 
 
 def test_old_logps_of_several_updates_are_those_of_the_training_pass(model, tokenizer):

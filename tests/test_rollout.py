@@ -236,6 +236,17 @@ def test_rows_are_moved_to_the_left_and_cut_to_the_longest(model, tokenizer):
     assert part.texts == [record.texts[2], record.texts[0]]
 
 
+def test_groups_without_signal_give_way_to_others_in_place(model, tokenizer):
+    sampled = rollout.sample(model, tokenizer, PROMPTS[:3], 2, max_new_tokens=12, seed=0)
+    others = rollout.sample(model, tokenizer, PROMPTS[3:], 2, max_new_tokens=30, seed=0)
+    placed = rollout.replace_groups(model, tokenizer, sampled, [1], others)
+    before, after, further = (answers_of(record) for record in (sampled, placed, others))
+    assert after == before[:2] + further + before[4:]
+    assert placed.texts == sampled.texts[:2] + others.texts + sampled.texts[4:]
+    recomputed, _ = rollout.token_logps(model, placed.input_ids, placed.attention_mask, placed.response_mask)
+    torch.testing.assert_close(placed.logps[:, 1:], recomputed.detach(), atol=1e-4, rtol=1e-4)
+
+
 def test_micro_batches_hold_every_row_once_within_the_budget():
     lengths = torch.tensor([5, 30, 7, 7, 12, 1, 50, 9])
     batches = [batch.tolist() for batch in rollout.micro_batches(lengths, 30)]
