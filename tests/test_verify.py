@@ -2,7 +2,9 @@ r"""The verifier: what it extracts, what it takes for equal, and that it is safe
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,16 @@ def test_extract(text, answer):
     assert verify.extract_answer(text) == answer
 
 
+CASES = [json.loads(line) for line in (Path(__file__).parent / "data" / "verify_cases.jsonl").open(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["id"] for case in CASES])
+def test_labelled_cases(case):
+    """377 labelled answers; `category`, `policy` and `note` in the file say what each is about."""
+    decide = verify.is_correct if case["kind"] == "response" else verify.is_equivalent
+    assert decide(case["pred"], case["gold"]) is case["expected"]
+
+
 EQUAL = [
     ("72", "72"),
     ("072", "72"),
@@ -58,6 +70,9 @@ EQUAL = [
     (r"\text{Monday}", "monday"),
     ("−5", "-5"),
     (r"3 \times 10^2", "300"),
+    ("(n-2) 2^{n}+1", "1 + 2^n(n-2)"),
+    (r"-\frac{3}{2}", "-3./2"),
+    (r"\lfloor\frac{2n-1}{5}\rfloor", r"\left\lfloor \frac{2n - 1}{5} \right\rfloor"),
 ]
 
 DIFFERENT = [
@@ -74,6 +89,9 @@ DIFFERENT = [
     ("", "5"),
     ("5", ""),
     (r"\frac{1}{3^{60}}", r"\frac{1}{3^{61}}"),
+    ("k=n+1", "k=n+2"),
+    ("5:00", "6:00"),
+    (r"\lfloor\frac{2n-1}{5}\rfloor", r"\lfloor\frac{2n-1}{6}\rfloor"),
 ]
 
 
