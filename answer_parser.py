@@ -150,8 +150,8 @@ TOKEN = re.compile(
 )
 WORDS_OF_MATHS = {
     "sqrt": r"\sqrt", "pi": r"\pi", "sin": r"\sin", "cos": r"\cos", "tan": r"\tan", "log": r"\log", "ln": r"\ln",
-    "exp": r"\exp", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "arcsin": r"\arcsin", "arccos": r"\arccos",
-    "arctan": r"\arctan", "or": "or", "and": "and", "cot": r"\cot", "sec": r"\sec", "csc": r"\csc", "abs": "abs",
+    "exp": r"\exp", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "arcsin": r"\arcsin",
+    "arccos": r"\arccos", "arctan": r"\arctan", "or": "or", "and": "and", "cot": r"\cot", "sec": r"\sec", "csc": r"\csc", "abs": "abs",
     "U": r"\cup", "theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta", "union": r"\cup",
 }  # fmt: skip
 SAME = {
@@ -500,11 +500,18 @@ def power_of(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
             raise Unreadable
     elif exponent.is_Rational and (abs(exponent.p) > 200 or exponent.q > 100):
         raise Unreadable
+    elif tower_height(exponent) > 1:
+        raise Unreadable
     elif exponent.is_number and not exponent.is_Rational:
         size = abs(complex(exponent.evalf(15)))
         if not size < 1_000:
             raise Unreadable
     return base**exponent
+
+
+def tower_height(value: sympy.Expr) -> int:
+    """How many powers with a variable in the exponent stand on top of each other: 2 in 2^(3^x)."""
+    return max((1 + tower_height(p.exp) for p in value.atoms(sympy.Pow) if p.exp.free_symbols), default=0)
 
 
 def root_of(value: sympy.Expr, degree: int) -> sympy.Expr:
@@ -622,6 +629,9 @@ class Parser:
     def factorial(self, value: sympy.Expr) -> sympy.Expr:
         if value.is_number and not (value.is_Integer and 0 <= value <= MAX_FACTORIAL):
             raise Unreadable
+        large = any(abs(n) > 100 for n in value.atoms(sympy.Rational))
+        if value.free_symbols and (large or value.has(sympy.factorial, sympy.Pow)):
+            raise Unreadable  # with a variable inside, the value could be beyond all bounds
         return sympy.factorial(value)
 
     def group(self) -> sympy.Expr:
@@ -653,7 +663,8 @@ class Parser:
             return self.divide(above, self.argument())
         if token in (r"\binom", r"\dbinom", r"\tbinom"):
             n, k = self.argument(), self.argument()
-            if n.is_number and not (n.is_Integer and k.is_Integer and 0 <= k <= n <= MAX_FACTORIAL):
+            numbers = n.is_Integer and k.is_Integer and 0 <= k <= n <= MAX_FACTORIAL
+            if not numbers and (n.is_number or n.has(sympy.factorial, sympy.Pow) or k.has(sympy.factorial, sympy.Pow)):
                 raise Unreadable
             return sympy.binomial(n, k)
         if token == r"\sqrt":

@@ -153,6 +153,11 @@ def test_text_of_a_model_is_never_run(text, tmp_path):
         r"\sqrt{" * 300,
         r"\frac{" * 300,
         "99!" * 50,
+        "((5!)!d)!",
+        "((x!)!)!",
+        r"\binom{(x!)!}{x^x}",
+        "x^{x^{x^{x^x}}}",
+        "e^{e^{e^{e^x}}}",
         "(a+b+c+d+e+f+g+h)^12*(a+b+c+d+e+f+g+h)^12",
     ],
 )
