@@ -7,6 +7,7 @@ read, or refused, in milliseconds.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -151,7 +152,8 @@ TOKEN = re.compile(
 WORDS_OF_MATHS = {
     "sqrt": r"\sqrt", "pi": r"\pi", "sin": r"\sin", "cos": r"\cos", "tan": r"\tan", "log": r"\log", "ln": r"\ln",
     "exp": r"\exp", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "arcsin": r"\arcsin",
-    "arccos": r"\arccos", "arctan": r"\arctan", "or": "or", "and": "and", "cot": r"\cot", "sec": r"\sec", "csc": r"\csc", "abs": "abs",
+    "arccos": r"\arccos", "arctan": r"\arctan",
+    "or": "or", "and": "and", "cot": r"\cot", "sec": r"\sec", "csc": r"\csc", "abs": "abs",
     "U": r"\cup", "theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta", "union": r"\cup",
 }  # fmt: skip
 SAME = {
@@ -491,27 +493,27 @@ ENDS = {
 
 
 def power_of(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
-    """base^exponent where it is small enough to be computed."""
+    """base^exponent where its value, also at any point where expressions are compared, is small enough to compute."""
     if base.is_Rational and exponent.is_Rational:
         bits = max(abs(base.p).bit_length(), base.q.bit_length())
-        if abs(exponent.p) * bits > MAX_POWER_BITS or exponent.q > 100:
+        if abs(exponent.p) * bits > MAX_POWER_BITS or exponent.q > 100 or (base == 0 and exponent <= 0):
             raise Unreadable
-        if base == 0 and exponent <= 0:
+    elif base.is_number and exponent.is_number:
+        size = max(abs(complex(base.evalf(15))), 1 / abs(complex(base.evalf(15))))
+        if abs(complex(exponent.evalf(15))) * math.log2(size + 1) > MAX_POWER_BITS:
             raise Unreadable
-    elif exponent.is_Rational and (abs(exponent.p) > 200 or exponent.q > 100):
+    elif exponent.is_Rational:
+        if abs(exponent.p) > 200 or exponent.q > 100:
+            raise Unreadable
+    elif tower_height(exponent) > 0 or exponent.has(sympy.factorial, sympy.binomial):
         raise Unreadable
-    elif tower_height(exponent) > 1:
-        raise Unreadable
-    elif exponent.is_number and not exponent.is_Rational:
-        size = abs(complex(exponent.evalf(15)))
-        if not size < 1_000:
-            raise Unreadable
     return base**exponent
 
 
 def tower_height(value: sympy.Expr) -> int:
     """How many powers with a variable in the exponent stand on top of each other: 2 in 2^(3^x)."""
-    return max((1 + tower_height(p.exp) for p in value.atoms(sympy.Pow) if p.exp.free_symbols), default=0)
+    exponents = [power.as_base_exp()[1] for power in value.atoms(sympy.Pow, sympy.exp)]
+    return max((1 + tower_height(exponent) for exponent in exponents if exponent.free_symbols), default=0)
 
 
 def root_of(value: sympy.Expr, degree: int) -> sympy.Expr:
@@ -657,6 +659,8 @@ class Parser:
         if token in (r"\lfloor", r"\lceil"):
             value = self.sum()
             self.expect(r"\rfloor" if token == r"\lfloor" else r"\rceil")
+            if tower_height(value) > 0 and value.free_symbols:
+                raise Unreadable
             return sympy.floor(value) if token == r"\lfloor" else sympy.ceiling(value)
         if token == r"\frac":
             above = self.argument()
@@ -771,6 +775,8 @@ class Parser:
             value = self.product(argument=True)
         self.depth -= 1
         value = value.subs(sympy.Symbol("degree"), sympy.pi / 180)
+        if token not in (r"\ln", r"\log", r"\exp", "abs") and tower_height(value) > 0:
+            raise Unreadable  # the sine of a huge number needs as many digits of π
         if exponent == -1 and token in INVERSE:
             return INVERSE[token](value)
         if token == r"\exp":
@@ -790,6 +796,6 @@ class Parser:
 
     @staticmethod
     def divide(value: sympy.Expr, by: sympy.Expr) -> sympy.Expr:
-        if by == 0 or (by.is_number and by.is_zero):
+        if by == 0:
             raise Unreadable
         return value / by

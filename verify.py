@@ -375,7 +375,7 @@ def same_expression(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> bool
     """Exact for rational numbers, to 50 digits for other numbers, and at several points for expressions."""
     if left == right:
         return True
-    if left.is_infinite or right.is_infinite:
+    if left.has(sympy.oo) or right.has(sympy.oo):
         return False
     if left.is_Rational and right.is_Rational:
         if rel_tol == 0:
