@@ -144,11 +144,11 @@ def drop_unreadable(rows: list[Row]) -> tuple[list[Row], list[Row]]:
 class Anchors:
     """Verified solutions by question."""
 
-    solutions: dict[str, list[list[int] | str]] = field(default_factory=dict)  # problem -> solutions (token ids)
-    rewards: dict[str, float] = field(default_factory=dict)  # problem -> what its solutions earn
+    solutions: dict[str, list[tuple[Any, float]]] = field(default_factory=dict)  # problem -> (solution, reward)s
     left_out: list[str] = field(default_factory=list)  # "file:line: why" for each solution that cannot be used
 
-    def available(self, row: Row) -> list:
+    def available(self, row: Row) -> list[tuple[Any, float]]:
+        """(solution, reward) pairs of a question; the solution as token ids, or as text without a tokenizer."""
         return self.solutions.get(row["problem"].strip(), [])
 
 
@@ -180,9 +180,7 @@ def load(
                     f"{where}: the solution has {len(solution)} tokens with its EOS, the limit is {max_new_tokens}"
                 )
                 continue
-        problem = row["problem"].strip()
-        anchors.solutions.setdefault(problem, []).append(solution)
-        anchors.rewards[problem] = earned
+        anchors.solutions.setdefault(row["problem"].strip(), []).append((solution, earned))
     return anchors
 
 
@@ -218,19 +216,21 @@ def insert(
     logps = token_lists(rollouts.response_mask, rollouts.logps)
     new_prompts, new_answers, new_logps = [], [], []
     new_rewards, anchor_flags = [], []
+    all_earned = rewards.tolist()
     for p, row in enumerate(rows):
+        earned = all_earned[p]
         members = range(p * group_size, (p + 1) * group_size)
-        group = [(answers[i], logps[i], float(rewards[p, i - members[0]]), False) for i in members]
+        group = [(answers[i], logps[i], reward, False) for i, reward in zip(members, earned, strict=True)]
         available = anchors.available(row)
-        earned = anchors.rewards.get(row["problem"].strip(), 0.0)
+        right = min((reward for _, reward in available), default=0.0)  # an answer is right that earns as much
         if every_group:
             chosen = rng.sample(available, count)
-            group += [(solution, [0.0] * len(solution), earned, True) for solution in chosen]
-        elif available and bool(is_hard(rewards[p], earned, hard_below)):
-            failing = [g for g in range(group_size) if rewards[p, g] < earned]
+            group += [(solution, [0.0] * len(solution), reward, True) for solution, reward in chosen]
+        elif available and bool(is_hard(torch.tensor(earned), right, hard_below)):
+            failing = [g for g in range(group_size) if earned[g] < right]
             chosen = rng.sample(available, min(count, len(failing), len(available)))
-            for g, solution in zip(failing[len(failing) - len(chosen) :], chosen, strict=True):
-                group[g] = (solution, [0.0] * len(solution), earned, True)
+            for g, (solution, reward) in zip(failing[len(failing) - len(chosen) :], chosen, strict=True):
+                group[g] = (solution, [0.0] * len(solution), reward, True)
         for answer, answer_logps, reward, is_anchor in group:
             new_prompts.append(prompts[members[0]])
             new_answers.append(answer)
@@ -253,7 +253,6 @@ def only(
     """Groups of one anchor each and no sampled answer, for supervised fine-tuning. P questions -> P rows, (P, 1)"""
     prompts = [encode_prompt(tokenizer, render_prompt(tokenizer, row["problem"], row.get("choices"))) for row in rows]
     chosen = [rng.choice(anchors.available(row)) for row in rows]
-    placed = assemble(model, tokenizer, prompts, chosen, 1)
+    placed = assemble(model, tokenizer, prompts, [solution for solution, _ in chosen], 1)
     placed.anchor_mask[:] = True
-    earned = [[anchors.rewards[row["problem"].strip()]] for row in rows]
-    return placed, torch.tensor(earned, device=model.device)
+    return placed, torch.tensor([[reward] for _, reward in chosen], device=model.device)

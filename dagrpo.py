@@ -148,7 +148,7 @@ class Config:
     top_p: float = flag(1.0, "below 1 the sampled and the trained policy differ: a warning says so", above=0, most=1)
 
     steps: int = flag(200, "rollout batches", least=1, group="optimization")
-    updates: int = flag(1, "optimizer steps a batch, each on its share of the questions", least=1)
+    updates: int = flag(1, "optimizer steps a batch, each on a share of it; clipping acts from the second on", least=1)
     learning_rate: float = flag(1e-6, "of AdamW, constant after the warm-up", least=0)
     warmup: int = flag(10, "optimizer steps to reach the learning rate: early gradients are noisy", least=0)
     weight_decay: float = flag(0.01, "of AdamW", least=0)
@@ -172,6 +172,8 @@ def check(config: Config) -> None:
     check_ranges(config)
     if config.threshold == "auto" and config.scorer != "gradient":
         raise ConfigError(f"--threshold auto: it needs gradient norms, so --scorer gradient, not {config.scorer}.")
+    if config.scorer == "none" and config.threshold != 0:
+        raise ConfigError(f"--threshold {config.threshold}: with --scorer none no pair is masked; leave it out.")
     if config.method != "sft" and config.group_size < 2:
         raise ConfigError(
             f"--group-size {config.group_size}: it must be at least 2: one answer has no other to differ from."
@@ -236,10 +238,10 @@ def rectification_mask(
         return mask, d
     weights = torch.ones_like(part.logps[:, 1:])
     if config.anchor_objective == "shaped" and bool(part.anchor_mask.any()):
-        only = part.rows(part.anchor_mask.nonzero().squeeze(1))
+        placed = part.rows(part.anchor_mask.nonzero().squeeze(1))
         with torch.no_grad():
             logps, _ = rollout.token_logps(
-                model, only.input_ids, only.attention_mask, only.response_mask, temperature=config.temperature
+                model, placed.input_ids, placed.attention_mask, placed.response_mask, temperature=config.temperature
             )
         slopes = config.gamma * logps.exp() / (logps.exp() + config.gamma) ** 2  # w_t of (5): ∂f/∂log π
         weights[part.anchor_mask, : slopes.shape[1]] = slopes
@@ -353,13 +355,19 @@ def train(config: Config) -> dict[str, Any]:
     """
     reward = load_reward(config.reward)
     rows, held_out = load_questions(config)
+    source = rows if config.anchors in ("data", "none") else anchors.read_questions([config.anchors])
     out = new_run_folder(config)
     torch.manual_seed(config.seed)
     model, tokenizer = rollout.load(config.model, config.device or None)
     rows, held_out = (fitting(model, tokenizer, part, config.max_new_tokens) for part in (rows, held_out))
-    known, rows = load_anchors(config, rows, reward, tokenizer)
+    known, rows = load_anchors(config, rows, source, reward, tokenizer)
     reference = copy.deepcopy(model).requires_grad_(False) if config.kl else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=model.device.type == "cuda",  # otherwise a copy of all states would be made at every step
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / max(1, config.warmup)))
     estimate = memory_estimate(
         model,
@@ -439,12 +447,13 @@ def collect(
 ) -> tuple[list[anchors.Row], Rollouts, torch.Tensor, dict[str, Any]]:
     """P questions, their N answers with anchors in place, the rewards (P, G), and what the log says of the sampling.
 
-    The metrics are of the answers as they were sampled, before anchors replace any.
+    The metrics are of the answers as they were first sampled, before groups are resampled and anchors join.
     """
     rng = random.Random(rollout.noise_key(config.seed, step))
     batch = [next(stream) for _ in range(config.questions)]
     if config.method == "sft":
-        with timed(seconds, "rollout", model), timed(seconds, "verify", model):
+        seconds.update(rollout=0.0, verify=0.0)
+        with timed(seconds, "anchors", model):
             rollouts, rewards = anchors.only(model, tokenizer, batch, known, rng)
         return batch, rollouts, rewards, {"sampled_tokens": 0, "anchored": 1.0}
 
@@ -470,18 +479,6 @@ def collect(
         return rollouts, torch.tensor(earned, device=model.device).view(len(rows), size)
 
     rollouts, rewards = sample_and_reward(batch, 0)
-    sampled = int(rollouts.lengths.sum())
-    for part in range(1, config.resample + 1):
-        same = (rewards == rewards[:, :1]).all(1).nonzero().squeeze(1).tolist()  # groups without signal
-        if not same:
-            break
-        others = [next(stream) for _ in same]
-        further, further_rewards = sample_and_reward(others, part)
-        sampled += int(further.lengths.sum())
-        rollouts = rollout.replace_groups(model, tokenizer, rollouts, same, further)
-        rewards[same] = further_rewards
-        for p, row in zip(same, others, strict=True):
-            batch[p] = row
     metrics = {
         "reward": rewards.mean().item(),
         "solve_none": (rewards <= 0).all(1).float().mean().item(),
@@ -489,21 +486,33 @@ def collect(
         "length/mean": rollouts.lengths.float().mean().item(),
         "length/max": int(rollouts.lengths.max()),
         "truncated": rollouts.truncated.float().mean().item(),
-        "sampled_tokens": sampled,
+        "sampled_tokens": int(rollouts.lengths.sum()),
     }
+    for part in range(1, config.resample + 1):
+        same = (rewards == rewards[:, :1]).all(1).nonzero().squeeze(1).tolist()  # groups without signal
+        if not same:
+            break
+        others = [next(stream) for _ in same]
+        further, further_rewards = sample_and_reward(others, part)
+        metrics["sampled_tokens"] += int(further.lengths.sum())
+        rollouts = rollout.replace_groups(model, tokenizer, rollouts, same, further)
+        rewards[same] = further_rewards
+        for p, row in zip(same, others, strict=True):
+            batch[p] = row
     if config.anchors != "none":
-        rollouts, rewards = anchors.insert(
-            model,
-            tokenizer,
-            rollouts,
-            rewards,
-            batch,
-            known,
-            count=config.anchors_per_group,
-            hard_below=config.hard_below,
-            every_group=config.every_group,
-            rng=rng,
-        )
+        with timed(seconds, "anchors", model):
+            rollouts, rewards = anchors.insert(
+                model,
+                tokenizer,
+                rollouts,
+                rewards,
+                batch,
+                known,
+                count=config.anchors_per_group,
+                hard_below=config.hard_below,
+                every_group=config.every_group,
+                rng=rng,
+            )
     metrics["anchored"] = rollouts.anchor_mask.view(len(batch), -1).any(1).float().mean().item()
     return batch, rollouts, rewards, metrics
 
@@ -598,7 +607,7 @@ def accumulate_gradients(
 
 @torch.no_grad()
 def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor, config: Config) -> torch.Tensor:
-    """log π_old of the trained answers, by the same pass that trains them: the ratio then starts at exactly 1.
+    """log π_old of the trained answers, by the same pass that trains them: the ratio then starts at 1 but for rounding.
 
     N rows, (N,) -> (N, T)
     """
@@ -648,7 +657,7 @@ def load_questions(config: Config) -> tuple[list[anchors.Row], list[anchors.Row]
     rows = anchors.read_questions(config.data)
     if config.anchors not in ("data", "none") and not Path(config.anchors).is_file():
         raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
-    rows, unreadable = anchors.drop_unreadable(rows)
+    rows, unreadable = anchors.drop_unreadable(rows) if not config.reward else (rows, [])
     for row in unreadable[:3]:
         say(f"{row['where']}: left out, the answer {row['answer']!r} cannot be read")
     if unreadable:
@@ -687,12 +696,15 @@ def fitting(
 
 
 def load_anchors(
-    config: Config, rows: list[anchors.Row], reward: anchors.Reward, tokenizer: PreTrainedTokenizerBase
+    config: Config,
+    rows: list[anchors.Row],
+    source: list[anchors.Row],
+    reward: anchors.Reward,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[anchors.Anchors, list[anchors.Row]]:
     """The verified anchors, and the questions to train on: for `luffy` and `sft` those that have enough anchors."""
     if config.anchors == "none":
         return anchors.Anchors(), rows
-    source = rows if config.anchors == "data" else config.anchors
     known = anchors.load(source, reward=reward, tokenizer=tokenizer, max_new_tokens=config.max_new_tokens)
     for line in known.left_out[:3]:
         say(f"Anchor left out, {line}")
@@ -758,7 +770,8 @@ def held_out_accuracy(
 
 def new_run_folder(config: Config) -> Path:
     """The folder of the run, with config.json. Raises ConfigError where another run's results are in it."""
-    name = f"{Path(config.model).stem}-{config.method}-{datetime.now():%Y%m%d-%H%M%S}"
+    model = Path(config.model).name.removesuffix(".gguf")
+    name = f"{model}-{config.method}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
     out = Path(config.out or Path("runs") / name)
     if (out / "metrics.jsonl").exists():
         raise ConfigError(f"--out {out}: there is a run in this folder already. Give another one, or delete it.")

@@ -48,7 +48,7 @@ def evaluate(
     """
     if temperature == 0 and k > 1:
         raise ValueError(f"At temperature 0 all answers to a question are the same: k = {k} must be 1.")
-    rows, unreadable = drop_unreadable(rows)
+    rows, unreadable = drop_unreadable(rows) if reward is correctness else (rows, [])
     if not rows:
         raise ValueError("There is no question with a readable gold answer to evaluate on.")
     prompts = [rollout.render_prompt(tokenizer, row["problem"], row.get("choices")) for row in rows]
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=1, help="answers to each question: the k of avg@k and pass@k")
     parser.add_argument("--temperature", type=float, default=0.6, help="0 takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability mass that is sampled from")
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="limit of an answer")
+    parser.add_argument("--max-new-tokens", type=int, help="limit of an answer; 1024, or what the model has room for")
     parser.add_argument("--limit", type=int, help="only the first questions of each benchmark")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same answers")
     parser.add_argument("--out", help="write everything, every answer included, to this JSON file")
@@ -154,6 +154,13 @@ def main(arguments: list[str] | None = None) -> None:
     k, results = options.samples, {}
     print(f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}")
     for source, rows in benchmarks.items():
+        longest = max(
+            len(rollout.encode_prompt(tokenizer, rollout.render_prompt(tokenizer, row["problem"], row.get("choices"))))
+            for row in rows
+        )
+        room = (getattr(model.config, "max_position_embeddings", None) or longest + 1024) - longest
+        if room < 1:
+            sys.exit(f"evaluate.py: {source}: a prompt has {longest} tokens, more than the model has positions.")
         result = results[source] = evaluate(
             model,
             tokenizer,
@@ -161,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
             k=k,
             temperature=options.temperature,
             top_p=options.top_p,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=min(options.max_new_tokens or 1024, room),
             seed=options.seed,
             label=Path(source).stem,
         )

@@ -69,7 +69,7 @@ def parse(config_class: Any, description: str, arguments: list[str]) -> dict[str
         if "group" in rules:
             group = parser.add_argument_group(rules["group"])
         if item.type == "bool":
-            group.add_argument(flag_name(item.name), action="store_true", help=rules["reason"])
+            group.add_argument(flag_name(item.name), action=argparse.BooleanOptionalAction, help=rules["reason"])
             continue
         shown = (
             ""

@@ -96,7 +96,8 @@ def write_samples(
 ) -> None:
     """Two groups of the step in full: the one with most masked pairs, and the first other one with an anchor."""
     size = rollouts.group_size
-    masked = (~pair_mask).sum((1, 2))
+    differ = rewards[:, :, None] != rewards[:, None, :]
+    masked = (~pair_mask & differ).sum((1, 2))
     chosen = [int(masked.argmax())]
     anchored = rollouts.anchor_mask.view(-1, size).any(1).nonzero().squeeze(1).tolist()
     chosen += [p for p in anchored if p not in chosen][:1]
@@ -118,7 +119,9 @@ def write_samples(
             "answer": batch[p]["answer"],
             "answers": answers,
             "distinctiveness": [[round(v, 3) for v in row] for row in d[p].tolist()] if scored else None,
-            "masked_pairs": [[i, j] for i in range(size) for j in range(i) if not pair_mask[p, i, j]],
+            "masked_pairs": [
+                [i, j] for i in range(size) for j in range(i) if differ[p, i, j] and not pair_mask[p, i, j]
+            ],
         }
         append_json(path, record)
 
@@ -141,6 +144,7 @@ def memory_estimate(
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
         "activations": tokens * config.num_hidden_layers * layer + logits,
+        "autocast": 2 * parameters if model.device.type == "cuda" else 0,  # bf16 copies of the weights
         "cache": rollout.cache_bytes(model, length) * min(answers, rollout.rows_at_once(model, length)),
     }
     estimate = {name: value / 1e9 for name, value in estimate.items()}

@@ -193,6 +193,7 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        key_states = key_states.to(value_states.dtype)  # under autocast the rotary embedding leaves keys in fp32
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.room = (key_states[:, :, :0], value_states[:, :, :0])
@@ -232,7 +233,10 @@ def cache_bytes(model: PreTrainedModel, length: int) -> int:
 
 def rows_at_once(model: PreTrainedModel, length: int) -> int:
     """How many answers of `length` tokens the key-value cache has room for, at least one."""
-    budget = CACHE_BYTES if model.device.type == "cpu" else torch.cuda.mem_get_info(model.device)[0] // 2
+    budget = CACHE_BYTES
+    if model.device.type == "cuda":  # half of what is free, counting what PyTorch's allocator holds and does not use
+        held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        budget = (torch.cuda.mem_get_info(model.device)[0] + held) // 2
     return max(1, budget // cache_bytes(model, length))
 
 
@@ -434,14 +438,23 @@ def hidden_states(
     (N, S) tokens, (N, T) mask of the cached and the new ones -> (N, S, H)
     """
     positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    mask = attention_mask.long()
+    if cache is not None and input_ids.shape[1] == 1 and plain_attention(model, cache):
+        mask = attention_mask[:, None, None, :]  # (N, T) -> (N, 1, 1, T): ready as it is, without asking the GPU
     output = model.base_model(
         input_ids=input_ids,
-        attention_mask=attention_mask.long(),
+        attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
         use_cache=cache is not None,
     )
     return output.last_hidden_state
+
+
+def plain_attention(model: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Does every layer attend to all earlier tokens, through PyTorch's own attention, which takes a bool mask?"""
+    own = model.config._attn_implementation == "sdpa"
+    return own and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
 def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

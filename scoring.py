@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from rollout import CHUNK_ELEMENTS, autocast, head_scale_and_cap, hidden_states
 
 SCORERS = ("gradient", "token", "none")
-SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: RMS error of a cosine about 1/64 at worst, tested in tests/
+SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
 SKETCH_SEED = 0  # the sketch is the same in every step and every run
+GRADIENT_ELEMENTS = 2**28  # of sketched gradients held at one time: 1 GB, and at least one group
 ROW_TOKENS = 16_384  # padded tokens that `gradient_gram` runs through the model at a time, always whole groups
 
 
@@ -141,7 +142,9 @@ def gradient_gram(
     vocabulary is no larger than that, nothing is lost. `exact` contracts token by token, in O((G·T)²·V).
     """
     groups = len(input_ids) // group_size
-    step = max(1, ROW_TOKENS // (group_size * input_ids.shape[1]))
+    width = min(SKETCH_WIDTH, model.config.vocab_size)
+    row_elements = width * (model.config.hidden_size + input_ids.shape[1])  # of an answer's gradient and its sketches
+    step = max(1, min(ROW_TOKENS // input_ids.shape[1], GRADIENT_ELEMENTS // row_elements) // group_size)
     grams, crosses = [], []
     for start in range(0, groups, step):
         rows = slice(start * group_size, (start + step) * group_size)
@@ -149,17 +152,16 @@ def gradient_gram(
         with autocast(model):
             hidden = hidden_states(model, input_ids[rows], attention_mask[rows].bool())[:, :-1].float()
         targets = input_ids[rows, 1:]
-        weights = torch.ones_like(mask, dtype=hidden.dtype) if token_weights is None else token_weights[rows]
+        weights = None if token_weights is None else token_weights[rows].to(hidden.dtype)
         if exact:
             for first in range(0, len(mask), group_size):
                 group = slice(first, first + group_size)
-                gram, cross = exact_gram(
-                    model, hidden[group], targets[group], mask[group], weights[group].to(hidden.dtype), temperature
-                )
+                own = None if weights is None else weights[group]
+                gram, cross = exact_gram(model, hidden[group], targets[group], mask[group], own, temperature)
                 grams.append(gram[None])
                 crosses.append(cross[None])
             continue
-        gram, cross = sketched_gram(model, hidden, targets, mask, weights.to(hidden.dtype), group_size, temperature)
+        gram, cross = sketched_gram(model, hidden, targets, mask, weights, group_size, temperature)
         grams.append(gram)
         crosses.append(cross)
     return torch.cat(grams) if token_weights is None else (torch.cat(grams), torch.cat(crosses))
@@ -170,11 +172,11 @@ def sketched_gram(
     hidden: torch.Tensor,
     targets: torch.Tensor,
     mask: torch.Tensor,
-    weights: torch.Tensor,
+    weights: torch.Tensor | None,
     group_size: int,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ with the vocabulary side in K buckets.
+    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ (the same without weights) with the vocabulary side in K buckets.
 
     (n, S, H), (n, S), (n, S), (n, S) -> (n/G, G, G) twice
     """
@@ -189,10 +191,13 @@ def sketched_gram(
     sketches[mask] = torch.cat(pieces)  # (M, K) -> (n, S, K)
     states = hidden * mask[:, :, None]
     gradients = torch.bmm(sketches.transpose(1, 2), states)  # (n, K, S) @ (n, S, H) -> (n, K, H)
-    pushes = torch.bmm(sketches.transpose(1, 2), states * weights[:, :, None])
     gradients = gradients.view(-1, group_size, width * hidden.shape[2])  # (n, K, H) -> (n/G, G, K·H)
+    gram = gradients @ gradients.transpose(1, 2)
+    if weights is None:
+        return gram, gram
+    pushes = torch.bmm(sketches.transpose(1, 2), states * weights[:, :, None])
     pushes = pushes.view(-1, group_size, width * hidden.shape[2])
-    return gradients @ gradients.transpose(1, 2), gradients @ pushes.transpose(1, 2)
+    return gram, gradients @ pushes.transpose(1, 2)
 
 
 def exact_gram(
@@ -200,7 +205,7 @@ def exact_gram(
     hidden: torch.Tensor,
     targets: torch.Tensor,
     mask: torch.Tensor,
-    weights: torch.Tensor,
+    weights: torch.Tensor | None,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for one group, as sums over pairs of tokens: k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s).
@@ -215,7 +220,8 @@ def exact_gram(
         1  # (M, G): which answer a token belongs to
     )
     rows = owner.T @ kernel
-    return (rows @ owner).float(), (rows @ (owner * weights[mask].double()[:, None])).float()
+    gram = (rows @ owner).float()
+    return gram, gram if weights is None else (rows @ (owner * weights[mask].double()[:, None])).float()
 
 
 def vocabulary_gradients(
@@ -239,16 +245,18 @@ def vocabulary_gradients(
 
 
 def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
-    """Count sketch: entry v goes to bucket v mod K with a random sign, so that inner products are kept on average.
+    """Count sketch: each entry goes to a random bucket with a random sign, so that inner products are kept on average.
 
-    (M, V) -> (M, K). The error of an inner product has variance at most (|a|²|b|² + (a·b)²)/K. Charikar et al. 2002.
+    (M, V) -> (M, K). Over the choice of buckets and signs, the error of an inner product has variance at most
+    (|a|²|b|² + (a·b)²)/K. Charikar et al. 2002.
     """
     vocabulary = vectors.shape[1]
     if vocabulary <= width:
         return vectors
     generator = torch.Generator().manual_seed(SKETCH_SEED)
     signs = (torch.randint(0, 2, (vocabulary,), generator=generator) * 2 - 1).to(vectors)
-    padded = torch.nn.functional.pad(vectors * signs, (0, -vocabulary % width))
+    order = torch.randperm(vocabulary, generator=generator).to(vectors.device)
+    padded = torch.nn.functional.pad((vectors * signs)[:, order], (0, -vocabulary % width))
     return padded.view(len(vectors), -1, width).sum(1)  # (M, V) -> (M, V/K, K) -> (M, K)
 
 

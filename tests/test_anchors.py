@@ -189,6 +189,18 @@ def test_no_more_anchors_than_there_are(model, tokenizer):
     assert placed.anchor_mask.tolist() == [False, False, False, True]
 
 
+def test_each_anchor_keeps_its_own_reward(model, tokenizer):
+    """A reward of one's own may value two solutions differently, whatever their order in the file."""
+    other = {**SOLVED, "solution": "\\boxed{2}"}
+    known = anchors.load(
+        [SOLVED, other], reward=lambda texts, rows: [1.0 / len(text) for text in texts], tokenizer=tokenizer
+    )
+    earned = {tokenizer.decode(solution[:-1]): reward for solution, reward in known.available(SOLVED)}
+    assert earned == {row["solution"]: 1.0 / len(row["solution"]) for row in (SOLVED, other)}
+    _, placed, rewards = place(model, tokenizer, [SOLVED], [[0.0, 0.0]], known, count=2)
+    assert rewards[0].tolist() == pytest.approx([1.0 / len(text) for text in placed.texts])
+
+
 def test_every_group_appends_the_anchors(model, tokenizer):
     """LUFFY: also to a solved group, behind the sampled answers."""
     known = anchors.load([SOLVED], tokenizer=tokenizer)

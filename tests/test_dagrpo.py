@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import re
 from dataclasses import fields
 
 import pytest
@@ -174,6 +176,42 @@ def test_update_equals_the_equation_written_out(model, tokenizer, temperature):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3)
 
 
+def test_every_option_of_the_loss_reaches_it(model, tokenizer):
+    """All options away from their defaults: the loss of the update equals `policy_loss` called by hand."""
+    rollouts = small_rollouts(model, tokenizer)
+    rollouts.anchor_mask[[1, 6]] = True
+    rollouts.logps = rollouts.logps + 0.5 * torch.randn_like(rollouts.logps)
+    advantages, rows = torch.randn(12), torch.arange(12)
+    options = {
+        "clip_low": 0.1,
+        "clip_high": 0.3,
+        "gamma": 0.5,
+        "kl": 0.2,
+        "entropy_bonus": 0.05,
+    }
+    for objective in ("shaped", "sft"):
+        flags = {**options, "anchor_objective": objective, "temperature": 0.7, "updates": 2, "loss_norm": "constant"}
+        sums, _ = gradients_of(model, rollouts, advantages, rows, 100_000, **flags)
+        part = rollouts.rows(torch.arange(12))
+        batch = (part.input_ids, part.attention_mask, part.response_mask)
+        logps, entropies = rollout.token_logps(model, *batch, temperature=0.7)
+        reference, _ = rollout.token_logps(random_model(seed=9), *batch, temperature=0.7)
+        loss, counted = dagrpo.policy_loss(
+            logps,
+            part.logps[:, 1:],
+            advantages,
+            part.response_mask[:, 1:],
+            part.anchor_mask,
+            torch.full((12,), 20.0 * 12),
+            anchor_objective=objective,
+            reference_logps=reference,
+            entropies=entropies,
+            **options,
+        )
+        assert sums["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert counted["clip_low"] > 0 and counted["clip_high"] > 0 and sums["clip_low"] == counted["clip_low"]
+
+
 def test_later_updates_of_a_batch_use_the_old_log_probabilities(model, tokenizer):
     """Where every token was sampled at 1/1.1 of today's probability, the ratio is 1.1, and so is every gradient."""
     rollouts = small_rollouts(model, tokenizer)
@@ -199,12 +237,52 @@ def test_each_update_of_a_batch_takes_its_share_of_the_questions(model, tokenize
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
     trained = torch.tensor([True] * 10 + [False] * 2)
     config = Config(model="m", data=["d"], updates=2)
+    model.get_output_embeddings().weight.grad = torch.ones(64, 32)
     dagrpo.update(model, None, optimizer, schedule, rollouts, torch.ones(3, 4), trained, config, "update")
+    assert all(parameter.grad is None for parameter in model.parameters())
     lengths = rollouts.lengths
     assert seen == [
         (list(range(8)), [float(lengths[:8].sum())]),
         ([8, 9], [float(lengths[8:].sum())]),
     ]
+
+
+def test_groups_without_signal_give_way_to_new_questions(model, tokenizer):
+    """Dynamic sampling: of three groups the two without signal are replaced, questions and rewards with them."""
+    rows = [{"problem": f"{n}+{n}?", "answer": "1"} for n in range(9)]
+    asked = []
+
+    def reward(texts, questions):
+        """Mixed rewards for every third question, equal ones for the others."""
+        asked.extend(row["problem"] for row in questions[::2])
+        return [float(int(row["problem"][0]) % 3 == 1 and i % 2 == 0) for i, row in enumerate(questions)]
+
+    config = Config(
+        model="m", data=["d"], anchors="none", questions=3, group_size=2, max_new_tokens=8, resample=3, scorer="none"
+    )
+    batch, rollouts, rewards, metrics = dagrpo.collect(
+        model, tokenizer, iter(rows), anchors.Anchors(), reward, config, 1, {}
+    )
+    # 3 and 4 come for 0 and 2, 5 for 3, 6 for 5: three rounds, and the last group is still without signal.
+    assert asked == ["0+0?", "1+1?", "2+2?", "3+3?", "4+4?", "5+5?", "6+6?"]
+    assert [row["problem"] for row in batch] == ["6+6?", "1+1?", "4+4?"]
+    assert rewards.tolist() == [[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    prompts = rollout.token_lists(rollouts.attention_mask & ~rollouts.response_mask, rollouts.input_ids)
+    assert [tokenizer.decode(ids)[0] for ids in prompts] == ["6", "6", "1", "1", "4", "4"]
+    assert metrics["sampled_tokens"] > int(rollouts.lengths.sum()) and metrics["solve_none"] == pytest.approx(2 / 3)
+
+
+def test_fine_tuning_raises_the_likelihood_of_the_solutions(small_data, tmp_path):
+    questions = anchors.read_questions([str(small_data / "train.jsonl")])
+    model, tokenizer = rollout.load(str(dagrpo.EXAMPLE), "cpu")
+    known = anchors.load(questions, tokenizer=tokenizer)
+    placed, _ = anchors.only(model, tokenizer, questions, known, random.Random(0))
+    run(small_data, tmp_path, method="sft", learning_rate=1e-4, warmup=0)
+    trained, _ = rollout.load(str(tmp_path / "model"), "cpu")
+    arguments = (placed.input_ids, placed.attention_mask, placed.response_mask)
+    with torch.no_grad():
+        change = rollout.token_logps(trained, *arguments)[0] - rollout.token_logps(model, *arguments)[0]
+    assert float(change.sum()) > 0
 
 
 def test_old_logps_of_several_updates_are_those_of_the_training_pass(model, tokenizer):
@@ -321,6 +399,7 @@ def test_single_flags_override_the_method_and_the_example(tmp_path):
         ("--method ppo", "--method ppo: it must be one of dagrpo, grpo, dr_grpo, dapo, luffy, sft."),
         ("--threshold auto --scorer token", "--threshold auto: it needs gradient norms"),
         ("--threshold auto --method grpo", "--threshold auto: it needs gradient norms"),
+        ("--threshold 0.5 --method grpo", "--threshold 0.5: with --scorer none no pair is masked"),
         ("--group-size 1", "--group-size 1: it must be at least 2"),
         ("--method sft --anchors none", "--anchors none: the method sft trains on anchors only"),
         ("--method luffy --anchors none", "--anchors none: with an anchor in every group"),
@@ -341,6 +420,14 @@ def test_a_wrong_flag_stops_at_once_and_says_what_is_allowed(arguments, message,
     assert str(stop.value).startswith(f"dagrpo.py: {message}")
 
 
+def test_a_broken_anchor_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
+    anchor_file = tmp_path / "anchors.jsonl"
+    anchor_file.write_text('{"problem": "1+2?"}\n')
+    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit, match=r"anchors\.jsonl:1: the field `answer` is missing"):
+        dagrpo.main(["--anchors", str(anchor_file)])
+
+
 def test_a_broken_data_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?"}\n')
@@ -355,7 +442,7 @@ def test_help_gives_every_flag_its_reason(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for item in fields(Config):
         reason = " ".join(item.metadata["reason"].split())
-        assert f"--{item.name.replace('_', '-')} " in shown and reason in shown
+        assert re.search(f"--{item.name.replace('_', '-')}[ ,]", shown) and reason in shown
     for heading in ("what:", "method:", "sampling:", "optimization:", "evaluation:"):
         assert heading in shown
 
