@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import verify
-from rollout import Rollouts, assemble, encode_prompt, render_prompt, token_lists
+from flags import ConfigError
+from report import say
+from rollout import Rollouts, assemble, encode_prompt, noise_key, render_prompt, token_lists
 
 Row = dict[str, Any]  # one question, with "where" naming the file and line it came from
 Reward = Callable[[list[str], list[Row]], list[float]]
@@ -256,3 +259,102 @@ def only(
     placed = assemble(model, tokenizer, prompts, [solution for solution, _ in chosen], 1)
     placed.anchor_mask[:] = True
     return placed, torch.tensor([[reward] for _, reward in chosen], device=model.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions, anchors and reward of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_reward(source: str) -> Reward:
+    """The verifier, or the function that --reward file.py:function names. Raises ConfigError where it is not there."""
+    if not source:
+        return correctness
+    path, _, name = source.rpartition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"--reward {source}: it must be file.py:function, and there is no file {path or source!r}.")
+    spec = importlib.util.spec_from_file_location("reward", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    if not callable(getattr(module, name, None)):
+        raise ConfigError(f"--reward {source}: {path} has no function {name!r}.")
+    function = getattr(module, name)
+
+    def reward(texts: list[str], rows: list[Row]) -> list[float]:
+        earned = [float(value) for value in function(texts, rows)]
+        if len(earned) != len(texts) or not all(map(math.isfinite, earned)):
+            raise ValueError(f"--reward {source}: it must give one finite float for each of the {len(texts)} texts.")
+        return earned
+
+    return reward
+
+
+def split_questions(
+    data: list[str], eval_data: list[str], hold_out: int, *, check_golds: bool = True
+) -> tuple[list[Row], list[Row]]:
+    """Training and held-out questions, none of them in both. Questions with an unreadable gold answer are left out."""
+    rows = read_questions(data)
+    rows, unreadable = drop_unreadable(rows) if check_golds else (rows, [])
+    for row in unreadable[:3]:
+        say(f"{row['where']}: left out, the answer {row['answer']!r} cannot be read")
+    if unreadable:
+        say(f"{len(unreadable)} questions left out: their gold answer cannot be read.")
+    if eval_data:
+        held_out = read_questions(eval_data)
+    else:
+        shuffled = sorted(rows, key=lambda row: noise_key("hold out", row["problem"]))
+        held_out = shuffled[: min(hold_out, len(rows) // 5)]
+    kept_back = {row["problem"].strip() for row in held_out}
+    training = [row for row in rows if row["problem"].strip() not in kept_back]
+    if eval_data and len(training) < len(rows):
+        say(f"{len(rows) - len(training)} training questions are held-out ones too: left out of training.")
+    if not training or not held_out:
+        raise DataError(f"{', '.join(data)}: {len(rows)} usable questions are too few to train and to hold some out.")
+    return training, held_out
+
+
+def fitting(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], max_new_tokens: int
+) -> list[Row]:
+    """The questions whose prompt leaves room for an answer in the model's positions. Raises ConfigError if none."""
+    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    kept = []
+    for row in rows:
+        prompt = render_prompt(tokenizer, row["problem"], row.get("choices"))
+        if len(encode_prompt(tokenizer, prompt)) + max_new_tokens <= limit:
+            kept.append(row)
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} questions left out: with their answer they exceed the model's {limit} positions.")
+    if not kept:
+        raise ConfigError(f"--max-new-tokens {max_new_tokens}: no question fits the model's {limit} positions.")
+    return kept
+
+
+def verified(
+    rows: list[Row],
+    source: list[Row],
+    *,
+    needed: int,
+    reward: Reward,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+) -> tuple[Anchors, list[Row]]:
+    """The verified anchors among the source's solutions, and the questions that have at least `needed` of them."""
+    known = load(source, reward=reward, tokenizer=tokenizer, max_new_tokens=max_new_tokens)
+    for line in known.left_out[:3]:
+        say(f"Anchor left out, {line}")
+    covered = sum(bool(known.available(row)) for row in rows)
+    say(f"Anchors: {covered} of {len(rows)} questions have one; {len(known.left_out)} solutions left out.")
+    enough = [row for row in rows if len(known.available(row)) >= needed]
+    if len(enough) < len(rows):
+        say(f"{len(rows) - len(enough)} questions have fewer than {needed} anchors: left out.")
+    if not covered or not enough:
+        raise ConfigError("--anchors: no question has enough usable solutions. Use --anchors none, or fewer a group.")
+    return known, enough
+
+
+def question_stream(rows: list[Row], seed: int) -> Iterator[Row]:
+    """Questions for ever: all of them in a random order, then again in another."""
+    rng = random.Random(seed)
+    while True:
+        yield from rng.sample(rows, len(rows))

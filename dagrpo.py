@@ -46,7 +46,6 @@ project's reading of the first. Known deviations:
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
 import random
@@ -184,6 +183,8 @@ def check(config: Config) -> None:
         raise ConfigError("--anchors none: with an anchor in every group (--every-group) it must be data or a FILE.")
     if config.every_group and config.anchors_per_group >= config.group_size:
         raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
+    if config.anchors not in ("data", "none") and not Path(config.anchors).is_file():
+        raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {config.device}: PyTorch finds no GPU here; leave the flag out to run on the CPU.")
     if config.updates > config.questions:
@@ -353,14 +354,25 @@ def train(config: Config) -> dict[str, Any]:
 
     Raises anchors.DataError for a broken data line, before any model is loaded.
     """
-    reward = load_reward(config.reward)
-    rows, held_out = load_questions(config)
+    reward = anchors.load_reward(config.reward)
+    rows, held_out = anchors.split_questions(
+        config.data, config.eval_data, config.hold_out, check_golds=not config.reward
+    )
     source = rows if config.anchors in ("data", "none") else anchors.read_questions([config.anchors])
     out = new_run_folder(config)
     torch.manual_seed(config.seed)
     model, tokenizer = rollout.load(config.model, config.device or None)
-    rows, held_out = (fitting(model, tokenizer, part, config.max_new_tokens) for part in (rows, held_out))
-    known, rows = load_anchors(config, rows, source, reward, tokenizer)
+    rows, held_out = (anchors.fitting(model, tokenizer, part, config.max_new_tokens) for part in (rows, held_out))
+    known = anchors.Anchors()
+    if config.anchors != "none":
+        known, rows = anchors.verified(
+            rows,
+            source,
+            needed=config.anchors_per_group if config.every_group else int(config.method == "sft"),
+            reward=reward,
+            tokenizer=tokenizer,
+            max_new_tokens=config.max_new_tokens,
+        )
     reference = copy.deepcopy(model).requires_grad_(False) if config.kl else None
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -384,7 +396,7 @@ def train(config: Config) -> dict[str, Any]:
         say(f"--top-p {config.top_p:g}: answers come from a narrower policy than the one that is trained.")
 
     before = after = held_out_accuracy(model, tokenizer, held_out, config, reward, out, step=0)
-    stream = question_stream(rows, config.seed)
+    stream = anchors.question_stream(rows, config.seed)
     record: dict[str, Any] = {}
     for step in range(1, config.steps + 1):
         seconds: dict[str, float] = {}
@@ -622,112 +634,6 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
         for row, own, own_mask in zip(picked.tolist(), values, part.response_mask[:, 1:], strict=True):
             logps[row, rollouts.response_mask[row]] = own[own_mask]
     return logps
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Questions, anchors and reward of a run
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def load_reward(source: str) -> anchors.Reward:
-    """The verifier, or the function that --reward file.py:function names. Raises ConfigError where it is not there."""
-    if not source:
-        return anchors.correctness
-    path, _, name = source.rpartition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"--reward {source}: it must be file.py:function, and there is no file {path or source!r}.")
-    spec = importlib.util.spec_from_file_location("reward", path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    if not callable(getattr(module, name, None)):
-        raise ConfigError(f"--reward {source}: {path} has no function {name!r}.")
-    function = getattr(module, name)
-
-    def reward(texts: list[str], rows: list[anchors.Row]) -> list[float]:
-        earned = [float(value) for value in function(texts, rows)]
-        if len(earned) != len(texts) or not all(map(math.isfinite, earned)):
-            raise ValueError(f"--reward {source}: it must give one finite float for each of the {len(texts)} texts.")
-        return earned
-
-    return reward
-
-
-def load_questions(config: Config) -> tuple[list[anchors.Row], list[anchors.Row]]:
-    """Training and held-out questions, none of them in both. Questions with an unreadable gold answer are left out."""
-    rows = anchors.read_questions(config.data)
-    if config.anchors not in ("data", "none") and not Path(config.anchors).is_file():
-        raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
-    rows, unreadable = anchors.drop_unreadable(rows) if not config.reward else (rows, [])
-    for row in unreadable[:3]:
-        say(f"{row['where']}: left out, the answer {row['answer']!r} cannot be read")
-    if unreadable:
-        say(f"{len(unreadable)} questions left out: their gold answer cannot be read.")
-    if config.eval_data:
-        held_out = anchors.read_questions(config.eval_data)
-    else:
-        shuffled = sorted(rows, key=lambda row: rollout.noise_key("hold out", row["problem"]))
-        held_out = shuffled[: min(config.hold_out, len(rows) // 5)]
-    kept_back = {row["problem"].strip() for row in held_out}
-    training = [row for row in rows if row["problem"].strip() not in kept_back]
-    if config.eval_data and len(training) < len(rows):
-        say(f"{len(rows) - len(training)} training questions are held-out ones too: left out of training.")
-    if not training or not held_out:
-        raise anchors.DataError(
-            f"{', '.join(config.data)}: {len(rows)} usable questions are too few to train and to hold some out."
-        )
-    return training, held_out
-
-
-def fitting(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[anchors.Row], max_new_tokens: int
-) -> list[anchors.Row]:
-    """The questions whose prompt leaves room for an answer in the model's positions. Raises ConfigError if none."""
-    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
-    kept = []
-    for row in rows:
-        prompt = rollout.render_prompt(tokenizer, row["problem"], row.get("choices"))
-        if len(rollout.encode_prompt(tokenizer, prompt)) + max_new_tokens <= limit:
-            kept.append(row)
-    if len(kept) < len(rows):
-        say(f"{len(rows) - len(kept)} questions left out: with their answer they exceed the model's {limit} positions.")
-    if not kept:
-        raise ConfigError(f"--max-new-tokens {max_new_tokens}: no question fits the model's {limit} positions.")
-    return kept
-
-
-def load_anchors(
-    config: Config,
-    rows: list[anchors.Row],
-    source: list[anchors.Row],
-    reward: anchors.Reward,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[anchors.Anchors, list[anchors.Row]]:
-    """The verified anchors, and the questions to train on: for `luffy` and `sft` those that have enough anchors."""
-    if config.anchors == "none":
-        return anchors.Anchors(), rows
-    known = anchors.load(source, reward=reward, tokenizer=tokenizer, max_new_tokens=config.max_new_tokens)
-    for line in known.left_out[:3]:
-        say(f"Anchor left out, {line}")
-    covered = sum(bool(known.available(row)) for row in rows)
-    say(f"Anchors: {covered} of {len(rows)} questions have one; {len(known.left_out)} solutions left out.")
-    if not covered:
-        raise ConfigError(f"--anchors {config.anchors}: no question has a usable solution. Use --anchors none.")
-    if config.every_group or config.method == "sft":
-        needed = config.anchors_per_group if config.every_group else 1
-        enough = [row for row in rows if len(known.available(row)) >= needed]
-        if len(enough) < len(rows):
-            say(f"{len(rows) - len(enough)} questions have fewer than {needed} anchors: left out.")
-        if not enough:
-            raise ConfigError(f"--anchors-per-group {needed}: no question has that many usable solutions.")
-        rows = enough
-    return known, rows
-
-
-def question_stream(rows: list[anchors.Row], seed: int) -> Iterator[anchors.Row]:
-    """Questions for ever: all of them in a random order, then again in another."""
-    rng = random.Random(seed)
-    while True:
-        yield from rng.sample(rows, len(rows))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

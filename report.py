@@ -21,7 +21,6 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 import rollout
-from anchors import Row
 from rollout import Rollouts
 
 
@@ -87,7 +86,7 @@ def step_line(record: dict[str, Any], steps: int) -> str:
 def write_samples(
     path: Path,
     step: int,
-    batch: list[Row],
+    batch: list[dict[str, Any]],
     rollouts: Rollouts,
     rewards: torch.Tensor,
     pair_mask: torch.Tensor,

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ import torch
 import anchors
 import rollout
 from anchors import DataError
+from flags import ConfigError
+
+ROOT = Path(anchors.__file__).parent
 
 SOLVED = {"problem": "1+1?", "answer": "2", "solution": "1+1 = 2. so \\boxed{2}"}
 
@@ -215,3 +219,28 @@ def test_groups_of_one_anchor_for_fine_tuning(model, tokenizer):
     placed, rewards = anchors.only(model, tokenizer, [SOLVED, SOLVED], known, random.Random(0))
     assert placed.anchor_mask.all() and placed.group_size == 1 and rewards.tolist() == [[1.0], [1.0]]
     assert tokenizer.decode(tokens(placed, 1)) == SOLVED["solution"] + "<eos>"
+
+
+# --- questions of a run ----------------------------------------------------------------------------------------------
+
+
+def test_held_out_questions_are_never_trained_on():
+    both = [str(ROOT / "examples" / "arithmetic" / f"{name}.jsonl") for name in ("train", "held_out")]
+    training, held_out = anchors.split_questions(both, both[1:], 4)
+    assert (
+        len(training) == 1800
+        and len(held_out) == 300
+        and not {r["problem"] for r in training} & {r["problem"] for r in held_out}
+    )
+    training, held_out = anchors.split_questions(both, [], 1000)
+    assert len(held_out) == 420 and len(training) == 1680  # at most a fifth
+    assert not {r["problem"] for r in training} & {r["problem"] for r in held_out}
+
+
+def test_questions_that_leave_no_room_for_an_answer_are_left_out(model, tokenizer, capsys):
+    """256 positions: a prompt of 5 tokens fits beside 250 answer tokens, one of 8 does not."""
+    rows = [{"problem": "1+1?"}, {"problem": "what ??"}]
+    assert anchors.fitting(model, tokenizer, rows, 250) == rows[:1]
+    assert "1 questions left out" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--max-new-tokens 256: no question fits"):
+        anchors.fitting(model, tokenizer, rows, 256)

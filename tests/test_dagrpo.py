@@ -610,24 +610,6 @@ def test_warm_up_is_logged_as_it_was_used(small_data, tmp_path):
     assert [r["learning_rate"] for r in read(tmp_path / "metrics.jsonl")[1:]] == pytest.approx([1e-5, 2e-5])
 
 
-def test_held_out_questions_are_never_trained_on(small_data):
-    both = [str(small_data / "train.jsonl"), str(small_data / "held_out.jsonl")]
-    training, held_out = dagrpo.load_questions(configure(data=both, eval_data=both[1:]))
-    assert len(training) == 6 and not {r["problem"] for r in training} & {r["problem"] for r in held_out}
-    training, held_out = dagrpo.load_questions(configure(data=both, hold_out=4))
-    assert len(held_out) == 2 and len(training) == 10  # at most a fifth
-    assert not {r["problem"] for r in training} & {r["problem"] for r in held_out}
-
-
-def test_questions_that_leave_no_room_for_an_answer_are_left_out(model, tokenizer, capsys):
-    """256 positions: a prompt of 5 tokens fits beside 250 answer tokens, one of 8 does not."""
-    rows = [{"problem": "1+1?"}, {"problem": "what ??"}]
-    assert dagrpo.fitting(model, tokenizer, rows, 250) == rows[:1]
-    assert "1 questions left out" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="--max-new-tokens 256: no question fits"):
-        dagrpo.fitting(model, tokenizer, rows, 256)
-
-
 def test_top_p_below_one_is_warned_of(small_data, tmp_path, capsys):
     run(small_data, tmp_path, steps=1, top_p=0.9, method="grpo")
     assert "--top-p 0.9: answers come from a narrower policy" in capsys.readouterr().out
