@@ -247,6 +247,32 @@ def test_each_update_of_a_batch_takes_its_share_of_the_questions(model, tokenize
     ]
 
 
+def test_gradients_are_scaled_down_to_the_largest_norm_allowed(model, tokenizer):
+    """One SGD step at rate 1 moves the weights by just that norm."""
+    rollouts = small_rollouts(model, tokenizer)
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
+    config = Config(model="m", data=["d"], max_grad_norm=1e-2)
+    torch.manual_seed(0)
+    arguments = (rollouts, torch.randn(3, 4), torch.ones(12, dtype=torch.bool), config, "update")
+    sums = dagrpo.update(model, None, optimizer, schedule, *arguments)
+    after = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    assert sums["grad_norm"] > 0.1 and float((after - before).norm()) == pytest.approx(1e-2, rel=1e-2)
+
+
+def test_another_step_or_seed_samples_other_answers_to_the_same_question(model, tokenizer):
+    row = {"problem": "1+1?", "answer": "2"}
+    texts = []
+    for seed, step in ((0, 1), (0, 2), (1, 1), (0, 1)):
+        config = Config(model="m", data=["d"], anchors="none", questions=1, group_size=2, max_new_tokens=20, seed=seed)
+        _, rollouts, _, _ = dagrpo.collect(
+            model, tokenizer, iter([row]), anchors.Anchors(), anchors.correctness, config, step, {}
+        )
+        texts.append(tuple(rollouts.texts))
+    assert texts[0] == texts[3] and len(set(texts)) == 3
+
+
 def test_groups_without_signal_give_way_to_new_questions(model, tokenizer):
     """Dynamic sampling: of three groups the two without signal are replaced, questions and rewards with them."""
     rows = [{"problem": f"{n}+{n}?", "answer": "1"} for n in range(9)]
