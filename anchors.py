@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import verify
 from flags import ConfigError
 from report import say
-from rollout import Rollouts, assemble, encode_prompt, noise_key, render_prompt, token_lists
+from rollout import Rollouts, as_lists, assemble, encode_prompt, noise_key, render_prompt
 
 Row = dict[str, Any]  # one question, with "where" naming the file and line it came from
 Reward = Callable[[list[str], list[Row]], list[float]]
@@ -118,6 +118,11 @@ def from_hub(row: Row) -> Row:
         text = re.sub(r"<<[^<>]*>>", "", text).strip()
         row["solution"] = f"{text}\nThe answer is \\boxed{{{row['answer']}}}."
     return row
+
+
+def prompt_of(tokenizer: PreTrainedTokenizerBase, row: Row) -> str:
+    """The rendered prompt of a question."""
+    return render_prompt(tokenizer, row["problem"], row.get("choices"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,9 +219,7 @@ def insert(
     `every_group` (LUFFY), `count` anchors are appended to every group: G' = G + count.
     """
     group_size = rollouts.group_size
-    prompts = token_lists(rollouts.attention_mask & ~rollouts.response_mask, rollouts.input_ids)
-    answers = token_lists(rollouts.response_mask, rollouts.input_ids)
-    logps = token_lists(rollouts.response_mask, rollouts.logps)
+    prompts, answers, logps = as_lists(rollouts)
     new_prompts, new_answers, new_logps = [], [], []
     new_rewards, anchor_flags = [], []
     all_earned = rewards.tolist()
@@ -254,7 +257,7 @@ def only(
     rng: random.Random,
 ) -> tuple[Rollouts, torch.Tensor]:
     """Groups of one anchor each and no sampled answer, for supervised fine-tuning. P questions -> P rows, (P, 1)"""
-    prompts = [encode_prompt(tokenizer, render_prompt(tokenizer, row["problem"], row.get("choices"))) for row in rows]
+    prompts = [encode_prompt(tokenizer, prompt_of(tokenizer, row)) for row in rows]
     chosen = [rng.choice(anchors.available(row)) for row in rows]
     placed = assemble(model, tokenizer, prompts, [solution for solution, _ in chosen], 1)
     placed.anchor_mask[:] = True
@@ -320,8 +323,7 @@ def fitting(
     limit = getattr(model.config, "max_position_embeddings", None) or math.inf
     kept = []
     for row in rows:
-        prompt = render_prompt(tokenizer, row["problem"], row.get("choices"))
-        if len(encode_prompt(tokenizer, prompt)) + max_new_tokens <= limit:
+        if len(encode_prompt(tokenizer, prompt_of(tokenizer, row))) + max_new_tokens <= limit:
             kept.append(row)
     if len(kept) < len(rows):
         say(f"{len(rows) - len(kept)} questions left out: with their answer they exceed the model's {limit} positions.")

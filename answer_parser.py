@@ -587,14 +587,10 @@ class Parser:
     def signed(self) -> sympy.Expr:
         if self.peek() in ("-", "+"):
             self.deeper()
-            value = -self.signed_power() if self.take() == "-" else self.signed_power()
+            value = -self.signed() if self.take() == "-" else self.signed()
             self.depth -= 1
             return value
         return self.power()
-
-    def signed_power(self) -> sympy.Expr:
-        """After a sign: a number keeps it for a mixed number, −2 1/3 = −(2 + 1/3)."""
-        return self.signed()
 
     def power(self) -> sympy.Expr:
         base = self.postfix()
@@ -785,8 +781,6 @@ class Parser:
             if base.is_number and (base <= 0 or base == 1):
                 raise Unreadable
             result = sympy.log(value) / sympy.log(base)
-        elif token == r"\log":
-            result = sympy.log(value)
         else:
             result = apply(value)
         return result if exponent is None else power_of(result, exponent)

@@ -472,7 +472,7 @@ def collect(
     size = config.group_size - (config.anchors_per_group if config.every_group else 0)
 
     def sample_and_reward(rows: list[anchors.Row], part: int) -> tuple[Rollouts, torch.Tensor]:
-        prompts = [rollout.render_prompt(tokenizer, row["problem"], row.get("choices")) for row in rows]
+        prompts = [anchors.prompt_of(tokenizer, row) for row in rows]
         with timed(seconds, "rollout", model), progress(f"step {step}: rollout", "token") as bar:
             rollouts = rollout.sample(
                 model,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
-from anchors import DataError, Reward, Row, correctness, drop_unreadable, read_questions
+from anchors import DataError, Reward, Row, correctness, drop_unreadable, prompt_of, read_questions
 
 BATCH_ANSWERS = 256  # answers sampled and graded between two moves of the progress bar
 
@@ -51,7 +51,7 @@ def evaluate(
     rows, unreadable = drop_unreadable(rows) if reward is correctness else (rows, [])
     if not rows:
         raise ValueError("There is no question with a readable gold answer to evaluate on.")
-    prompts = [rollout.render_prompt(tokenizer, row["problem"], row.get("choices")) for row in rows]
+    prompts = [prompt_of(tokenizer, row) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
     rewards, lengths = np.zeros((len(rows), k)), np.zeros((len(rows), k))
     texts: list[list[str]] = [[] for _ in rows]
@@ -154,10 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     k, results = options.samples, {}
     print(f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}")
     for source, rows in benchmarks.items():
-        longest = max(
-            len(rollout.encode_prompt(tokenizer, rollout.render_prompt(tokenizer, row["problem"], row.get("choices"))))
-            for row in rows
-        )
+        longest = max(len(rollout.encode_prompt(tokenizer, prompt_of(tokenizer, row))) for row in rows)
         room = (getattr(model.config, "max_position_embeddings", None) or longest + 1024) - longest
         if room < 1:
             sys.exit(f"evaluate.py: {source}: a prompt has {longest} tokens, more than the model has positions.")

@@ -345,6 +345,15 @@ def token_lists(mask: torch.Tensor, values: torch.Tensor) -> list[list]:
     return lists
 
 
+def as_lists(rollouts: Rollouts) -> tuple[list[list[int]], list[list[int]], list[list[float]]]:
+    """Prompts, answers and the answers' log-probabilities, row by row: what `assemble` takes."""
+    return (
+        token_lists(rollouts.attention_mask & ~rollouts.response_mask, rollouts.input_ids),
+        token_lists(rollouts.response_mask, rollouts.input_ids),
+        token_lists(rollouts.response_mask, rollouts.logps),
+    )
+
+
 def replace_groups(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -353,16 +362,14 @@ def replace_groups(
     others: Rollouts,
 ) -> Rollouts:
     """The rollouts with some of their groups replaced by those of `others`, in order. N rows, P' groups -> N rows"""
-    prompts, answers, logps = [], [], []
-    for part in (rollouts, others):
-        prompts.append(token_lists(part.attention_mask & ~part.response_mask, part.input_ids))
-        answers.append(token_lists(part.response_mask, part.input_ids))
-        logps.append(token_lists(part.response_mask, part.logps))
     size = rollouts.group_size
+    lists: tuple[list[Any], ...] = as_lists(rollouts)
+    other_lists: tuple[list[Any], ...] = as_lists(others)
     for new, old in enumerate(groups):
-        for lists in (prompts, answers, logps):
-            lists[0][old * size : (old + 1) * size] = lists[1][new * size : (new + 1) * size]
-    return assemble(model, tokenizer, prompts[0], answers[0], size, logps[0])
+        for values, other_values in zip(lists, other_lists, strict=True):
+            values[old * size : (old + 1) * size] = other_values[new * size : (new + 1) * size]
+    prompts, answers, logps = lists
+    return assemble(model, tokenizer, prompts, answers, size, logps)
 
 
 def decode(
