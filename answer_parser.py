@@ -1,31 +1,38 @@
-r"""Read a final answer, LaTeX or plain, into values that can be compared: sympy expressions, groups, intervals, words.
+r"""Read a final answer, LaTeX or plain, into a value that can be compared: an expression, a set, an interval, words.
 
-The parser builds sympy objects itself from an allow-list of forms. Nothing is evaluated as code, and no string is
-handed to sympy. Length, depth, digits and exponents are bounded before sympy computes anything, so that every text is
-read, or refused, in milliseconds.
+`read` is the way in. What stands outside of all brackets decides the kind: commas make a list, `=` and `<` a relation,
+`\cup` a region, a colon a ratio; what is left is an expression (answer_expression.py). Text that fits no kind is not
+read, and is compared as text.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import unicodedata
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise, product
 from typing import TypeAlias
 
 import sympy
+from sympy.matrices.matrixbase import MatrixBase
 
-MAX_LENGTH = 5_000  # characters; a longer answer is compared as text
-MAX_TOKENS = 1_500
-MAX_DEPTH = 60  # nested brackets
-MAX_POWER_BITS = 20_000  # bits of a number that a power may have
-MAX_FACTORIAL = 3_000
+from answer_expression import UNIT_VECTORS, expression, rational
+from answer_text import (
+    FAMILIAR,
+    MAX_LENGTH,
+    OPENING,
+    PARTS_OF_NAMES,
+    TEXT_COMMAND,
+    WORDS_OF_MATHS,
+    Unreadable,
+    matching,
+    split,
+    tidy,
+    tokens_of,
+    without_thousands,
+)
 
-
-class Unreadable(Exception):
-    """The text is outside of the forms that the parser knows, or over its limits."""
+MAX_MEMBERS = 1_000  # of {1, 2, …, 100} written out
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Region:
-    """A union of intervals and single numbers, or all of it without them."""
+    """A union of intervals; a single number is an interval closed at both ends."""
 
     parts: tuple[Interval, ...]
-    without: tuple[sympy.Expr, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,15 @@ class Relation:
 
     sides: tuple[Value, ...]
     signs: tuple[str, ...]
+    names: bool = False  # the first side only names what the last one is: f(x), AB, (x, y), ∠ABC
+
+
+@dataclass(frozen=True)
+class Congruence:
+    """A class of whole numbers: 3 (mod 7)."""
+
+    value: sympy.Expr
+    modulus: sympy.Expr
 
 
 @dataclass(frozen=True)
@@ -91,128 +106,24 @@ class Measured:
 
     value: Value
     unit: str
+    product: sympy.Expr | None = None  # where one letter after a number may be a variable: 2 h
 
 
-Value: TypeAlias = "sympy.Expr | Group | Interval | Region | Relation | Matrix | Numeral | Ratio | Words | Measured"
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Spelling
-# ---------------------------------------------------------------------------------------------------------------------
-
-SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
-CHARACTERS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/",
-    "∕": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ",
-    "∈": r"\in ", "∅": r"\emptyset ", "ø": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ", "∓": r"\mp ",
-    "ℝ": r"\mathbb{R}",
-    "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
-    "⅕": r"\frac{1}{5}", "⅛": r"\frac{1}{8}", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ",
-    "φ": r"\phi ", "∧": r"\land ", "∨": r"\lor ", "’": "'", "′": "'", "∣": "|", "〈": r"\langle ", "〉": r"\rangle ",
-    "⟨": r"\langle ", "⟩": r"\rangle ", "∖": r"\setminus ", "：": ":", "∶": ":", "₀": "_0", "₁": "_1", "₂": "_2",
-    "₃": "_3", "₄": "_4", "₅": "_5", "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9",
-}  # fmt: skip
-INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
-NOISE = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr|bigg|Bigg|middle)"
-    r"(?![a-zA-Z])\.?"
+Value: TypeAlias = (
+    "sympy.Expr | Group | Interval | Region | Relation | Congruence | Matrix | Numeral | Ratio | Words | Measured"
 )
-SPACES = re.compile(r"(?<!\\)\\[,;:!> ]|\\(?:quad|qquad|enspace|thinspace)(?![a-zA-Z])|~|\\\\\s*$")
-WRAPPERS = re.compile(r"\\(?:underline|boldsymbol|mathbf|bm|boxed|fbox|mathit|mathsf|ensuremath)\s*(?=\{)")
-FAMILIAR = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|operatorname\*?|mathtt)\s*\{([^{}]*)\}")
+
+REALS = Region((Interval(-sympy.oo, sympy.oo, True, True),))
+COMPARED = {"=", "<", ">", "≤", "≥", "≠"}
+TURNED = {">": "<", "≥": "≤", "<": ">", "≤": "≥", "≠": "≠", "=": "="}
+BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"  # with one more pair inside
 UNIT_EXPONENT = r"(?:\s*\^\s*(?:\{\s*-?\d+\s*\}|\d))?"
-
-
-def tidy(text: str) -> str:
-    """The same answer in one spelling: plain Unicode, no dollar signs, sizes, colours or closing full stop."""
-    text = INVISIBLE.sub("", text)
-    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda m: "^{" + m[0].translate(SUPERSCRIPTS) + "}", text)
-    text = re.sub("√\\s*(\\d+|[a-zA-Z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
-    text = unicodedata.normalize("NFKC", "".join(CHARACTERS.get(c, c) for c in text))
-    text = re.sub(r"\\\(|\\\)|\\\[|\\\]|(?<!\\)\$|\*\*(?=\s*$)|^\s*\*\*", " ", text)
-    text = re.sub(r"\\color\s*\{[^{}]*\}|\\textcolor\s*\{[^{}]*\}", "", text)
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-    text = re.sub(r"(?<=\d)(?:\{,\}|\\!,|,\\!|\\,|\\ )(?=\d{3}(?!\d))", "", text)
-    text = SPACES.sub(" ", NOISE.sub("", text))
-    text = WRAPPERS.sub("", text)
-    text = re.sub(r"\\text\s*\{\s*([:.])\s*\}", r"\1", text)
-    text = re.sub(r"\\text\s*\{\s*(and|or)\s*\}", r" \1 ", text)
-    return re.sub(r"\s+", " ", text).strip().removesuffix(".").strip()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tokens
-# ---------------------------------------------------------------------------------------------------------------------
-
-TOKEN = re.compile(
-    r"\d+\.(?!\d)|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?(?![a-zA-Z\d])|\d+\.\d+|\.\d+|\d+"
-    r"|\\begin\{[a-z]+\*?\}|\\end\{[a-z]+\*?\}|\\mathbb\s*\{?\s*R\s*\}?|\\[a-zA-Z]+|\\[{}|%$\\]"
-    r"|[a-zA-Z]+|\*\*|<=|>=|!=|==|[^\s]"
-)
-WORDS_OF_MATHS = {
-    "sqrt": r"\sqrt", "pi": r"\pi", "sin": r"\sin", "cos": r"\cos", "tan": r"\tan", "log": r"\log", "ln": r"\ln",
-    "exp": r"\exp", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "arcsin": r"\arcsin",
-    "arccos": r"\arccos", "arctan": r"\arctan",
-    "or": "or", "and": "and", "cot": r"\cot", "sec": r"\sec", "csc": r"\csc", "abs": "abs",
-    "U": r"\cup", "theta": r"\theta", "alpha": r"\alpha", "beta": r"\beta", "union": r"\cup",
+SHORT_UNITS = {
+    "cm", "mm", "km", "ft", "in", "mi", "yd", "kg", "mg", "lb", "oz", "ml", "mL", "cl", "dl", "hr", "min", "sec", "ms",
+    "Hz", "kHz", "MHz", "Pa", "kPa", "eV", "kW", "MW", "kJ",
 }  # fmt: skip
-SAME = {
-    r"\leq": "≤", r"\le": "≤", "<=": "≤", r"\leqslant": "≤", r"\geq": "≥", r"\ge": "≥", ">=": "≥", r"\geqslant": "≥",
-    r"\lt": "<", r"\gt": ">", r"\neq": "≠", r"\ne": "≠", "!=": "≠", "==": "=", r"\times": "*", r"\cdot": "*",
-    r"\ast": "*", r"\div": "/", "**": "^", r"\{": "\\{", r"\lbrace": "\\{", r"\rbrace": "\\}", r"\lbrack": "[",
-    r"\rbrack": "]", r"\vert": "|", r"\lvert": "|", r"\rvert": "|", r"\|": "|", r"\varnothing": r"\emptyset",
-    r"\mid": "|", r"\%": "%", r"\lor": "or", r"\vee": "or", r"\land": "and", r"\wedge": "and", r"\colon": ":",
-    r"\degree": r"\circ", r"\backslash": r"\setminus", r"\infin": r"\infty",
-}  # fmt: skip
-
-
-def tokens_of(text: str) -> list[str]:
-    tokens: list[str] = []
-    for token in TOKEN.findall(text):
-        if token.isalpha() and token.isascii():
-            if token in WORDS_OF_MATHS and not (token == "U" and len(text) < 4):
-                tokens.append(WORDS_OF_MATHS[token])
-            else:
-                tokens += list(token)
-        elif token.startswith(r"\mathbb"):
-            tokens.append(r"\reals")
-        else:
-            tokens.append(SAME.get(token, token))
-    if len(tokens) > MAX_TOKENS:
-        raise Unreadable
-    return tokens
-
-
-OPENING = {"(", "[", "{", "\\{", r"\langle", r"\lfloor", r"\lceil"}
-CLOSING = {")", "]", "}", "\\}", r"\rangle", r"\rfloor", r"\rceil"}
-
-
-def split(tokens: list[str], separators: set[str]) -> tuple[list[list[str]], list[str]]:
-    """The pieces between separators outside of brackets and environments, and the separators."""
-    pieces: list[list[str]] = [[]]
-    found = []
-    depth = 0
-    for token in tokens:
-        depth += (token in OPENING or token.startswith(r"\begin")) - (token in CLOSING or token.startswith(r"\end"))
-        if depth == 0 and token in separators:
-            pieces.append([])
-            found.append(token)
-        else:
-            pieces[-1].append(token)
-    if depth != 0:
-        raise Unreadable
-    return pieces, found
-
-
-def matching(tokens: list[str], start: int) -> int:
-    """The place of the bracket that closes the one at `start`."""
-    depth = 0
-    for place in range(start, len(tokens)):
-        depth += (tokens[place] in OPENING) - (tokens[place] in CLOSING)
-        if depth == 0:
-            return place
-    raise Unreadable
-
+LETTER_UNITS = set("mgshLJNWVKCA")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole answers
@@ -225,136 +136,313 @@ def read(text: str) -> Value | None:
         return None
     try:
         return read_tidy(tidy(text))
-    except (Unreadable, RecursionError, ZeroDivisionError, OverflowError, ValueError, TypeError, AttributeError):
+    except Exception:  # Unreadable, and whatever sympy raises for matrices that do not fit or signs it cannot decide
         return None
 
 
 def read_tidy(text: str) -> Value:
     if not text:
         raise Unreadable
-    if numeral := re.fullmatch(r"([0-9A-Z]+)_\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?", text):
-        names = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-        base = names.get(numeral[2].lower(), int(numeral[2]) if numeral[2].isdigit() else 0)
+    text = re.sub(r"^\\text\s*\{([0-9A-Z]+)\}_", r"\1_", text)
+    if numeral := re.fullmatch(r"\(?(-?[0-9A-Z]+)\)?_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?", text):
+        base = BASES.get(numeral[2].lower(), int(numeral[2]) if numeral[2].isdigit() else 0)
         if 2 <= base <= 36 and any(c.isdigit() for c in numeral[1]):
             return Numeral(numeral[1], base)
-    if re.fullmatch(r"(?:\\text\w*|\\mathrm|\\mbox)\s*\{[^{}]*\}", text):
+    if re.fullmatch(TEXT_COMMAND + r"\s*\{[^{}]*\}", text):
         inner = FAMILIAR.sub(r"\1", text).strip().rstrip(".").strip()
-        return read_tidy(inner) if re.fullmatch(r"[-+\d.,/ ()%]+", inner) else Words(inner)
+        return read_tidy(inner) if re.fullmatch(r"[-+\d.,/ ()%]+|[a-zA-Z]", inner) else words(inner)
     if re.fullmatch(r"\$?-?\\?\$?\s*[\d.,]+\s*(?:dollars?|cents?|euros?)?", text) and ("$" in text or "dollar" in text):
         text = re.sub(r"\\?\$|dollars?", "", text).strip()
     text, unit = without_unit(text)
     value = read_list(text)
-    return Measured(value, unit) if unit else value
+    if not unit:
+        return value
+    letter = unit in {u.lower() for u in LETTER_UNITS} and isinstance(value, sympy.Expr)
+    return Measured(value, unit, value * sympy.Symbol(unit, real=True) if letter else None)
+
+
+def words(text: str) -> Value:
+    everything = re.fullmatch(r"(?:the set of )?(?:all )?(?:the )?real numbers?", text.strip().lower())
+    return REALS if everything else Words(text)
 
 
 def without_unit(text: str) -> tuple[str, str]:
     r"""(the answer, its unit): a closing \text{...} or \mathrm{...}, or plain words after a number."""
     text = re.sub(r"^\\text\s*\{[^{}]*\}\s*(?=[-\d\\(\[$])", "", text)
-    text = re.sub(r"\\?\$(?=\s*[\d.])", "", text)
-    if found := re.search(r"(?:\\(?:text|textrm|mbox|mathrm|textbf)\s*" + BRACES + UNIT_EXPONENT + r"\s*)+$", text):
+    text = re.sub(r"\\?\$(?=\s*[\d.\\])", "", text)
+    if found := re.search(r"(?:" + TEXT_COMMAND + r"\s*" + BRACES + UNIT_EXPONENT + r"\s*)+$", text):
         letters = FAMILIAR.sub(r"\1", found[0]).strip()
-        if text[: found.start()].strip() and letters not in ("i", "e"):
-            value = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*$", "", text[: found.start()])
+        before = text[: found.start()].strip()
+        if (
+            before
+            and letters not in ("i", "e")
+            and not re.search(r"[-+*/^_(=<>&|,]$|\\(?:in|cdot|times|cup|cap|[lg]eq?|neq?|frac|sqrt)$", before)
+        ):
+            value = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*$", "", before)
             return value.strip(), re.sub(r"[\s{}.]+", "", letters).lower()
-    if found := re.fullmatch(r"(-?[\d.,/ ]*\d)\s+([a-zA-Z][a-zA-Z /]*[a-zA-Z])(?:\^\{?\d\}?)?", text):
-        words = found[2].split()
-        if not set(words) & {"or", "and", "U", "pi", "sqrt"} and (len(words) > 1 or len(words[0]) > 2):
-            return found[1].strip(), " ".join(words).lower()
+    if found := re.fullmatch(r"(-?[\d.,/ ]*\d)\s+([a-zA-Z][a-zA-Z /]*)(?:\^\{?\d\}?)?", text):
+        names = found[2].split()
+        known = len(names) > 1 or len(names[0]) > 2 or names[0] in SHORT_UNITS or names[0] in LETTER_UNITS
+        if known and not set(names) & {"or", "and", "U", "pi", "sqrt", "mod", "choose"}:
+            return found[1].strip(), " ".join(names).lower()
     return FAMILIAR.sub(r"\1", text) if r"\text" not in text else text, ""
 
 
 def read_list(text: str) -> Value:
-    if re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*%?", text):
-        text = text.replace(",", "")
+    """One value, or several between commas, semicolons, `and`, `or`."""
     if re.fullmatch(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
         text = text.replace(" ", "")
-    words = text.replace("-", " ").split()
-    is_text = re.fullmatch(r"[A-Za-z][A-Za-z' -]{3,}", text) and any(len(word) > 3 for word in words)
-    if is_text and not set(words) & set(WORDS_OF_MATHS):
-        return Words(text)
+    text = without_thousands(text)
+    spelled = text.replace("-", " ").split()
+    is_text = re.fullmatch(r"[A-Za-z][A-Za-z' -]{3,}", text) and any(len(word) > 3 for word in spelled)
+    if is_text and not set(spelled) & set(WORDS_OF_MATHS):
+        return words(text)
     if mixed := re.fullmatch(r"(-?)\s*(\d{1,9}) (\d{1,9})\s*/\s*(\d{1,9})", text):
         value = Fraction(int(mixed[2])) + Fraction(int(mixed[3]), int(mixed[4]))
         return rational(value * (-1 if mixed[1] else 1))
     if re.search(r"(?<![\d_])\d+ \d", re.sub(r"\\frac\s*\d\s*\d", "", text)):
         raise Unreadable  # two numbers side by side are no product
     tokens = tokens_of(text)
-    pieces, commas = split(tokens, {",", ";", "and", "or"})
-    if "or" in commas or "and" in commas:
+    parts, _ = split(tokens, {";"})
+    if len(parts) > 1 and all("=" in part and "," in part for part in parts):  # p = 5, q = 2; p = 7, q = 2
+        return Group("list", tuple(as_tuple(read_pieces(part)) for part in parts))
+    return read_pieces(tokens)
+
+
+def as_tuple(value: Value) -> Value:
+    return Group("tuple", value.items) if isinstance(value, Group) and value.kind == "list" else value
+
+
+def read_pieces(tokens: list[str]) -> Value:
+    if tokens and tokens[0] == "{" and matching(tokens, 0) == len(tokens) - 1 and "," in tokens:
+        return read_pieces(tokens[1:-1])
+    pieces, joints = split(tokens, {",", ";", "and", "or"})
+    if "or" in joints or "and" in joints:
         pieces = [piece for piece in pieces if piece]
+    pieces, integers = without_domains(pieces)
+    if integers:
+        pieces = [["\\integer" if token in integers else token for token in piece] for piece in pieces]
     if len(pieces) == 1:
         return read_item(pieces[0])
-    items = [read_item(piece) for piece in pieces]
-    if "or" in commas and all(isinstance(item, Relation) and inequality(item) for item in items):
-        return Region(tuple(part for item in items for part in region_of(item).parts))
-    flat: list[Value] = []
-    for item in items:
-        flat += item.items if isinstance(item, Group) and item.kind == "list" else [item]
-    return Group("list", tuple(flat))
+    items = spread(pieces)
+    if set(joints) <= {"and", "or"} and all(isinstance(item, Relation) and is_inequality(item) for item in items):
+        regions = regions_in_one_variable(items)
+        if regions and set(joints) == {"or"}:
+            return Region(tuple(part for region in regions for part in region.parts))
+        if regions and set(joints) == {"and"}:
+            common = regions[0]
+            for region in regions[1:]:
+                common = intersection(common, region)
+            return common
+    return Group("list", items)
 
 
-def inequality(relation: Relation) -> bool:
-    return all(sign in "<>≤≥" for sign in relation.signs)
+def without_domains(pieces: list[list[str]]) -> tuple[list[list[str]], set[str]]:
+    r"""The pieces without those that say what a letter stands for (n \in \mathbb{Z}), and the letters."""
+    kept, integers = [], set()
+    for piece in pieces:
+        if len(piece) == 3 and piece[1:] in ([r"\in", r"\integers"], [r"\in", r"\naturals"]) and len(pieces) > 1:
+            integers.add(piece[0])
+        else:
+            kept.append(piece)
+    return kept, integers
+
+
+def spread(pieces: list[list[str]]) -> tuple[Value, ...]:
+    r"""The members of a list: those of ± one by one, and 1, 2, \ldots, 10 written out."""
+    items: list[Value] = []
+    for place, piece in enumerate(pieces):
+        if piece == [r"\ldots"]:
+            before, after = items[-2:], pieces[place + 1 : place + 2]
+            if len(before) == 2 and after and len(pieces) == place + 2:
+                items += progression(before[0], before[1], read_item(after[0]))
+                return tuple(items)
+            items.append(Words("..."))
+            continue
+        item = read_item(piece)
+        items += item.items if isinstance(item, Group) and item.kind == "list" else [item]
+    return tuple(items)
+
+
+def progression(first: Value, second: Value, last: Value) -> list[Value]:
+    """What follows `first, second` up to and with `last`, in equal steps. Raises Unreadable."""
+    before, start, end = expressions((first, second, last))
+    step = start - before
+    if not (before.is_Integer and start.is_Integer and end.is_Integer) or step == 0 or (end - start) % step != 0:
+        raise Unreadable
+    if not 0 < (end - start) / step <= MAX_MEMBERS:
+        raise Unreadable
+    return [start + step * count for count in range(1, int((end - start) / step) + 1)]
 
 
 def read_item(tokens: list[str]) -> Value:
     """One answer without commas outside of brackets: a relation, a region, a ratio, or a value."""
-    if not tokens:
-        raise Unreadable
-    if r"\in" in tokens:
-        sides, _ = split(tokens, {r"\in"})
-        if len(sides) != 2 or len(sides[0]) > 6:
-            raise Unreadable
-        return read_item(sides[1])
-    sides, signs = split(tokens, {"=", "<", ">", "≤", "≥", "≠", r"\approx"})
+    if r"\equiv" in tokens or (tokens[-1:] == [")"] and r"\mod" in tokens):
+        return congruence(tokens)
+    sides, signs = split(tokens, {*COMPARED, r"\approx"})
     if r"\approx" in signs:
         first = signs.index(r"\approx")
-        sides, signs = sides[: first + 1], signs[:first]
+        if first == 0 and (not sides[0] or is_name(sides[0])):
+            tokens, sides, signs = sides[1], sides[1:2], []
+        else:
+            tokens, sides, signs = sides[first], sides[: first + 1], signs[:first]
+    if not tokens:
+        raise Unreadable
     if signs:
-        return Relation(tuple(read_item(side) for side in sides), tuple(signs))
-    pieces, cups = split(tokens, {r"\cup"})
-    if cups:
-        return Region(tuple(part for piece in pieces for part in region_of(read_item(piece)).parts))
-    pieces, minus = split(tokens, {r"\setminus"})
-    if len(minus) == 1:
-        whole, removed = region_of(read_item(pieces[0])), read_item(pieces[1])
-        if not isinstance(removed, Group):
+        names = set(signs) == {"="} and is_name(sides[0])
+        if set(signs) <= set("<>≤≥"):
+            return Relation(tuple(read_bound(side) for side in sides), tuple(signs))
+        return Relation((read_side(sides[0], names), *(read_item(side) for side in sides[1:])), tuple(signs), names)
+    members, found = split(tokens, {r"\in"})
+    if found:
+        if len(members) != 2 or len(members[0]) > 6:
             raise Unreadable
-        return Region(whole.parts, tuple(x for x in removed.items if isinstance(x, sympy.Expr)))
+        return read_item(members[1])
+    if (value := read_set_operation(tokens)) is not None:
+        return value
     parts, colons = split(tokens, {":"})
     if colons:
         return Ratio(tuple(expression(part) for part in parts))
-    if tokens == [r"\reals"]:
-        return Region((Interval(-sympy.oo, sympy.oo, True, True),))
-    if tokens == [r"\emptyset"] or tokens in (["\\{", "\\}"],):
+    if tokens[0] == r"\reals":
+        return reals(tokens)
+    if len(tokens) == 1 and tokens[0] in (r"\integers", r"\naturals", r"\rationals", r"\complexes"):
+        return Words(tokens[0])
+    if tokens == [r"\emptyset"] or tokens == ["\\{", "\\}"]:
         return Group("set", ())
-    if tokens[0].startswith(r"\begin") and tokens[-1].startswith(r"\end"):
-        return matrix(tokens)
+    if tokens[0] == r"\begin{cases}" and matching(tokens, 0) == len(tokens) - 1:
+        return cases(tokens[1:-1])
     if tokens[0] in OPENING and matching(tokens, 0) == len(tokens) - 1:
         return bracketed(tokens)
     return plus_minus(tokens)
 
 
+def is_name(tokens: list[str]) -> bool:
+    r"""Does it only name a quantity: x, f(x), AB, (x, y), a_5, \angle ABC, |AB|, \frac{NO}{BO}, A \cap B, A^{-1}?"""
+    text = " ".join(tokens)
+    text = re.sub(r"(?<=[a-zA-Z]) \( [^()]*\)", "", text)  # the argument of a function
+    text = re.sub(r"_ (?:\{[^{}]*\}|\w)|\^ (?:\{ - 1 \}|T|\{ T \}|\{ \\circ \})", "", text)
+    text = re.sub(r"\\(?:sin|cos|tan|cot)(?= (?:\\angle|[A-Z]|\\alpha|\\beta|\\gamma|\\theta))", "", text)
+    return bool(re.search(r"[a-zA-Z]", text)) and all(
+        token in PARTS_OF_NAMES or (len(token) == 1 and token.isalpha()) for token in text.split()
+    )
+
+
+def read_side(tokens: list[str], names: bool) -> Value:
+    """The first side of a relation; a name that is no expression stays as it is written."""
+    try:
+        return read_item(tokens)
+    except (Unreadable, ArithmeticError, ValueError, TypeError, AttributeError):
+        if not names:
+            raise
+        return Words(" ".join(tokens))
+
+
+def read_bound(tokens: list[str]) -> Value:
+    """A side of an inequality; f(x) is one unknown there."""
+    applied = re.fullmatch(r"([a-zA-Z]) \( ([a-zA-Z]) \)", " ".join(tokens))
+    return sympy.Symbol(f"{applied[1]}({applied[2]})", real=True) if applied else read_item(tokens)
+
+
+def congruence(tokens: list[str]) -> Value:
+    r"""x \equiv 3 \pmod{7}, 3 (mod 7)."""
+    text = [token for token in tokens if token not in ("(", ")", "{", "}")]
+    text = text[text.index(r"\equiv") + 1 :] if r"\equiv" in text else text
+    pieces, found = split(text, {r"\mod"})
+    if len(found) != 1:
+        raise Unreadable
+    value, modulus = expression(pieces[0]), expression(pieces[1])
+    if not (value.is_Integer and modulus.is_Integer and modulus > 0):
+        raise Unreadable
+    return Congruence(value % modulus, modulus)
+
+
+def reals(tokens: list[str]) -> Value:
+    r"""\mathbb{R}, and \mathbb{R}^+, \mathbb{R}_{>0} and the like."""
+    rest = "".join(token for token in tokens[1:] if token not in "^_{}")
+    if rest in ("+", ">0"):
+        return Region((Interval(sympy.Integer(0), sympy.oo, True, True),))
+    if rest in ("-", "<0"):
+        return Region((Interval(-sympy.oo, sympy.Integer(0), True, True),))
+    if rest in ("≥0",):
+        return Region((Interval(sympy.Integer(0), sympy.oo, False, True),))
+    if rest:
+        raise Unreadable
+    return REALS
+
+
+def read_set_operation(tokens: list[str]) -> Value | None:
+    r"""Unions, intersections and differences, from left to right; None where there are none."""
+    minus = {"-"} if tokens and tokens[0] in (r"\reals", "\\{") else set()
+    pieces, signs = split(tokens, {r"\cup", r"\cap", r"\setminus", *minus})
+    if not signs:
+        return None
+    values = [read_item(piece) for piece in pieces]
+    if all(isinstance(value, Group) and value.kind == "set" for value in values):
+        members = list(values[0].items)  # type: ignore[union-attr]
+        for sign, value in zip(signs, values[1:], strict=True):
+            others = value.items  # type: ignore[union-attr]
+            if sign == r"\cup":
+                members += others
+            else:
+                members = [member for member in members if (member in others) == (sign == r"\cap")]
+        return Group("set", tuple(members))
+    regions = [region_of(value) for value in values]
+    if set(signs) == {r"\cup"}:
+        return Region(tuple(part for region in regions for part in region.parts))
+    result = regions[0]
+    for sign, region in zip(signs, regions[1:], strict=True):
+        if sign == r"\cup":
+            result = Region(result.parts + region.parts)
+        else:
+            result = intersection(result, region if sign == r"\cap" else complement(region))
+    return result
+
+
+def cases(tokens: list[str]) -> Value:
+    """A system of equations as a list, or a function by cases as a set of (value, condition)."""
+    rows = [[cell for cell in split(row, {"&"})[0] if cell] for row in split(tokens, {r"\\"})[0] if row]
+    if all(len(row) == 1 for row in rows):
+        return Group("list", tuple(read_item(row[0]) for row in rows))
+    pairs: list[Value] = []
+    for row in rows:
+        if len(row) != 2:
+            raise Unreadable
+        value, condition = row[0][:-1] if row[0][-1] == "," else row[0], row[1]
+        spelled = re.sub(r"^\\text|[{}]", "", "".join(condition))
+        condition = condition[2 if spelled.startswith("if") else 3 if spelled.startswith("for") else 0 :]
+        otherwise = spelled.startswith("otherwise")
+        pairs.append(Group("tuple", (read_item(value), Words("otherwise") if otherwise else read_item(condition))))
+    return Group("set", tuple(pairs))
+
+
 def plus_minus(tokens: list[str]) -> Value:
-    if r"\pm" not in tokens and r"\mp" not in tokens:
-        return expression(tokens)
-    plus = [{r"\pm": "+", r"\mp": "-"}.get(token, token) for token in tokens]
-    minus = [{r"\pm": "-", r"\mp": "+"}.get(token, token) for token in tokens]
-    return Group("list", (expression(plus), expression(minus)))
+    if r"\pm" in tokens or r"\mp" in tokens:
+        plus = [{r"\pm": "+", r"\mp": "-"}.get(token, token) for token in tokens]
+        minus = [{r"\pm": "-", r"\mp": "+"}.get(token, token) for token in tokens]
+        return Group("list", (expression(plus), expression(minus)))
+    value = expression(tokens)
+    if isinstance(value, MatrixBase):
+        return Matrix(tuple(tuple(row) for row in value.tolist()))
+    if value.free_symbols.intersection(UNIT_VECTORS):  # 3i + 4j
+        parts = [value.coeff(vector) for vector in UNIT_VECTORS]
+        if value != sympy.Add(*(part * vector for part, vector in zip(parts, UNIT_VECTORS, strict=True))):
+            raise Unreadable
+        return Group("tuple", tuple(parts if value.has(UNIT_VECTORS[2]) else parts[:2]))
+    return value
 
 
 def bracketed(tokens: list[str]) -> Value:
     """What stands in one pair of brackets: a set, a tuple, an interval, or a value in parentheses."""
     opening, closing, inner = tokens[0], tokens[-1], tokens[1:-1]
     if opening == "\\{" and closing == "\\}":
-        if "|" in inner or ":" in inner:
-            parts, _ = split(inner, {"|", ":"})
-            return region_of(read_item(parts[-1])) if len(parts) == 2 else expression(tokens)
+        bars, _ = split(inner, {":"})
+        if len(bars) == 1:
+            bar = next((place for place, token in enumerate(inner[:8]) if token == "|" and place > 0), 0)
+            bars = [inner[:bar], inner[bar + 1 :]] if bar else bars
+        if len(bars) == 2:
+            return set_builder(*bars)
         pieces, _ = split(inner, {",", ";"})
-        items: list[Value] = []
-        for piece in pieces:
-            item = read_item(piece)
-            items += item.items if isinstance(item, Group) and item.kind == "list" else [item]
-        return Group("set", tuple(items))
+        return Group("set", spread(pieces))
     pieces, commas = split(inner, {",", ";"})
     if opening == r"\langle" or (opening == "(" and closing == ")" and len(pieces) != 2 and commas):
         return Group("tuple", tuple(read_item(piece) for piece in pieces))
@@ -368,17 +456,35 @@ def bracketed(tokens: list[str]) -> Value:
     return plus_minus(tokens) if opening not in "([{" else read_item(inner)
 
 
-def region_of(value: Value) -> Region:
-    """A value as a region of the number line. Raises Unreadable where it is none."""
-    if isinstance(value, Region):
-        return value
-    if isinstance(value, Interval):
-        return Region((value,))
-    if isinstance(value, Group) and value.kind != "tuple":
-        return Region(tuple(Interval(x, x, False, False) for x in value.items if isinstance(x, sympy.Expr)))
-    if isinstance(value, Relation) and inequality(value):
-        return relation_region(value)
-    raise Unreadable
+def set_builder(member: list[str], condition: list[str]) -> Value:
+    r"""\{x \in \mathbb{R} \mid 1 < x\}: the region, or the numbers, that fulfil a condition on one variable."""
+    value = read_pieces(condition)
+    domain = member[member.index(r"\in") + 1 :] if r"\in" in member else []
+    if isinstance(value, Relation) and value.signs == ("=",) and not value.names:
+        left, right = expressions(value.sides)
+        return Group("set", tuple(point for point in breaks(left - right) if is_zero((left - right), point)))
+    region = region_of(value)
+    if domain and domain != [r"\reals"]:
+        return whole_numbers(region) if domain == [r"\integers"] else region_over(domain, region)
+    return region
+
+
+def region_over(domain: list[str], region: Region) -> Value:
+    if domain[0] != r"\reals":
+        raise Unreadable
+    return intersection(region_of(reals(domain)), region)
+
+
+def whole_numbers(region: Region) -> Value:
+    """The whole numbers of a bounded region, as a set."""
+    found: list[Value] = []
+    for part in region.parts:
+        if not (part.low.is_finite and part.high.is_finite) or part.high - part.low > MAX_MEMBERS:
+            raise Unreadable
+        first, last = sympy.ceiling(part.low), sympy.floor(part.high)
+        first, last = first + (part.low_open and first == part.low), last - (part.high_open and last == part.high)
+        found += [sympy.Integer(k) for k in range(int(first), int(last) + 1)]
+    return Group("set", tuple(found))
 
 
 def expressions(values: tuple[Value, ...]) -> list[sympy.Expr]:
@@ -389,407 +495,152 @@ def expressions(values: tuple[Value, ...]) -> list[sympy.Expr]:
     return found
 
 
-def relation_region(relation: Relation) -> Region:
-    """x ≤ 3, 1 < x < 2 and the like, with one variable alone on one side; −x > −1 by turning the sign."""
-    sides, signs = expressions(relation.sides), list(relation.signs)
-    if signs[0] in ">≥":
-        sides, signs = sides[::-1], [{">": "<", "≥": "≤", "<": ">", "≤": "≥"}[s] for s in signs[::-1]]
-    if not all(sign in "<≤" for sign in signs):
-        raise Unreadable
-    low, high, low_open, high_open = -sympy.oo, sympy.oo, True, True
-    if len(sides) == 3:
-        low, middle, high = sides
-        low_open, high_open = signs[0] == "<", signs[1] == "<"
-    elif sides[0].free_symbols:
-        middle, high = sides
-        high_open = signs[0] == "<"
-    else:
-        low, middle = sides
-        low_open = signs[0] == "<"
-    if len(middle.free_symbols) != 1 or low.free_symbols or high.free_symbols:
-        raise Unreadable
-    symbol = next(iter(middle.free_symbols))
-    slope = middle.coeff(symbol, 1)
-    shift = middle.coeff(symbol, 0)
-    if not slope.is_Rational or slope == 0 or middle != slope * symbol + shift:
-        raise Unreadable
-    low, high = (low - shift) / slope, (high - shift) / slope
-    if slope < 0:
-        low, high, low_open, high_open = high, low, high_open, low_open
-    return Region((Interval(low, high, low_open, high_open),))
-
-
-def matrix(tokens: list[str]) -> Value:
-    if tokens[0] != tokens[-1].replace("end", "begin") or any(t.startswith(r"\begin") for t in tokens[1:]):
-        raise Unreadable
-    name = tokens[0][7:-1]
-    if name not in ("pmatrix", "bmatrix", "matrix", "vmatrix", "array", "smallmatrix"):
-        raise Unreadable
-    inner = tokens[1:-1]
-    if name == "array" and inner and inner[0] == "{":
-        inner = inner[matching(inner, 0) + 1 :]
-    rows, _ = split(inner, {r"\\"})
-    read_rows = tuple(tuple(expression(cell) for cell in split(row, {"&"})[0]) for row in rows if row)
-    if not read_rows or len({len(row) for row in read_rows}) != 1 or len(read_rows) * len(read_rows[0]) > 400:
-        raise Unreadable
-    if name == "vmatrix":
-        if len(read_rows) != len(read_rows[0]) or len(read_rows) > 4:
-            raise Unreadable
-        return sympy.Matrix([list(row) for row in read_rows]).det()
-    return Matrix(read_rows)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Expressions
+# Regions of the number line
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def rational(value: Fraction) -> sympy.Expr:
-    return sympy.Rational(value.numerator, value.denominator)
+def is_inequality(relation: Relation) -> bool:
+    return all(sign in "<>≤≥≠" for sign in relation.signs)
 
 
-def expression(tokens: list[str]) -> sympy.Expr:
-    """A number or an expression in variables. Raises Unreadable."""
-    parser = Parser(tokens)
-    value = parser.sum()
-    if parser.place != len(tokens) or value.has(sympy.nan, sympy.zoo):
+def region_of(value: Value) -> Region:
+    """A value as a region of the number line. Raises Unreadable where it is none."""
+    if isinstance(value, Region):
+        return value
+    if isinstance(value, Interval):
+        return Region((value,))
+    if isinstance(value, Group) and value.kind != "tuple":
+        return Region(tuple(Interval(x, x, False, False) for x in expressions(value.items)))
+    if isinstance(value, Relation) and is_inequality(value):
+        return solutions(value)
+    raise Unreadable
+
+
+def regions_in_one_variable(items: tuple[Value, ...]) -> list[Region]:
+    """The regions of inequalities in the same single variable; none where there are others."""
+    names = {symbol for item in items if isinstance(item, Relation) for side in item.sides
+             for symbol in (side.free_symbols if isinstance(side, sympy.Expr) else {side})}  # fmt: skip
+    try:
+        return [region_of(item) for item in items] if len(names) == 1 else []
+    except Unreadable:
+        return []
+
+
+def merged(region: Region) -> list[Interval]:
+    """The region as intervals in order, none of which touch."""
+    parts = []
+    for part in region.parts:
+        if not (part.low.is_extended_real and part.high.is_extended_real):
+            raise Unreadable
+        if part.low < part.high or (part.low == part.high and not part.low_open and not part.high_open):
+            low_open, high_open = part.low_open or part.low == -sympy.oo, part.high_open or part.high == sympy.oo
+            parts.append(Interval(part.low, part.high, low_open, high_open))
+    parts.sort(key=lambda part: (float(part.low), part.low_open))
+    joined: list[Interval] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        touches = last is not None and (
+            part.low < last.high or (part.low == last.high and not (part.low_open and last.high_open))
+        )
+        if last is None or not touches:
+            joined.append(part)
+        elif part.high > last.high or (part.high == last.high and not part.high_open):
+            joined[-1] = Interval(last.low, part.high, last.low_open, part.high_open)
+    return joined
+
+
+def complement(region: Region) -> Region:
+    gaps, low, low_open = [], -sympy.oo, True
+    for part in merged(region):
+        gaps.append(Interval(low, part.low, low_open, not part.low_open))
+        low, low_open = part.high, not part.high_open
+    gaps.append(Interval(low, sympy.oo, low_open, True))
+    return Region(tuple(merged(Region(tuple(gaps)))))
+
+
+def intersection(left: Region, right: Region) -> Region:
+    return complement(Region(complement(left).parts + complement(right).parts))
+
+
+def solutions(relation: Relation) -> Region:
+    """Where an inequality, or a chain of them, in one variable holds. Raises Unreadable."""
+    sides = expressions(relation.sides)
+    result = REALS
+    for left, sign, right in zip(sides, relation.signs, sides[1:], strict=False):
+        if left in (sympy.oo, -sympy.oo) or right in (sympy.oo, -sympy.oo):
+            continue  # −∞ < x
+        result = intersection(result, where(left - right, sign)) if result != REALS else where(left - right, sign)
+    if len({symbol for side in sides for symbol in side.free_symbols}) != 1:
         raise Unreadable
-    return value.subs(sympy.Symbol("degree"), 1)  # outside of trigonometry the degree sign is a unit
+    return result
 
 
-FUNCTIONS: dict[str, Callable[[sympy.Expr], sympy.Expr]] = {
-    r"\sin": sympy.sin, r"\cos": sympy.cos, r"\tan": sympy.tan, r"\cot": sympy.cot, r"\sec": sympy.sec,
-    r"\csc": sympy.csc, r"\arcsin": sympy.asin, r"\arccos": sympy.acos, r"\arctan": sympy.atan, r"\sinh": sympy.sinh,
-    r"\cosh": sympy.cosh, r"\tanh": sympy.tanh, r"\ln": sympy.log, r"\exp": sympy.exp, r"\log": sympy.log,
-    "abs": sympy.Abs,
-}  # fmt: skip
-INVERSE = {r"\sin": sympy.asin, r"\cos": sympy.acos, r"\tan": sympy.atan}
-GREEK = {
-    r"\alpha", r"\beta", r"\gamma", r"\delta", r"\epsilon", r"\theta", r"\lambda", r"\mu", r"\nu", r"\rho", r"\sigma",
-    r"\tau", r"\phi", r"\varphi", r"\psi", r"\omega", r"\Omega", r"\Delta", r"\ell", r"\hbar", r"\eta", r"\xi",
-    r"\zeta", r"\kappa", r"\chi", r"\varepsilon", r"\Gamma", r"\Phi", r"\Lambda", r"\Sigma",
-}  # fmt: skip
-ENDS = {
-    "+",
-    "-",
-    "*",
-    "/",
-    ",",
-    ")",
-    "]",
-    "}",
-    "\\}",
-    "^",
-    "=",
-    "!",
-    "|",
-    r"\rangle",
-    r"\rfloor",
-    r"\rceil",
-    "&",
-    "%",
-    ":",
-}
+def where(difference: sympy.Expr, sign: str) -> Region:
+    """The region in which an expression in one variable is < 0, ≤ 0, > 0, ≥ 0 or ≠ 0: its sign between its breaks."""
+    points = breaks(difference)
+    ends = [-sympy.oo, *points, sympy.oo]
+    parts = []
+    for low, high in pairwise(ends):
+        inside = high - 1 if low == -sympy.oo else low + 1 if high == sympy.oo else (low + high) / 2
+        if fulfilled(difference, sympy.Integer(0) if inside.has(sympy.oo) else inside, sign):
+            parts.append(Interval(low, high, True, True))
+    parts += [Interval(point, point, False, False) for point in points if fulfilled(difference, point, sign)]
+    return Region(tuple(merged(Region(tuple(parts)))))
 
 
-def power_of(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
-    """base^exponent where its value, also at any point where expressions are compared, is small enough to compute."""
-    if base.is_Rational and exponent.is_Rational:
-        bits = max(abs(base.p).bit_length(), base.q.bit_length())
-        if abs(exponent.p) * bits > MAX_POWER_BITS or exponent.q > 100 or (base == 0 and exponent <= 0):
-            raise Unreadable
-    elif base.is_number and exponent.is_number:
-        size = max(abs(complex(base.evalf(15))), 1 / abs(complex(base.evalf(15))))
-        if abs(complex(exponent.evalf(15))) * math.log2(size + 1) > MAX_POWER_BITS:
-            raise Unreadable
-    elif exponent.is_Rational:
-        if abs(exponent.p) > 200 or exponent.q > 100:
-            raise Unreadable
-    elif tower_height(exponent) > 0 or exponent.has(sympy.factorial, sympy.binomial):
+def fulfilled(difference: sympy.Expr, point: sympy.Expr, sign: str) -> bool:
+    if is_zero(difference, point):
+        return sign in "≤≥="
+    positive = difference.subs(symbol_of(difference), point).evalf(30) > 0
+    return bool(sign == "≠" or (positive if sign in ">≥" else not positive))
+
+
+def is_zero(difference: sympy.Expr, point: sympy.Expr) -> bool:
+    return bool(abs(difference.subs(symbol_of(difference), point).evalf(40)) < sympy.Float("1e-25"))
+
+
+def symbol_of(value: sympy.Expr) -> sympy.Symbol:
+    """The only variable of an expression. Raises Unreadable where there are none or several."""
+    if len(value.free_symbols) != 1:
         raise Unreadable
-    return base**exponent
+    return next(iter(value.free_symbols))
 
 
-def tower_height(value: sympy.Expr) -> int:
-    """How many powers with a variable in the exponent stand on top of each other: 2 in 2^(3^x)."""
-    exponents = [power.as_base_exp()[1] for power in value.atoms(sympy.Pow, sympy.exp)]
-    return max((1 + tower_height(exponent) for exponent in exponents if exponent.free_symbols), default=0)
+def breaks(difference: sympy.Expr) -> list[sympy.Expr]:
+    """The real points, in order, at which an expression in one variable can change its sign.
 
-
-def root_of(value: sympy.Expr, degree: int) -> sympy.Expr:
-    """The real root: ∛(−8) = −2."""
-    if degree % 2 and value.is_extended_negative:
-        return -((-value) ** sympy.Rational(1, degree))
-    return value ** sympy.Rational(1, degree)
-
-
-class Parser:
-    """Recursive descent over the tokens of one expression."""
-
-    def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.place, self.depth = tokens, 0, 0
-
-    def peek(self) -> str:
-        return self.tokens[self.place] if self.place < len(self.tokens) else ""
-
-    def take(self) -> str:
-        token = self.peek()
-        if not token:
-            raise Unreadable
-        self.place += 1
-        return token
-
-    def expect(self, token: str) -> None:
-        if self.take() != token:
-            raise Unreadable
-
-    def deeper(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise Unreadable
-
-    def sum(self) -> sympy.Expr:
-        self.deeper()
-        value = self.product()
-        while self.peek() in ("+", "-"):
-            value = value + self.product() if self.take() == "+" else value - self.product()
-        self.depth -= 1
-        return value
-
-    def product(self, *, argument: bool = False) -> sympy.Expr:
-        """Factors; as the argument of a function without parentheses it ends before the next function."""
-        value = self.signed()
-        while token := self.peek():
-            if token == "*" and not argument:
-                self.take()
-                value = value * self.signed()
-            elif token == "/" and not argument:
-                self.take()
-                value = self.divide(value, self.signed())
-            elif token in ENDS or (argument and token in FUNCTIONS):
-                break
-            else:
-                value = self.beside(value)
-        return value
-
-    def beside(self, left: sympy.Expr) -> sympy.Expr:
-        """Two factors side by side; a whole number before a fraction of whole numbers is a mixed number."""
-        before, start = self.tokens[self.place - 1], self.place
-        if self.peek()[0].isdigit() and before[0].isdigit():
-            raise Unreadable  # two numbers side by side are no product
-        right = self.power()
-        piece = self.tokens[start : self.place]
-        whole = before.isdigit() and (start < 2 or self.tokens[start - 2] not in ("^", "_", "/", "*"))
-        if whole and piece[0] == r"\frac" and all(t in (r"\frac", "{", "}") or t.isdigit() for t in piece):
-            return left - right if left.is_extended_negative else left + right
-        return left * right
-
-    def signed(self) -> sympy.Expr:
-        if self.peek() in ("-", "+"):
-            self.deeper()
-            value = -self.signed() if self.take() == "-" else self.signed()
-            self.depth -= 1
-            return value
-        return self.power()
-
-    def power(self) -> sympy.Expr:
-        base = self.postfix()
-        if self.peek() != "^":
-            return base
-        self.take()
-        if self.peek() == r"\circ" or self.tokens[self.place : self.place + 3] == ["{", r"\circ", "}"]:
-            self.place += 1 if self.peek() == r"\circ" else 3
-            return base * sympy.Symbol("degree")
-        self.deeper()
-        exponent = self.exponent()
-        self.depth -= 1
-        value = power_of(base, exponent)
-        while self.peek() == "!":
-            self.take()
-            value = self.factorial(value)
-        return value
-
-    def exponent(self) -> sympy.Expr:
-        if self.peek() == "{":
-            return self.group()
-        if self.peek() in ("-", "+"):
-            return -self.exponent() if self.take() == "-" else self.exponent()
-        if len(self.peek()) > 1 and self.peek().isdigit() and self.place >= 2 and "**" not in self.tokens:
-            return rational(Fraction(self.take()))
-        return self.power()
-
-    def postfix(self) -> sympy.Expr:
-        value = self.atom()
-        while self.peek() in ("!", "%"):
-            value = self.factorial(value) if self.take() == "!" else value / 100
-        return value
-
-    def factorial(self, value: sympy.Expr) -> sympy.Expr:
-        if value.is_number and not (value.is_Integer and 0 <= value <= MAX_FACTORIAL):
-            raise Unreadable
-        large = any(abs(n) > 100 for n in value.atoms(sympy.Rational))
-        if value.free_symbols and (large or value.has(sympy.factorial, sympy.Pow)):
-            raise Unreadable  # with a variable inside, the value could be beyond all bounds
-        return sympy.factorial(value)
-
-    def group(self) -> sympy.Expr:
-        self.expect("{")
-        value = self.sum()
-        self.expect("}")
-        return value
-
-    def atom(self) -> sympy.Expr:
-        token = self.take()
-        if token[0].isdigit() or (token[0] == "." and len(token) > 1):
-            return self.number(token)
-        if token in ("(", "[", "{"):
-            value = self.sum()
-            self.expect({"(": ")", "[": "]", "{": "}"}[token])
-            return value
-        if token == "|":
-            self.deeper()
-            value = self.sum()
-            self.expect("|")
-            self.depth -= 1
-            return sympy.Abs(value)
-        if token in (r"\lfloor", r"\lceil"):
-            value = self.sum()
-            self.expect(r"\rfloor" if token == r"\lfloor" else r"\rceil")
-            if tower_height(value) > 0 and value.free_symbols:
-                raise Unreadable
-            return sympy.floor(value) if token == r"\lfloor" else sympy.ceiling(value)
-        if token == r"\frac":
-            above = self.argument()
-            return self.divide(above, self.argument())
-        if token in (r"\binom", r"\dbinom", r"\tbinom"):
-            n, k = self.argument(), self.argument()
-            numbers = n.is_Integer and k.is_Integer and 0 <= k <= n <= MAX_FACTORIAL
-            if not numbers and (n.is_number or n.has(sympy.factorial, sympy.Pow) or k.has(sympy.factorial, sympy.Pow)):
-                raise Unreadable
-            return sympy.binomial(n, k)
-        if token == r"\sqrt":
-            degree = sympy.Integer(2)
-            if self.peek() == "[":
-                self.take()
-                degree = self.sum()
-                self.expect("]")
-            if not degree.is_Integer or not 2 <= degree <= 100:
-                raise Unreadable
-            value = self.atom() if self.peek() == "(" else self.argument()
-            return root_of(value, int(degree))
-        if token in FUNCTIONS:
-            return self.function(token)
-        if token == r"\pi":
-            return sympy.pi
-        if token == r"\infty":
-            return sympy.oo
-        if token in (r"\mathrm", r"\text", r"\operatorname", r"\mathit"):
-            return self.named()
-        if (len(token) == 1 and token.isalpha() and token.isascii()) or token in GREEK:
-            return self.variable(token)
+    Read for what school inequalities have: polynomials up to the second degree, and up to two absolute values of such.
+    """
+    symbol = symbol_of(difference)
+    bars = sorted(difference.atoms(sympy.Abs), key=str)
+    if len(bars) > 2 or sympy.count_ops(difference) > 40:
         raise Unreadable
+    polynomials = [bar.args[0] for bar in bars]
+    for signs in product((1, -1), repeat=len(bars)):
+        polynomials.append(difference.subs({bar: sign * bar.args[0] for bar, sign in zip(bars, signs, strict=True)}))
+    points: list[sympy.Expr] = []
+    for polynomial in polynomials:
+        for root in roots(polynomial, symbol):
+            if not any(abs((root - point).evalf(40)) < sympy.Float("1e-25") for point in points):
+                points.append(root)
+    return sorted(points, key=lambda point: point.evalf(40))
 
-    def number(self, token: str) -> sympy.Expr:
-        if len(token) > 4_000:
-            raise Unreadable
-        mantissa, _, exponent = token.lower().partition("e")
-        if exponent and abs(int(exponent)) > 3_000:
-            raise Unreadable
-        value = Fraction(mantissa.rstrip(".") or "0") * Fraction(10) ** int(exponent or 0)
-        if self.peek() == r"\overline":  # 0.1\overline{36}: the bar repeats
-            self.take()
-            self.expect("{")
-            digits = self.take()
-            self.expect("}")
-            if not digits.isdigit() or len(digits) > 50 or "." not in token:
-                raise Unreadable
-            places = len(token.partition(".")[2])
-            value += Fraction(int(digits), (10 ** len(digits) - 1) * 10**places)
-        return rational(value)
 
-    def variable(self, token: str) -> sympy.Expr:
-        if token == "e":
-            return sympy.E
-        if token == "i":
-            return sympy.I
-        name = token
-        while self.peek() in ("_", "'"):
-            if self.take() == "'":
-                name += "'"
-                continue
-            if self.peek() == "{":
-                end = matching(self.tokens, self.place)
-                name += "_" + "".join(self.tokens[self.place + 1 : end])
-                self.place = end + 1
-            else:
-                name += "_" + self.take()
-        return sympy.Symbol(name, real=True)
-
-    def named(self) -> sympy.Expr:
-        self.expect("{")
-        letters = ""
-        while self.peek() != "}":
-            letters += self.take()
-        self.take()
-        if letters in ("e", "i"):
-            return self.variable(letters)
-        if letters.isalpha():
-            return sympy.Symbol(letters, real=True)
+def roots(polynomial: sympy.Expr, symbol: sympy.Symbol) -> list[sympy.Expr]:
+    """The real roots of a polynomial up to the second degree."""
+    powers = [power for power in polynomial.atoms(sympy.Pow) if power.has(symbol)]
+    if not polynomial.is_polynomial(symbol) or any(power.exp != 2 or power.base.has(sympy.Pow) for power in powers):
         raise Unreadable
-
-    def argument(self) -> sympy.Expr:
-        r"""What follows \frac or \sqrt: a group in braces, a command, or one digit or letter."""
-        if self.peek() == "{":
-            return self.group()
-        if self.peek().startswith("\\"):
-            return self.atom()
-        token = self.take()
-        if token.isdigit() and len(token) > 1:  # \frac12 is one half
-            self.place -= 1
-            self.tokens[self.place : self.place + 1] = list(token)
-            token = self.take()
-        if not (token.isdigit() or (len(token) == 1 and token.isalpha())):
-            raise Unreadable
-        return rational(Fraction(token)) if token.isdigit() else self.variable(token)
-
-    def function(self, token: str) -> sympy.Expr:
-        apply, exponent, base = FUNCTIONS[token], None, None
-        for _ in range(2):
-            if self.peek() == "^":
-                self.take()
-                exponent = self.group() if self.peek() == "{" else self.signed_atom()
-            elif self.peek() == "_" and token == r"\log":
-                self.take()
-                base = self.argument()
-        self.deeper()
-        if self.peek() in ("(", "{", "["):
-            value = self.atom()
-            if self.peek() == "^" and exponent is None and token != r"\ln":
-                self.place += 1
-                exponent = self.exponent()
-        else:
-            value = self.product(argument=True)
-        self.depth -= 1
-        value = value.subs(sympy.Symbol("degree"), sympy.pi / 180)
-        if token not in (r"\ln", r"\log", r"\exp", "abs") and tower_height(value) > 0:
-            raise Unreadable  # the sine of a huge number needs as many digits of π
-        if exponent == -1 and token in INVERSE:
-            return INVERSE[token](value)
-        if token == r"\exp":
-            result = power_of(sympy.E, value)
-        elif base is not None:
-            if base.is_number and (base <= 0 or base == 1):
-                raise Unreadable
-            result = sympy.log(value) / sympy.log(base)
-        else:
-            result = apply(value)
-        return result if exponent is None else power_of(result, exponent)
-
-    def signed_atom(self) -> sympy.Expr:
-        return -self.atom() if self.peek() == "-" and self.take() else self.atom()
-
-    @staticmethod
-    def divide(value: sympy.Expr, by: sympy.Expr) -> sympy.Expr:
-        if by == 0:
-            raise Unreadable
-        return value / by
+    coefficients = sympy.Poly(polynomial, symbol).all_coeffs()
+    if len(coefficients) == 1:
+        return []
+    if len(coefficients) == 2:
+        return [-coefficients[1] / coefficients[0]]
+    if len(coefficients) > 3:
+        raise Unreadable
+    a, b, c = coefficients
+    discriminant = b**2 - 4 * a * c
+    if discriminant < 0:
+        return []
+    return [(-b - sympy.sqrt(discriminant)) / (2 * a), (-b + sympy.sqrt(discriminant)) / (2 * a)]

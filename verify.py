@@ -1,49 +1,57 @@
 r"""Is an answer right? Extract the final answer of a text and compare it with the gold answer by meaning.
 
+    grade(["... so it is \\boxed{1/2}."], ["0.5"])    # [True]
+
 The conventions, in short: decimals are exact values; a unit or a percent sign on one side only is ignored; sets and
 lists have no order, tuples have; (1, 2) is a point or an interval as the gold is; equations agree up to a factor;
 variables are real, and R is not r; the last complete box of a text is its answer, and a truncated box is none.
 
-Text that a model wrote is read by answer_parser.py and never evaluated as code.
+Text that a model wrote is read by answer_parser.py, compared by answer_equality.py, and never evaluated as code.
+`grade` works in processes of its own, which are killed and replaced when an answer takes too long.
 """
 
 from __future__ import annotations
 
-import random
+import atexit
+import contextlib
+import json
+import os
+import queue
 import re
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from fractions import Fraction
 
-import sympy
-
-from answer_parser import (
-    MAX_LENGTH,
-    Group,
-    Interval,
-    Matrix,
-    Measured,
-    Numeral,
-    Ratio,
-    Region,
-    Relation,
-    Unreadable,
-    Value,
-    Words,
-    expressions,
-    inequality,
-    read,
-    region_of,
-    tidy,
-)
+from answer_equality import choice_of, is_equivalent, readable
 
 TEXT_END = 100_000  # characters searched for an answer, from the end of the text
-DIGITS = 60  # of a number that is no fraction; two numbers agree where 50 of them do
+START_LIMIT = 60.0  # seconds that a worker process may take to start and to import sympy
+WORKER_MEMORY = 4 * 2**30  # bytes of address space that a worker may have, where the system can limit it
+CASES_A_WORKER = 32  # below this many comparisons a further process does not pay
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(-?\w+)(?![\w{]))")
 BOX_OR_BRACE = re.compile(BOX.pattern + r"|(?<!\\)[{}]")
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
-LEAD = re.compile(r"(?:answer|solution|result)\s*(?:is|are|:|=)+\s*:?\s*(?:\*\*)?\s*", re.IGNORECASE)
-LED = re.compile(
-    r"\$\$?[^$]+\$|\\\(.+?\\\)|\\\[.+?\\\]|\*\*.+?\*\*|[^\n]*?(?=\*\*|\.(?:\s|$)|\n|$)"
-)  # what follows "the answer is": a formula, bold text, or the rest of the sentence
+BETWEEN_BOXES = re.compile(
+    r"(?:[\s$.,;]|\\[()\[\],;: ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?\s*\}|and\b|or\b|[a-zA-Z](?:_\{?\w\}?)?\s*=)*"
+)
+FORMULA = re.compile(
+    r"\$\$([^$]+)\$\$|\$(?=\S)([^$]*?[^$\s])\$(?!\d)|\$\s([^$]+)\s\$"
+    r"|\\\(((?:(?!\\[()]).)+)\\\)|\\\[((?:(?!\\[\[\]]).)+)\\\]",
+    re.DOTALL,
+)
+NUMBER = re.compile(
+    r"(?<![\w.])-?\s?(?:\\?\$\s?)?(?:\d{1,3}(?:[, ]\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?\\?%)?|(?<![\w.])-?\.\d+"
+)
+LEAD = re.compile(r"(?:answer|solution|result)\s*(?:is|are|:|=)+\s*:?\s*", re.IGNORECASE)
+SENTENCE = re.compile(r"\*\*[^*\n]+\*\*|.*?(?=\*\*|[.!?](?:\s|$)|\n|$)")
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</s>")
+COMMAND = re.compile(r"\\(?:text\w*|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+|[{}]")
+PROSE = re.compile(r"\b(?!(?:sqrt|sin|cos|tan|log|exp|and|inf|infinity|union)\b)[A-Za-z]{3,}")
+NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?'*\s*|\s*\\(?:triangle|angle)\s*[A-Z]+\s*")
+PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Extraction
@@ -54,358 +62,287 @@ def extract_answer(text: str) -> str | None:
     r"""The final answer of a text, or None.
 
     The last complete `\boxed{}` that is not empty; else the last `#### x`, `<answer>x</answer>`, `the answer is x`;
-    else the last number of the text's final sentence. A text that ends inside a box or inside its reasoning has none.
+    else the last formula or number of the final sentence. A text that ends inside a box or inside its reasoning has
+    none.
     """
+    return next(iter(answers_of(text)), None)
+
+
+def answers_of(text: str) -> list[str]:
+    r"""The final answer; after it, where the text ends in `\boxed{1} and \boxed{2}`, the list of both."""
     text = text[-TEXT_END:]
     if "</think>" in text:
         text = text.rpartition("</think>")[2]
     elif "<think>" in text:
-        return None
-    boxed, truncated = last_box(text)
-    if boxed is not None:
-        return boxed
+        return []
+    boxes, truncated = boxes_of(text)
+    if boxes:
+        joined = [boxes[-1]]
+        while len(joined) < len(boxes):
+            between = text[boxes[-len(joined) - 1][1] : joined[0][0]]
+            if len(between) > 200 or not BETWEEN_BOXES.fullmatch(between):
+                break
+            joined.insert(0, boxes[-len(joined) - 1])
+        answers = [boxes[-1][2]]
+        return answers if len(joined) == 1 else [*answers, ", ".join(content for _, _, content in joined)]
     if truncated:
-        return None
+        return []
     if marked := re.findall(r"####\s*(\S[^\n]*)", text):
-        return marked[-1].strip()
+        return [marked[-1].strip()]
     if tagged := re.findall(r"<answer>([^<]*)</answer>", text):
-        return tagged[-1].strip() or None
-    for lead in reversed([match.end() for match in LEAD.finditer(text)][-3:]):
-        led = LED.match(text[lead : lead + 1_000])
-        answer = led[0].strip().strip("*").strip().rstrip(".").strip() if led else ""
-        if answer and (re.search(r"[\d\\$]", answer) or len(answer.split()) <= 3):
-            return answer
-    sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if s.strip()]
-    numbers = NUMBER.findall(sentences[-1]) if sentences else []
-    return numbers[-1] if numbers else None
+        return [tagged[-1].strip()] if tagged[-1].strip() else []
+    answer = spoken_answer(text)
+    return [answer] if answer else []
 
 
-def last_box(text: str) -> tuple[str | None, bool]:
-    """(content of the last complete box that is not empty, is there a box that was never closed)."""
-    open_braces: list[tuple[bool, int]] = []  # (is it a box, where its content starts)
-    boxed = None
+def boxes_of(text: str) -> tuple[list[tuple[int, int, str]], bool]:
+    """((start, end, content) of the complete boxes that are not empty, is there a box that was never closed)."""
+    boxes: list[tuple[int, int, str]] = []
+    open_braces: list[tuple[int, int, int]] = []  # (start of a box or −1, start of its content, boxes before it)
     for match in BOX_OR_BRACE.finditer(text):
         if match[0] == "}":
-            if open_braces:
-                is_box, start = open_braces.pop()
-                content = text[start : match.start()].strip()
-                if is_box and content:
-                    boxed = last_box(content)[0] or content
+            if not open_braces:
+                continue
+            start, content_start, before = open_braces.pop()
+            if start < 0:
+                continue
+            inner = boxes[before:]  # of nested boxes the innermost counts
+            content = inner[-1][2] if inner else text[content_start : match.start()].strip()
+            del boxes[before:]
+            if content:
+                boxes.append((start, match.end(), content))
         elif match[1]:
-            boxed = match[1]
+            boxes.append((match.start(), match.end(), match[1]))
         else:
-            open_braces.append((match[0] != "{", match.end()))
-    return boxed, any(is_box for is_box, _ in open_braces)
+            open_braces.append((match.start() if match[0] != "{" else -1, match.end(), len(boxes)))
+    return boxes, any(start >= 0 for start, _, _ in open_braces)
+
+
+def spoken_answer(text: str) -> str | None:
+    """What follows the last `the answer is`; else the last formula or number of the final sentence."""
+    text = SPECIAL_TOKEN.split(text.strip())[0] or text
+    text = re.sub(r"I hope (?:it|this) is correct\.?\s*$", "", text.strip())
+    formulas: list[str] = []
+
+    def keep(match: re.Match[str]) -> str:
+        formulas.append(next(group for group in match.groups() if group is not None))
+        return f" \x00{len(formulas) - 1}\x00 "  # so that a full stop or a line end inside of it ends no sentence
+
+    text = FORMULA.sub(keep, text.replace("\x00", ""))
+    for lead in reversed([match.end() for match in LEAD.finditer(text)][-3:]):
+        sentence = SENTENCE.match(text[lead : lead + 1_000].lstrip())
+        if sentence and (answer := answer_in(sentence[0], formulas, led=True)):
+            return answer
+    sentences = [sentence for sentence in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if sentence.strip()]
+    return answer_in(sentences[-1], formulas, led=False) if sentences else None
+
+
+def answer_in(sentence: str, formulas: list[str], *, led: bool) -> str | None:
+    """The whole sentence where it is mathematics, or where it was announced and is short; else its last number."""
+    sentence = sentence.strip(" *\t").rstrip(".").strip(" *")
+    if led:  # "the answer is: the largest n is 34"
+        sentence = re.split(r"\b(?:is|are|equals)\b", sentence)[-1].strip()
+    words = len(PROSE.findall(COMMAND.sub(" ", sentence)))
+    starts_with_formula = re.match("\x00(\\d+)\x00", sentence)
+    if words and led and starts_with_formula:
+        return formulas[int(starts_with_formula[1])].strip()
+    if words <= (3 if led else 0):
+        return re.sub("\x00(\\d+)\x00", lambda match: formulas[int(match[1])], sentence).strip()
+    found = [
+        formulas[int(match[1])].strip() if match[1] else match[0].replace("$", "").strip("\\ ")
+        for match in re.finditer(f"\x00(\\d+)\x00|{NUMBER.pattern}", sentence)
+        if not (match[1] and NAME.fullmatch(formulas[int(match[1])]))
+    ]
+    return found[-1] if found else sentence if led else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Verdicts
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def is_correct(text: str, gold: str, choices: list[str] | None = None, *, rel_tol: float = 0.0) -> bool:
     """Does the final answer of the text equal the gold answer? With `choices`, the gold is a letter: A, B, ..."""
-    answer = extract_answer(text)
     if choices:
-        letter = choice_of(answer or "")
-        if letter is None:
-            letters = re.findall(r"\b([A-Z])\b", text[-1_000:])
-            letter = letters[-1] if letters else None
-        return letter == gold.strip().strip("()").upper()
-    return answer is not None and is_equivalent(answer, gold, rel_tol=rel_tol)
+        return chosen(text) == gold.strip().strip("()").upper()
+    return any(is_equivalent(answer, gold, rel_tol=rel_tol) for answer in answers_of(text))
 
 
-def grade(texts: list[str], golds: list[str], choices: list[list[str] | None] | None = None) -> list[bool | None]:
-    """For each text: is it right? None where the gold answer itself is empty, malformed or over the limits."""
-    options = choices or [None] * len(texts)
-    return [
-        is_correct(text, gold, option) if readable(gold) else None
-        for text, gold, option in zip(texts, golds, options, strict=True)
-    ]
+def chosen(text: str) -> str | None:
+    """The letter of the choice that a text makes: in its answer, else the last capital letter that stands alone."""
+    letters = re.findall(r"\b([A-Z])\b", text[-1_000:])
+    return choice_of(extract_answer(text) or "") or (letters[-1] if letters else None)
 
 
-def readable(gold: str) -> bool:
-    """Can answers be compared with this gold? Words and choices can."""
-    return bool(tidy(gold[:MAX_LENGTH])) and len(gold) <= MAX_LENGTH and balanced(gold)
+def grade(
+    texts: list[str],
+    golds: list[str],
+    choices: list[list[str] | None] | None = None,
+    *,
+    workers: int | None = None,
+    time_limit: float = 5.0,
+) -> list[bool | None]:
+    """For each text: is its answer right? None where the gold itself is empty, malformed or over the limits.
 
-
-def balanced(text: str) -> bool:
-    depth = 0
-    for match in re.finditer(r"(?<!\\)[{}]", text):
-        depth += 1 if match[0] == "{" else -1
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Comparison
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def is_equivalent(answer: str, gold: str, *, rel_tol: float = 0.0) -> bool:
-    """Do two answers mean the same? Decimals are exact; `rel_tol` allows a relative difference of numbers."""
-    if answer.strip() == gold.strip():
-        return bool(tidy(gold[:MAX_LENGTH])) and balanced(gold)
-    if max(len(answer), len(gold)) > MAX_LENGTH:
-        return False
-    answer, gold = tidy(answer), tidy(gold)
-    if not answer or not gold or not balanced(answer) or not balanced(gold):
-        return False
-    if answer == gold:
-        return True
-    letter = re.fullmatch(r"\(?([A-J])\)?", words_of(gold))
-    if letter:
-        return choice_of(answer) == letter[1]
-    if equivalent_spelling(answer, gold, rel_tol):
-        return True
-    if ("%" in answer) != ("%" in gold):
-        return equivalent_spelling(re.sub(r"\\?%", "", answer), re.sub(r"\\?%", "", gold), rel_tol)
-    return False
-
-
-def equivalent_spelling(answer: str, gold: str, rel_tol: float) -> bool:
-    left, right = read(answer), read(gold)
-    if isinstance(left, Words) or isinstance(right, Words) or left is None or right is None:
-        words = words_of(answer)
-        return len(words) > 1 and words.casefold() == words_of(gold).casefold() and not words.isdigit()
-    try:
-        return same(left, right, rel_tol)
-    except (Unreadable, RecursionError, ZeroDivisionError, OverflowError, ValueError, TypeError, NotImplementedError):
-        return False
-
-
-def words_of(text: str) -> str:
-    r"""The text without \text{} around it, spaces and closing full stop made plain."""
-    text = re.sub(r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r"\1", text)
-    return re.sub(r"\s*,\s*", ",", " ".join(text.split())).strip(" .")
-
-
-def choice_of(answer: str) -> str | None:
-    """The letter of a choice: B, (B), B., (B) 12, Option B."""
-    found = re.match(r"(?:option|choice|answer)?\s*(?:\(([A-J])\)|([A-J])(?=$|[.):,\s]))", words_of(tidy(answer)), re.I)
-    return (found[1] or found[2]).upper() if found else None
-
-
-def same(left: Value, right: Value, rel_tol: float) -> bool:
-    """Do two values mean the same? `right` is the gold, and decides where a form can be read in two ways."""
-    if isinstance(left, Measured) or isinstance(right, Measured):
-        units = [value.unit for value in (left, right) if isinstance(value, Measured)]
-        left = left.value if isinstance(left, Measured) else left
-        right = right.value if isinstance(right, Measured) else right
-        return len(set(units)) == 1 and same(left, right, rel_tol)
-    if isinstance(left, sympy.Expr) and isinstance(right, sympy.Expr):
-        return same_expression(left, right, rel_tol)
-    if isinstance(left, Numeral) or isinstance(right, Numeral):
-        return left == right
-    if isinstance(left, Ratio) or isinstance(right, Ratio):
-        return same_ratio(left, right, rel_tol)
-    if isinstance(left, Relation) or isinstance(right, Relation):
-        return same_relation(left, right, rel_tol)
-    if isinstance(left, Region) or isinstance(right, Region):
-        return same_region(region_of(left), region_of(right), rel_tol)
-    if isinstance(left, Interval) and isinstance(right, Interval):
-        ends = (left.low_open, left.high_open) == (right.low_open, right.high_open)
-        return ends and same(left.low, right.low, rel_tol) and same(left.high, right.high, rel_tol)
-    if isinstance(left, Matrix) and isinstance(right, Matrix):
-        if len(left.rows) != len(right.rows) or len(left.rows[0]) != len(right.rows[0]):
-            return False
-        cells = zip(sum(left.rows, ()), sum(right.rows, ()), strict=True)
-        return all(same_expression(a, b, rel_tol) for a, b in cells)
-    a, b = sequence(left), sequence(right)
-    if a is not None and b is not None and "tuple" in (kind_of(left), kind_of(right)):
-        return len(a) == len(b) and all(same(x, y, rel_tol) for x, y in zip(a, b, strict=True))
-    if isinstance(left, Group) or isinstance(right, Group):
-        return same_members(members(left), members(right), rel_tol)
-    return False
-
-
-def kind_of(value: Value) -> str:
-    return value.kind if isinstance(value, Group) else "tuple" if isinstance(value, Interval | Matrix) else "value"
-
-
-def sequence(value: Value) -> tuple[Value, ...] | None:
-    """The entries of a tuple, a point (a, b), a column vector, or a list written without brackets."""
-    if isinstance(value, Group) and value.kind in ("tuple", "list"):
-        return value.items
-    if isinstance(value, Interval) and value.low_open and value.high_open:
-        return (value.low, value.high)
-    if isinstance(value, Matrix) and len(value.rows[0]) == 1:
-        return tuple(row[0] for row in value.rows)
-    return None
-
-
-def members(value: Value) -> tuple[Value, ...]:
-    return value.items if isinstance(value, Group) and value.kind != "tuple" else (value,)
-
-
-def same_members(left: tuple[Value, ...], right: tuple[Value, ...], rel_tol: float) -> bool:
-    """Without order, and a repeated member counts once."""
-    if len(left) > 100 or len(right) > 100:
-        return False
-    return all(any(same(a, b, rel_tol) for b in right) for a in left) and all(
-        any(same(a, b, rel_tol) for a in left) for b in right
-    )
-
-
-def same_ratio(left: Value, right: Value, rel_tol: float) -> bool:
-    if not (isinstance(left, Ratio) and isinstance(right, Ratio)) or len(left.parts) != len(right.parts):
-        return False
-    first, second = left.parts[0], right.parts[0]
-    if first == 0 or second == 0 or any(part == 0 for part in (*left.parts, *right.parts)):
-        first = second = sympy.Integer(1)  # a time of day such as 5:00 is no proportion
-    return all(same_expression(a * second, b * first, rel_tol) for a, b in zip(left.parts, right.parts, strict=True))
-
-
-def assigned(value: Value) -> Value | None:
-    """What `x = ...`, `f(x) = ...` or `(x, y) = ...` gives to its left side; None where it is no assignment."""
-    if not isinstance(value, Relation) or set(value.signs) != {"="}:
-        return None
-    name = value.sides[0]
-    if isinstance(name, Interval):
-        named = isinstance(name.low, sympy.Symbol) and isinstance(name.high, sympy.Symbol)
-    else:
-        named = isinstance(name, sympy.Symbol) or (
-            isinstance(name, sympy.Mul) and len(name.args) == 2 and all(isinstance(x, sympy.Symbol) for x in name.args)
-        )
-    return value.sides[-1] if named else None
-
-
-def same_relation(left: Value, right: Value, rel_tol: float) -> bool:
-    if isinstance(left, Relation) and isinstance(right, Relation):
-        if inequality(left) != inequality(right):
-            return False
-        if inequality(left):
-            return same_inequality(left, right, rel_tol)
-        return same_equation(left, right, rel_tol)
-    relation, other = (left, right) if isinstance(left, Relation) else (right, left)
-    if isinstance(relation, Relation) and inequality(relation):
-        return same_region(region_of(relation), region_of(other), rel_tol)
-    value = assigned(relation)
-    return value is not None and same(value, other, rel_tol)
-
-
-def same_equation(left: Relation, right: Relation, rel_tol: float) -> bool:
-    """The same assignment, or the same curve: left sides minus right sides with a constant ratio that is not 0."""
-    a, b = assigned(left), assigned(right)
-    if a is not None and b is not None and left.sides[0] == right.sides[0] and same(a, b, rel_tol):
-        return True
-    if len(left.signs) > 1 or len(right.signs) > 1 or left.signs != right.signs:
-        return False
-    sides = expressions((*left.sides, *right.sides))
-    return constant_ratio(sides[0] - sides[1], sides[2] - sides[3], rel_tol) not in (None, 0)
-
-
-def same_inequality(left: Relation, right: Relation, rel_tol: float) -> bool:
-    try:
-        return same_region(region_of(left), region_of(right), rel_tol)
-    except Unreadable:
-        pass
-    turned = {">": "<", "≥": "≤", "<": ">", "≤": "≥"}
-    if len(left.signs) != 1 or len(right.signs) != 1:
-        return False
-    sides = expressions((*left.sides, *right.sides))
-    ratio = constant_ratio(sides[0] - sides[1], sides[2] - sides[3], rel_tol)
-    if ratio in (None, 0):
-        return False
-    return left.signs[0] == (right.signs[0] if ratio > 0 else turned[right.signs[0]])
-
-
-def constant_ratio(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> sympy.Expr | None:
-    """left/right where it is the same real number at every point; None where it is not."""
-    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
-    if not symbols or left.free_symbols != right.free_symbols:
-        return None
-    ratios = []
-    for values in places(symbols):
-        a, b = left.evalf(DIGITS, subs=values), right.evalf(DIGITS, subs=values)
-        if a.is_Float and b.is_Float and b != 0:
-            ratios.append(a / b)
-    if len(ratios) < 3 or any(not close(ratio, ratios[0], rel_tol) for ratio in ratios):
-        return None
-    return ratios[0]
-
-
-def same_region(left: Region, right: Region, rel_tol: float) -> bool:
-    a, b = merged(left), merged(right)
-    if len(a) != len(b):
-        return False
-    return all(
-        (x.low_open, x.high_open) == (y.low_open, y.high_open)
-        and same_expression(x.low, y.low, rel_tol)
-        and same_expression(x.high, y.high, rel_tol)
-        for x, y in zip(a, b, strict=True)
-    )
-
-
-def merged(region: Region) -> list[Interval]:
-    """The region as intervals in order, none of which touch."""
-    parts = []
-    for part in region.parts:
-        if not (part.low.is_extended_real and part.high.is_extended_real):
-            raise Unreadable
-        if part.low < part.high or (part.low == part.high and not part.low_open and not part.high_open):
-            low_open, high_open = part.low_open or part.low == -sympy.oo, part.high_open or part.high == sympy.oo
-            parts.append(Interval(part.low, part.high, low_open, high_open))
-    for point in region.without:
-        split_parts = []
-        for part in parts:
-            if part.low < point < part.high:
-                split_parts.append(Interval(part.low, point, part.low_open, True))
-                split_parts.append(Interval(point, part.high, True, part.high_open))
-            else:
-                low_open, high_open = part.low_open or part.low == point, part.high_open or part.high == point
-                split_parts.append(Interval(part.low, part.high, low_open, high_open))
-        parts = split_parts
-    parts.sort(key=lambda part: (float(part.low), part.low_open))
-    joined: list[Interval] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        touches = last is not None and (
-            part.low < last.high or (part.low == last.high and not (part.low_open and last.high_open))
-        )
-        if last is None or not touches:
-            joined.append(part)
-        elif part.high > last.high or (part.high == last.high and not part.high_open):
-            joined[-1] = Interval(last.low, part.high, last.low_open, part.high_open)
-    return joined
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Expressions
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def same_expression(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> bool:
-    """Exact for rational numbers, to 50 digits for other numbers, and at several points for expressions."""
-    if left == right:
-        return True
-    if left.has(sympy.oo) or right.has(sympy.oo):
-        return False
-    if left.is_Rational and right.is_Rational:
-        if rel_tol == 0:
-            return False
-        return abs(left - right) <= sympy.Rational(rel_tol) * max(abs(left), abs(right))
-    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
-    if not symbols:
-        return close(left.evalf(DIGITS), right.evalf(DIGITS), rel_tol)
-    real: list[bool] = []
-    others: list[bool] = []
-    for values in places(symbols):
-        a, b = left.evalf(DIGITS, subs=values), right.evalf(DIGITS, subs=values)
-        if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+    Plain numbers and choices are compared here; all else in `workers` processes (None: as many as the batch keeps
+    busy, up to the number of cores; 0: in this process, without a time limit). A comparison that takes longer than
+    `time_limit` seconds counts as False. Processes are kept for the next call. The result does not depend on their
+    number. Nothing in a text makes this raise; lists of unequal length raise ValueError.
+    """
+    options = [None] * len(texts) if choices is None else choices
+    verdicts: list[bool | None] = [None] * len(texts)
+    places: dict[Comparison, list[int]] = {}  # equal comparisons are made once
+    for place, (text, gold, option) in enumerate(zip(texts, golds, options, strict=True)):
+        if option:
+            verdicts[place] = chosen(text) == gold.strip().strip("()").upper() if gold.strip() else None
             continue
-        (real if a.is_Float and b.is_Float else others).append(close(a, b, rel_tol))
-    # Variables are real: where enough points give real values, complex ones (logarithms of negatives) do not count.
-    verdicts = real if len(real) >= 2 else real + others
-    return len(verdicts) >= 2 and all(verdicts)
+        answers = answers_of(text)
+        if PLAIN_NUMBER.fullmatch(gold.strip()) and all(PLAIN_NUMBER.fullmatch(answer) for answer in answers):
+            verdicts[place] = any(Fraction(answer) == Fraction(gold.strip()) for answer in answers)
+        else:
+            places.setdefault((tuple(answers), gold), []).append(place)
+    for comparison, verdict in zip(places, compare_all(list(places), workers, time_limit), strict=True):
+        for place in places[comparison]:
+            verdicts[place] = verdict
+    return verdicts
 
 
-def places(symbols: list[sympy.Symbol]) -> list[dict[sympy.Symbol, sympy.Expr]]:
-    """Points at which expressions in these variables are compared: fixed, positive and negative, in no pattern."""
-    return [
-        {symbol: sympy.Rational(random.Random(f"{row} {symbol}").randrange(-799, 1_200, 2), 41) for symbol in symbols}
-        for row in range(6)
+Comparison = tuple[tuple[str, ...], str]  # (the answers that a text gives, the gold answer)
+
+
+def compare(comparison: Comparison) -> bool | None:
+    """Is one of the answers right? None where the gold cannot be read."""
+    answers, gold = comparison
+    return any(is_equivalent(answer, gold) for answer in answers) if readable(gold) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Worker processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A process that compares answers: JSON lines in, JSON lines out. It imports neither torch nor the user's script.
+
+    A thread cannot be stopped, and an alarm signal works in the main thread of Unix only; a process can be killed.
+    Raises OSError where the system does not let it start.
+    """
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), "--worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+        self.lines: queue.Queue[str] = queue.Queue()
+        # Windows cannot wait for a pipe with a time limit, so a thread reads it.
+        threading.Thread(target=self.listen, daemon=True).start()
+        if self.answer(START_LIMIT) != "ready":
+            self.stop()
+            raise OSError("the process did not start")
+
+    def listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put("")  # the process has ended
+
+    def answer(self, time_limit: float) -> object:
+        """What the process says next. Raises queue.Empty after the time limit, ValueError where it has died."""
+        return json.loads(self.lines.get(timeout=time_limit))
+
+    def compare(self, comparison: Comparison, time_limit: float) -> bool | None:
+        """The verdict of `compare`. Raises as `answer` does, and OSError where the process has died."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(comparison) + "\n")
+        self.process.stdin.flush()
+        verdict = self.answer(time_limit)
+        return verdict if isinstance(verdict, bool) else None
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):  # what was not written yet has no reader any more
+                if pipe is not None:
+                    pipe.close()
+
+
+idle_workers: list[Worker] = []  # kept for the next batch; append and pop are safe between threads
+
+
+@atexit.register
+def stop_idle_workers() -> None:
+    while idle_workers:
+        idle_workers.pop().stop()
+
+
+if hasattr(os, "register_at_fork"):  # a forked child must not write into the pipes of its parent's workers
+    os.register_at_fork(after_in_child=idle_workers.clear)
+
+
+def compare_all(comparisons: list[Comparison], workers: int | None, time_limit: float) -> list[bool | None]:
+    """The verdicts of all comparisons, in order, from up to `workers` processes at once."""
+    if workers is None:
+        workers = min(os.cpu_count() or 1, -(-len(comparisons) // CASES_A_WORKER))
+    if workers == 0:
+        return [compare(comparison) for comparison in comparisons]
+    verdicts: list[bool | None] = [False] * len(comparisons)
+    turns = iter(range(len(comparisons)))
+    hands = [
+        threading.Thread(target=work, args=(comparisons, verdicts, turns, time_limit))
+        for _ in range(min(workers, len(comparisons)))
     ]
+    for hand in hands:
+        hand.start()
+    for hand in hands:
+        hand.join()
+    return verdicts
 
 
-def close(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> bool:
-    if not (left.is_number and right.is_number and left.is_finite and right.is_finite):
-        return False
-    size = max(abs(left), abs(right))
-    return bool(abs(left - right) <= max(rel_tol, 1e-50) * size) or bool(size < sympy.Float("1e-100"))
+def work(comparisons: list[Comparison], verdicts: list[bool | None], turns: Iterator[int], time_limit: float) -> None:
+    """Take comparisons, one at a time, until none is left, and have one process make them."""
+    worker: Worker | None = None
+    for turn in turns:
+        try:
+            worker = worker or (idle_workers.pop() if idle_workers else Worker())
+        except (OSError, IndexError, queue.Empty) as error:
+            warnings.warn(
+                f"answers are compared without a time limit, as no process can be started: {error}", stacklevel=2
+            )
+            verdicts[turn] = compare(comparisons[turn])
+            continue
+        try:
+            verdicts[turn] = worker.compare(comparisons[turn], time_limit)
+        except (OSError, ValueError, queue.Empty):  # over the time limit, or over the memory limit
+            worker.stop()
+            worker = None
+    if worker:
+        idle_workers.append(worker)
+
+
+def serve() -> None:
+    """What a worker process does, until its input ends."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that it works for
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY, WORKER_MEMORY))
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        answers, gold = json.loads(line)
+        try:
+            verdict = compare((tuple(answers), gold))
+        except (MemoryError, RecursionError):
+            verdict = False
+        print(json.dumps(verdict), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--worker"]:
+        sys.exit("verify.py is a module: from verify import grade. The tests show its use: pytest tests/test_verify.py")
+    serve()

@@ -1,0 +1,213 @@
+r"""The spelling of an answer: one plain form for many ways of typesetting, and its tokens.
+
+`tidy` removes what carries no meaning (dollar signs, sizes, colours, spaces, Unicode variants), `tokens_of` cuts what
+is left into numbers, commands, letters and signs, each in one spelling: `\leq`, `<=` and `≤` are all `≤`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+MAX_LENGTH = 5_000  # characters; a longer answer is compared as text
+MAX_TOKENS = 1_500
+
+
+class Unreadable(Exception):
+    """The text is outside of the forms that the parser knows, or over its limits."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spelling
+# ---------------------------------------------------------------------------------------------------------------------
+
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ", "0123456789-n")
+CHARACTERS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "⁄": "/",
+    "∕": "/", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ",
+    "≡": r"\equiv ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ø": r"\emptyset ",
+    "°": r"^\circ ", "±": r"\pm ", "∓": r"\mp ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+    "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
+    "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}", "⅗": r"\frac{3}{5}", "⅘": r"\frac{4}{5}", "⅙": r"\frac{1}{6}",
+    "⅚": r"\frac{5}{6}", "⅛": r"\frac{1}{8}", "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}",
+    "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "μ": r"\mu ",
+    "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "∧": r"\land ", "∨": r"\lor ", "’": "'", "′": "'", "∣": "|",
+    "〈": r"\langle ", "〉": r"\rangle ", "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ",
+    "⌈": r"\lceil ", "⌉": r"\rceil ", "∖": r"\setminus ", "∠": r"\angle ", "：": ":", "∶": ":", "…": r"\ldots ",
+    "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5", "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9",
+    "€": r"\$", "£": r"\$", "¥": r"\$", "₹": r"\$",
+}  # fmt: skip
+INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
+NOISE = re.compile(
+    r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr|bigg|Bigg|middle"
+    r"|rm|bf|it|mathstrut|strut|nolimits|allowbreak|nobreak|space)(?![a-zA-Z])\.?"
+)
+SPACES = re.compile(r"(?<!\\)\\[,;:!> ]|\\q?quad|\\(?:enspace|thinspace|enskip)(?![a-zA-Z])|~|\\\\\s*$")
+DROPPED = re.compile(
+    r"\\(?:color|textcolor|hspace\*?|vspace\*?|label|tag)\s*\{[^{}]*\}|\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)"
+)
+WRAPPERS = re.compile(
+    r"\\(?:underline|boldsymbol|mathbf|bm|boxed|fbox|mathit|mathsf|mathcal|ensuremath|vec|hat|widehat|overrightarrow"
+    r"|tilde|emph)\s*(?=\{)"
+)
+TEXT_COMMAND = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|mathrm|operatorname\*?|mathtt)"
+FAMILIAR = re.compile(TEXT_COMMAND + r"\s*\{([^{}]*)\}")
+NAMED_FUNCTION = re.compile(
+    TEXT_COMMAND
+    + r"\s*\{\s*(arc(?:sin|cos|tan|cot)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|cis|gcd|lcm|max|min|det)\s*\}"
+    r"(?=\s*[(\\{\w^_])"
+)
+UNIT_VECTOR = re.compile(
+    r"\\(?:mathbf|boldsymbol|bm|hat|vec)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\s([ijk])(?![a-zA-Z]))"
+)
+THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+
+
+def tidy(text: str) -> str:
+    """The same answer in one spelling: plain Unicode, no dollar signs, sizes, colours or closing full stop."""
+    text = INVISIBLE.sub("", text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda m: "^{" + m[0].translate(SUPERSCRIPTS) + "}", text)
+    text = re.sub("√\\s*(\\d+|[a-zA-Z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
+    text = unicodedata.normalize("NFKC", "".join(CHARACTERS.get(c, c) for c in text))
+    if r"\begin" not in text:
+        text = re.sub(r"\\\\(?=[a-zA-Z]{2})", r"\\", text)  # backslashes that were escaped twice
+    text = re.sub(r"\\\(|\\\)|\\\[|\\\]|(?<!\\)\$|\*\*(?=\s*$)|^\s*\*\*", " ", text)
+    text = DROPPED.sub("", text)
+    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+    text = re.sub(r"\\[dt]binom(?![a-zA-Z])", r"\\binom", text)
+    text = re.sub(r"(?<=\d)(?:\s?\{\s?,\s?\}|,?\\!,?|,?\\,|,?\\ )\s*(?=\d{3}(?!\d))", "", text)
+    text = SPACES.sub(" ", NOISE.sub("", UNIT_VECTOR.sub(r"\\vector\1\2 ", text)))
+    text = WRAPPERS.sub("", NAMED_FUNCTION.sub(r"\\\1 ", text))
+    text = re.sub(r"\\text\s*\{\s*([:.,])\s*\}", r"\1", text)
+    text = re.sub(r"\\text\s*\{[\s,]*(and|or|if|for|when)\s*\}", r" \1 ", text)
+    text = re.sub(r"(?<=\d)(and|or)(?=[A-Za-z(])", r" \1 ", text)
+    text = re.sub(r"\^\s*\{?\s*(?:\\prime|')\s*\}?|\\prime(?![a-zA-Z])", "'", text)
+    text = re.sub(r"\\[lc]?dots[a-z]?(?![a-zA-Z])|(?<=[\d, ])\.\.\.", r"\\ldots ", text)
+    text = re.sub(r"\b(?:np|numpy|math|sympy)\.(?=[a-z])", "", text)
+    return without_outer_braces(re.sub(r"\s+", " ", text).strip().rstrip(" .,;").removeprefix("=").strip())
+
+
+def without_outer_braces(text: str) -> str:
+    r"""x for {x}, which stays behind when \mathbf{x} loses its command; {1, 2} keeps them."""
+    while text.startswith("{") and text.endswith("}") and "," not in text:
+        depth = 0
+        for place, brace in ((match.start(), match[0]) for match in re.finditer(r"(?<!\\)[{}]", text)):
+            depth += 1 if brace == "{" else -1
+            if depth == 0 and place < len(text) - 1:
+                return text
+        if depth != 0:
+            return text
+        text = text[1:-1].strip()
+    return text
+
+
+def without_thousands(text: str) -> str:
+    """1,234x and 12,345.5% without separators; not where the comma could part the members of a list."""
+    text = re.sub(r"(?<!\\)\{(\d{1,3}(?:,\d{3})+)\}", lambda match: "{" + match[1].replace(",", "") + "}", text)
+    found = THOUSANDS.findall(text)
+    if len(found) == 1 and text.count(",") == found[0].count(",") and not re.search(r"[(\[{]", text.split(found[0])[0]):
+        text = text.replace(found[0], found[0].replace(",", ""))
+    return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokens
+# ---------------------------------------------------------------------------------------------------------------------
+
+TOKEN = re.compile(
+    r"(?:\d+(?:\.\d*)?|\.\d+)[eE][+-]?\d+(?![a-zA-Z\d])|\d+\.\d+|\d+\.(?!\d)|\.\d+|\d+"
+    r"|\\begin\{[a-zA-Z]+\*?\}|\\end\{[a-zA-Z]+\*?\}|\\math(?:bb|bf)\s*\{?\s*[RZNQC]\s*\}?|\\[a-zA-Z]+|\\[{}|%$\\]"
+    r"|[a-zA-Z]+|\*\*|<=|>=|!=|==|!!|[^\s]"
+)
+FUNCTION_WORDS = (
+    "arcsin", "arccos", "arctan", "sqrt", "sinh", "cosh", "tanh", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln",
+    "exp", "gcd", "lcm", "max", "min", "floor", "ceil", "abs", "cis", "lg",
+)  # fmt: skip
+WORDS_OF_MATHS = {
+    **{word: "\\" + word for word in FUNCTION_WORDS},
+    "pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "infty": r"\infty", "or": "or",
+    "and": "and",
+    "asin": r"\arcsin", "acos": r"\arccos", "atan": r"\arctan", "U": r"\cup", "union": r"\cup", "theta": r"\theta",
+    "alpha": r"\alpha", "beta": r"\beta", "mod": r"\mod",
+}  # fmt: skip
+SAME = {
+    r"\leq": "≤", r"\le": "≤", "<=": "≤", r"\leqslant": "≤", r"\leqq": "≤", r"\geq": "≥", r"\ge": "≥", ">=": "≥",
+    r"\geqslant": "≥", r"\geqq": "≥", r"\lt": "<", r"\gt": ">", r"\neq": "≠", r"\ne": "≠", "!=": "≠", "==": "=",
+    r"\times": "*", r"\cdot": "*", r"\ast": "*", r"\div": "/", "**": "^", r"\{": "\\{", r"\lbrace": "\\{",
+    r"\rbrace": "\\}", r"\lbrack": "[", r"\rbrack": "]", r"\vert": "|", r"\lvert": "|", r"\rvert": "|", r"\|": "|",
+    r"\varnothing": r"\emptyset", r"\mid": "|", r"\%": "%", r"\lor": "or", r"\vee": "or", r"\land": "and",
+    r"\wedge": "and", r"\colon": ":", r"\degree": r"\circ", r"\backslash": r"\setminus", r"\infin": r"\infty",
+    r"\lparen": "(", r"\rparen": ")", r"\simeq": r"\approx", r"\bar": r"\overline", r"\pmod": r"\mod",
+    r"\bmod": r"\mod",
+    r"\sim": r"\approx", r"\bigcup": r"\cup", r"\tg": r"\tan", r"\ctg": r"\cot",
+    r"\arctg": r"\arctan",
+}  # fmt: skip
+NUMBER_SETS = {"R": r"\reals", "Z": r"\integers", "N": r"\naturals", "Q": r"\rationals", "C": r"\complexes"}
+
+GREEK = {
+    r"\alpha", r"\beta", r"\gamma", r"\delta", r"\epsilon", r"\theta", r"\lambda", r"\mu", r"\nu", r"\rho", r"\sigma",
+    r"\tau", r"\phi", r"\varphi", r"\psi", r"\omega", r"\Omega", r"\Delta", r"\ell", r"\hbar", r"\eta", r"\xi",
+    r"\zeta", r"\kappa", r"\chi", r"\varepsilon", r"\Gamma", r"\Phi", r"\Lambda", r"\Sigma", r"\Theta", r"\Psi",
+    r"\vartheta",
+}  # fmt: skip
+PARTS_OF_NAMES = GREEK | {
+    "'", "(", ")", ",", "|", "/", ":", "{", "}", r"\frac", r"\angle", r"\triangle", r"\overline", r"\cap", r"\cup",
+    "[", "]", r"\det",
+}  # fmt: skip
+
+
+def tokens_of(text: str) -> list[str]:
+    """The tokens of a tidy text, each in one spelling. Raises Unreadable where there are too many."""
+    tokens: list[str] = []
+    for token in TOKEN.findall(text):
+        if token.isalpha() and token.isascii():
+            tokens += letters(token, text)
+        elif token.startswith((r"\mathbb", r"\mathbf")):
+            tokens.append(NUMBER_SETS[token.rstrip(" }")[-1]])
+        else:
+            tokens.append(SAME.get(token, token))
+    if len(tokens) > MAX_TOKENS:
+        raise Unreadable
+    return tokens
+
+
+def letters(word: str, text: str) -> list[str]:
+    """A run of letters: a word of mathematics, a function and its variable (`sinx`), or variables side by side."""
+    if word in WORDS_OF_MATHS and not (word == "U" and len(text) < 4):
+        return [WORDS_OF_MATHS[word]]
+    for name in FUNCTION_WORDS:
+        if word.startswith(name) and len(word) == len(name) + 1:
+            return ["\\" + name, word[-1]]
+    return list(word)
+
+
+OPENING = {"(", "[", "{", "\\{", r"\langle", r"\lfloor", r"\lceil"}
+CLOSING = {")", "]", "}", "\\}", r"\rangle", r"\rfloor", r"\rceil"}
+
+
+def split(tokens: list[str], separators: set[str]) -> tuple[list[list[str]], list[str]]:
+    """The pieces between separators outside of brackets and environments, and the separators."""
+    pieces: list[list[str]] = [[]]
+    found = []
+    depth = 0
+    for token in tokens:
+        depth += (token in OPENING or token.startswith(r"\begin")) - (token in CLOSING or token.startswith(r"\end"))
+        if depth == 0 and token in separators:
+            pieces.append([])
+            found.append(token)
+        else:
+            pieces[-1].append(token)
+    if depth != 0:
+        raise Unreadable
+    return pieces, found
+
+
+def matching(tokens: list[str], start: int) -> int:
+    """The place of the bracket, or of the end of the environment, that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(tokens)):
+        token = tokens[place]
+        depth += (token in OPENING or token.startswith(r"\begin")) - (token in CLOSING or token.startswith(r"\end"))
+        if depth == 0:
+            return place
+    raise Unreadable
