@@ -174,10 +174,13 @@ class Parser:
         if self.peek()[0].isdigit() and before[0].isdigit():
             raise Unreadable  # two numbers side by side are no product
         right = self.power()
-        piece = self.tokens[start : self.place]
+        piece = [token for token in self.tokens[start : self.place] if token not in ("{", "}")]
+        unit = DEGREE if piece[-1] == r"\circ" else 1
+        if piece[-1] == r"\circ":
+            piece = [token for token in piece if token not in ("^", r"\circ")]
         whole = before.isdigit() and (start < 2 or self.tokens[start - 2] not in ("^", "_", "/", "*"))
-        if whole and piece[0] == r"\frac" and all(t in (r"\frac", "{", "}") or t.isdigit() for t in piece):
-            return left - right if left.is_extended_negative else left + right
+        if whole and piece[0] == r"\frac" and all(token.isdigit() for token in piece[1:]):
+            return left * unit - right if left.is_extended_negative else left * unit + right
         return left * right
 
     def signed(self) -> sympy.Expr:
@@ -348,6 +351,11 @@ class Parser:
                 name += "'"
             else:
                 name += "_" + "".join(self.bare_argument())
+        if self.peek() == "(" and name not in ("e", "i"):  # f(0) is no product
+            argument = self.tokens[self.place + 1 : self.place + 3]
+            if len(argument) == 2 and argument[0].isdigit() and argument[1] == ")":
+                self.place += 3
+                name += f"({argument[0]})"
         if name == r"\integer":
             return ANY_INTEGER
         if name == "e":

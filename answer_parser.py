@@ -116,12 +116,36 @@ Value: TypeAlias = (
 REALS = Region((Interval(-sympy.oo, sympy.oo, True, True),))
 COMPARED = {"=", "<", ">", "≤", "≥", "≠"}
 TURNED = {">": "<", "≥": "≤", "<": ">", "≤": "≥", "≠": "≠", "=": "="}
-BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+BASES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "eleven": 11,
+    "twelve": 12,
+    "sixteen": 16,
+}
 BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"  # with one more pair inside
 UNIT_EXPONENT = r"(?:\s*\^\s*(?:\{\s*-?\d+\s*\}|\d))?"
 SHORT_UNITS = {
     "cm", "mm", "km", "ft", "in", "mi", "yd", "kg", "mg", "lb", "oz", "ml", "mL", "cl", "dl", "hr", "min", "sec", "ms",
     "Hz", "kHz", "MHz", "Pa", "kPa", "eV", "kW", "MW", "kJ",
+}  # fmt: skip
+UNIT_NAMES = {
+    "inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd", "yards": "yd", "mile": "mi", "miles": "mi",
+    "meter": "m", "meters": "m", "metre": "m", "metres": "m", "centimeter": "cm", "centimeters": "cm",
+    "centimetre": "cm", "centimetres": "cm", "millimeter": "mm", "millimeters": "mm", "kilometer": "km",
+    "kilometers": "km", "kilometre": "km", "kilometres": "km", "gram": "g", "grams": "g", "kilogram": "kg",
+    "kilograms": "kg", "pound": "lb", "pounds": "lb", "lbs": "lb", "ounce": "oz", "ounces": "oz", "hour": "h",
+    "hours": "h", "hr": "h", "hrs": "h", "minute": "min", "minutes": "min", "mins": "min", "second": "s",
+    "seconds": "s", "sec": "s", "secs": "s", "liter": "l", "liters": "l", "litre": "l", "litres": "l",
+    "degrees": "degree", "mph": "mi/h", "kph": "km/h", "kmh": "km/h", "joules": "j", "joule": "j", "newtons": "n",
+    "newton": "n", "watts": "w", "volts": "v", "kelvin": "k", "dollars": "dollar", "cents": "cent",
 }  # fmt: skip
 LETTER_UNITS = set("mgshLJNWVKCA")
 
@@ -173,19 +197,27 @@ def without_unit(text: str) -> tuple[str, str]:
     if found := re.search(r"(?:" + TEXT_COMMAND + r"\s*" + BRACES + UNIT_EXPONENT + r"\s*)+$", text):
         letters = FAMILIAR.sub(r"\1", found[0]).strip()
         before = text[: found.start()].strip()
-        if (
-            before
-            and letters not in ("i", "e")
-            and not re.search(r"[-+*/^_(=<>&|,]$|\\(?:in|cdot|times|cup|cap|[lg]eq?|neq?|frac|sqrt)$", before)
-        ):
+        unfinished = re.search(r"[-+*/^_(=<>&|,]$|\\(?:in|cdot|times|cup|cap|[lg]eq?|neq?|frac|sqrt)$", before)
+        if before and not unfinished and letters not in ("i", "e"):
             value = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*$", "", before)
-            return value.strip(), re.sub(r"[\s{}.]+", "", letters).lower()
-    if found := re.fullmatch(r"(-?[\d.,/ ]*\d)\s+([a-zA-Z][a-zA-Z /]*)(?:\^\{?\d\}?)?", text):
+            return value.strip(), unit_name(letters)
+    if time := re.fullmatch(r"(\d{1,2}:\d{2})\s*([aApP])\.?\s?[mM]\.?", text):
+        return time[1], time[2].lower() + "m"
+    if found := re.fullmatch(r"(-?[\d.,/ ]*\d)\s+([a-zA-Z][a-zA-Z /]*?)(\s*\^\s*\{?\d\}?)?", text):
         names = found[2].split()
         known = len(names) > 1 or len(names[0]) > 2 or names[0] in SHORT_UNITS or names[0] in LETTER_UNITS
         if known and not set(names) & {"or", "and", "U", "pi", "sqrt", "mod", "choose"}:
-            return found[1].strip(), " ".join(names).lower()
+            return found[1].strip(), unit_name(found[2] + (found[3] or ""))
     return FAMILIAR.sub(r"\1", text) if r"\text" not in text else text, ""
+
+
+def unit_name(text: str) -> str:
+    """One name for a unit: in^2 for `square inches`, mi/h for `miles per hour`."""
+    name = re.sub(r"[{}.~]|\\\W", " ", text.lower())
+    name = re.sub(r"[a-z]+", lambda word: UNIT_NAMES.get(word[0], word[0]), name)
+    name = re.sub(r"\b(?:square|sq) +([a-z]+)", r"\1^2", re.sub(r"\b(?:cubic|cu) +([a-z]+)", r"\1^3", name))
+    name = re.sub(r"([a-z]{3,}?)s\b", r"\1", name.replace(" per ", "/"))
+    return re.sub(r"\s+", "", name)
 
 
 def read_list(text: str) -> Value:
@@ -276,7 +308,14 @@ def progression(first: Value, second: Value, last: Value) -> list[Value]:
 
 
 def read_item(tokens: list[str]) -> Value:
-    """One answer without commas outside of brackets: a relation, a region, a ratio, or a value."""
+    """One answer without commas outside of brackets: a relation, a region, a ratio, or a value; both ones of ±."""
+    if (r"\pm" in tokens or r"\mp" in tokens) and "\\{" not in tokens:
+        values = [read_item(chosen) for chosen in sign_choices(tokens)]
+        relations = [value for value in values if isinstance(value, Relation) and value.names]
+        if len(relations) == len(values):  # x = 1 ± 2 gives x both values
+            both = Group("list", tuple(relation.sides[-1] for relation in relations))
+            return Relation((relations[0].sides[0], both), ("=",), True)
+        return Group("list", tuple(values))
     if r"\equiv" in tokens or (tokens[-1:] == [")"] and r"\mod" in tokens):
         return congruence(tokens)
     sides, signs = split(tokens, {*COMPARED, r"\approx"})
@@ -313,7 +352,23 @@ def read_item(tokens: list[str]) -> Value:
         return cases(tokens[1:-1])
     if tokens[0] in OPENING and matching(tokens, 0) == len(tokens) - 1:
         return bracketed(tokens)
-    return plus_minus(tokens)
+    return single(tokens)
+
+
+def sign_choices(tokens: list[str]) -> list[list[str]]:
+    """What ± and ∓ stand for: each sign by itself, or, where there is a ∓, all of them together."""
+    signs = [place for place, token in enumerate(tokens) if token in (r"\pm", r"\mp")]
+    together = r"\mp" in tokens
+    if not together and len(signs) > 4:
+        raise Unreadable
+    choices = [(1,) * len(signs), (-1,) * len(signs)] if together else list(product((1, -1), repeat=len(signs)))
+    results = []
+    for choice in choices:
+        result = list(tokens)
+        for place, sign in zip(signs, choice, strict=True):
+            result[place] = "+" if (sign == 1) == (tokens[place] == r"\pm") else "-"
+        results.append(result)
+    return results
 
 
 def is_name(tokens: list[str]) -> bool:
@@ -415,11 +470,8 @@ def cases(tokens: list[str]) -> Value:
     return Group("set", tuple(pairs))
 
 
-def plus_minus(tokens: list[str]) -> Value:
-    if r"\pm" in tokens or r"\mp" in tokens:
-        plus = [{r"\pm": "+", r"\mp": "-"}.get(token, token) for token in tokens]
-        minus = [{r"\pm": "-", r"\mp": "+"}.get(token, token) for token in tokens]
-        return Group("list", (expression(plus), expression(minus)))
+def single(tokens: list[str]) -> Value:
+    """An expression, a matrix, or a vector in the unit vectors i, j, k."""
     value = expression(tokens)
     if isinstance(value, MatrixBase):
         return Matrix(tuple(tuple(row) for row in value.tolist()))
@@ -453,7 +505,7 @@ def bracketed(tokens: list[str]) -> Value:
         return Group("tuple", (low, high))
     if commas:
         return Group("tuple", tuple(read_item(piece) for piece in pieces))
-    return plus_minus(tokens) if opening not in "([{" else read_item(inner)
+    return single(tokens) if opening not in "([{" else read_item(inner)
 
 
 def set_builder(member: list[str], condition: list[str]) -> Value:

@@ -71,11 +71,12 @@ def tidy(text: str) -> str:
     text = unicodedata.normalize("NFKC", "".join(CHARACTERS.get(c, c) for c in text))
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z]{2})", r"\\", text)  # backslashes that were escaped twice
+    text = re.sub(r"\\\\\[\d+(?:pt|em|ex|mm)\]", r"\\\\ ", text)  # space below a row
     text = re.sub(r"\\\(|\\\)|\\\[|\\\]|(?<!\\)\$|\*\*(?=\s*$)|^\s*\*\*", " ", text)
     text = DROPPED.sub("", text)
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     text = re.sub(r"\\[dt]binom(?![a-zA-Z])", r"\\binom", text)
-    text = re.sub(r"(?<=\d)(?:\s?\{\s?,\s?\}|,?\\!,?|,?\\,|,?\\ )\s*(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=\d)(?:\s?\{\s?,\s?\}|,?\\!,?|\\,|\\ )\s*(?=\d{3}(?!\d))", "", text)
     text = SPACES.sub(" ", NOISE.sub("", UNIT_VECTOR.sub(r"\\vector\1\2 ", text)))
     text = WRAPPERS.sub("", NAMED_FUNCTION.sub(r"\\\1 ", text))
     text = re.sub(r"\\text\s*\{\s*([:.,])\s*\}", r"\1", text)
