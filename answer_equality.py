@@ -16,21 +16,19 @@ from answer_expression import ANY_INTEGER
 from answer_parser import (
     Congruence,
     Group,
-    Interval,
     Matrix,
     Measured,
     Numeral,
     Ratio,
-    Region,
     Relation,
     Value,
     Words,
     expressions,
     is_inequality,
-    merged,
     read,
     region_of,
 )
+from answer_regions import Interval, Region, merged
 from answer_text import MAX_LENGTH, THOUSANDS, Unreadable, tidy
 
 DIGITS = 60  # of a number that is no fraction; two numbers agree where 50 of them do
@@ -47,9 +45,8 @@ def is_equivalent(answer: str, gold: str, *, rel_tol: float = 0.0) -> bool:
         return False
     if answer == gold:
         return True
-    letter = re.fullmatch(r"\(?([A-J])\)?", words_of(gold))
-    if letter:
-        return choice_of(answer) == letter[1]
+    if re.fullmatch(r"(?:[Oo]ption |[Cc]hoice )?\(?[A-J]\)?|\([A-J]\) .*", words_of(gold)):
+        return choice_of(answer) == choice_of(gold)
     if equivalent_spelling(answer, gold, rel_tol):
         return True
     if THOUSANDS.fullmatch(answer) or THOUSANDS.fullmatch(gold):  # 101,112 may also be a list of two numbers

@@ -10,15 +10,28 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import product
 from typing import TypeAlias
 
 import sympy
 from sympy.matrices.matrixbase import MatrixBase
 
 from answer_expression import UNIT_VECTORS, expression, rational
+from answer_regions import (
+    MAX_MEMBERS,
+    REALS,
+    Interval,
+    Region,
+    breaks,
+    complement,
+    intersection,
+    is_zero,
+    where,
+    whole_numbers,
+)
 from answer_text import (
     FAMILIAR,
+    LETTER_UNITS,
     MAX_LENGTH,
     OPENING,
     PARTS_OF_NAMES,
@@ -30,9 +43,8 @@ from answer_text import (
     tidy,
     tokens_of,
     without_thousands,
+    without_unit,
 )
-
-MAX_MEMBERS = 1_000  # of {1, 2, …, 100} written out
 
 
 @dataclass(frozen=True)
@@ -41,21 +53,6 @@ class Group:
 
     kind: str
     items: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class Interval:
-    low: sympy.Expr
-    high: sympy.Expr
-    low_open: bool
-    high_open: bool
-
-
-@dataclass(frozen=True)
-class Region:
-    """A union of intervals; a single number is an interval closed at both ends."""
-
-    parts: tuple[Interval, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,6 @@ Value: TypeAlias = (
     "sympy.Expr | Group | Interval | Region | Relation | Congruence | Matrix | Numeral | Ratio | Words | Measured"
 )
 
-REALS = Region((Interval(-sympy.oo, sympy.oo, True, True),))
 COMPARED = {"=", "<", ">", "≤", "≥", "≠"}
 TURNED = {">": "<", "≥": "≤", "<": ">", "≤": "≥", "≠": "≠", "=": "="}
 BASES = {
@@ -130,25 +126,6 @@ BASES = {
     "twelve": 12,
     "sixteen": 16,
 }
-BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"  # with one more pair inside
-UNIT_EXPONENT = r"(?:\s*\^\s*(?:\{\s*-?\d+\s*\}|\d))?"
-SHORT_UNITS = {
-    "cm", "mm", "km", "ft", "in", "mi", "yd", "kg", "mg", "lb", "oz", "ml", "mL", "cl", "dl", "hr", "min", "sec", "ms",
-    "Hz", "kHz", "MHz", "Pa", "kPa", "eV", "kW", "MW", "kJ",
-}  # fmt: skip
-UNIT_NAMES = {
-    "inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd", "yards": "yd", "mile": "mi", "miles": "mi",
-    "meter": "m", "meters": "m", "metre": "m", "metres": "m", "centimeter": "cm", "centimeters": "cm",
-    "centimetre": "cm", "centimetres": "cm", "millimeter": "mm", "millimeters": "mm", "kilometer": "km",
-    "kilometers": "km", "kilometre": "km", "kilometres": "km", "gram": "g", "grams": "g", "kilogram": "kg",
-    "kilograms": "kg", "pound": "lb", "pounds": "lb", "lbs": "lb", "ounce": "oz", "ounces": "oz", "hour": "h",
-    "hours": "h", "hr": "h", "hrs": "h", "minute": "min", "minutes": "min", "mins": "min", "second": "s",
-    "seconds": "s", "sec": "s", "secs": "s", "liter": "l", "liters": "l", "litre": "l", "litres": "l",
-    "degrees": "degree", "mph": "mi/h", "kph": "km/h", "kmh": "km/h", "joules": "j", "joule": "j", "newtons": "n",
-    "newton": "n", "watts": "w", "volts": "v", "kelvin": "k", "dollars": "dollar", "cents": "cent",
-}  # fmt: skip
-LETTER_UNITS = set("mgshLJNWVKCA")
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole answers
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,36 +165,6 @@ def read_tidy(text: str) -> Value:
 def words(text: str) -> Value:
     everything = re.fullmatch(r"(?:the set of )?(?:all )?(?:the )?real numbers?", text.strip().lower())
     return REALS if everything else Words(text)
-
-
-def without_unit(text: str) -> tuple[str, str]:
-    r"""(the answer, its unit): a closing \text{...} or \mathrm{...}, or plain words after a number."""
-    text = re.sub(r"^\\text\s*\{[^{}]*\}\s*(?=[-\d\\(\[$])", "", text)
-    text = re.sub(r"\\?\$(?=\s*[\d.\\])", "", text)
-    if found := re.search(r"(?:" + TEXT_COMMAND + r"\s*" + BRACES + UNIT_EXPONENT + r"\s*)+$", text):
-        letters = FAMILIAR.sub(r"\1", found[0]).strip()
-        before = text[: found.start()].strip()
-        unfinished = re.search(r"[-+*/^_(=<>&|,]$|\\(?:in|cdot|times|cup|cap|[lg]eq?|neq?|frac|sqrt)$", before)
-        if before and not unfinished and letters not in ("i", "e"):
-            value = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*$", "", before)
-            return value.strip(), unit_name(letters)
-    if time := re.fullmatch(r"(\d{1,2}:\d{2})\s*([aApP])\.?\s?[mM]\.?", text):
-        return time[1], time[2].lower() + "m"
-    if found := re.fullmatch(r"(-?[\d.,/ ]*\d)\s+([a-zA-Z][a-zA-Z /]*?)(\s*\^\s*\{?\d\}?)?", text):
-        names = found[2].split()
-        known = len(names) > 1 or len(names[0]) > 2 or names[0] in SHORT_UNITS or names[0] in LETTER_UNITS
-        if known and not set(names) & {"or", "and", "U", "pi", "sqrt", "mod", "choose"}:
-            return found[1].strip(), unit_name(found[2] + (found[3] or ""))
-    return FAMILIAR.sub(r"\1", text) if r"\text" not in text else text, ""
-
-
-def unit_name(text: str) -> str:
-    """One name for a unit: in^2 for `square inches`, mi/h for `miles per hour`."""
-    name = re.sub(r"[{}.~]|\\\W", " ", text.lower())
-    name = re.sub(r"[a-z]+", lambda word: UNIT_NAMES.get(word[0], word[0]), name)
-    name = re.sub(r"\b(?:square|sq) +([a-z]+)", r"\1^2", re.sub(r"\b(?:cubic|cu) +([a-z]+)", r"\1^3", name))
-    name = re.sub(r"([a-z]{3,}?)s\b", r"\1", name.replace(" per ", "/"))
-    return re.sub(r"\s+", "", name)
 
 
 def read_list(text: str) -> Value:
@@ -418,7 +365,7 @@ def reals(tokens: list[str]) -> Value:
         return Region((Interval(sympy.Integer(0), sympy.oo, True, True),))
     if rest in ("-", "<0"):
         return Region((Interval(-sympy.oo, sympy.Integer(0), True, True),))
-    if rest in ("≥0",):
+    if rest == "≥0":
         return Region((Interval(sympy.Integer(0), sympy.oo, False, True),))
     if rest:
         raise Unreadable
@@ -517,7 +464,7 @@ def set_builder(member: list[str], condition: list[str]) -> Value:
         return Group("set", tuple(point for point in breaks(left - right) if is_zero((left - right), point)))
     region = region_of(value)
     if domain and domain != [r"\reals"]:
-        return whole_numbers(region) if domain == [r"\integers"] else region_over(domain, region)
+        return Group("set", whole_numbers(region)) if domain == [r"\integers"] else region_over(domain, region)
     return region
 
 
@@ -525,18 +472,6 @@ def region_over(domain: list[str], region: Region) -> Value:
     if domain[0] != r"\reals":
         raise Unreadable
     return intersection(region_of(reals(domain)), region)
-
-
-def whole_numbers(region: Region) -> Value:
-    """The whole numbers of a bounded region, as a set."""
-    found: list[Value] = []
-    for part in region.parts:
-        if not (part.low.is_finite and part.high.is_finite) or part.high - part.low > MAX_MEMBERS:
-            raise Unreadable
-        first, last = sympy.ceiling(part.low), sympy.floor(part.high)
-        first, last = first + (part.low_open and first == part.low), last - (part.high_open and last == part.high)
-        found += [sympy.Integer(k) for k in range(int(first), int(last) + 1)]
-    return Group("set", tuple(found))
 
 
 def expressions(values: tuple[Value, ...]) -> list[sympy.Expr]:
@@ -579,42 +514,6 @@ def regions_in_one_variable(items: tuple[Value, ...]) -> list[Region]:
         return []
 
 
-def merged(region: Region) -> list[Interval]:
-    """The region as intervals in order, none of which touch."""
-    parts = []
-    for part in region.parts:
-        if not (part.low.is_extended_real and part.high.is_extended_real):
-            raise Unreadable
-        if part.low < part.high or (part.low == part.high and not part.low_open and not part.high_open):
-            low_open, high_open = part.low_open or part.low == -sympy.oo, part.high_open or part.high == sympy.oo
-            parts.append(Interval(part.low, part.high, low_open, high_open))
-    parts.sort(key=lambda part: (float(part.low), part.low_open))
-    joined: list[Interval] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        touches = last is not None and (
-            part.low < last.high or (part.low == last.high and not (part.low_open and last.high_open))
-        )
-        if last is None or not touches:
-            joined.append(part)
-        elif part.high > last.high or (part.high == last.high and not part.high_open):
-            joined[-1] = Interval(last.low, part.high, last.low_open, part.high_open)
-    return joined
-
-
-def complement(region: Region) -> Region:
-    gaps, low, low_open = [], -sympy.oo, True
-    for part in merged(region):
-        gaps.append(Interval(low, part.low, low_open, not part.low_open))
-        low, low_open = part.high, not part.high_open
-    gaps.append(Interval(low, sympy.oo, low_open, True))
-    return Region(tuple(merged(Region(tuple(gaps)))))
-
-
-def intersection(left: Region, right: Region) -> Region:
-    return complement(Region(complement(left).parts + complement(right).parts))
-
-
 def solutions(relation: Relation) -> Region:
     """Where an inequality, or a chain of them, in one variable holds. Raises Unreadable."""
     sides = expressions(relation.sides)
@@ -626,73 +525,3 @@ def solutions(relation: Relation) -> Region:
     if len({symbol for side in sides for symbol in side.free_symbols}) != 1:
         raise Unreadable
     return result
-
-
-def where(difference: sympy.Expr, sign: str) -> Region:
-    """The region in which an expression in one variable is < 0, ≤ 0, > 0, ≥ 0 or ≠ 0: its sign between its breaks."""
-    points = breaks(difference)
-    ends = [-sympy.oo, *points, sympy.oo]
-    parts = []
-    for low, high in pairwise(ends):
-        inside = high - 1 if low == -sympy.oo else low + 1 if high == sympy.oo else (low + high) / 2
-        if fulfilled(difference, sympy.Integer(0) if inside.has(sympy.oo) else inside, sign):
-            parts.append(Interval(low, high, True, True))
-    parts += [Interval(point, point, False, False) for point in points if fulfilled(difference, point, sign)]
-    return Region(tuple(merged(Region(tuple(parts)))))
-
-
-def fulfilled(difference: sympy.Expr, point: sympy.Expr, sign: str) -> bool:
-    if is_zero(difference, point):
-        return sign in "≤≥="
-    positive = difference.subs(symbol_of(difference), point).evalf(30) > 0
-    return bool(sign == "≠" or (positive if sign in ">≥" else not positive))
-
-
-def is_zero(difference: sympy.Expr, point: sympy.Expr) -> bool:
-    return bool(abs(difference.subs(symbol_of(difference), point).evalf(40)) < sympy.Float("1e-25"))
-
-
-def symbol_of(value: sympy.Expr) -> sympy.Symbol:
-    """The only variable of an expression. Raises Unreadable where there are none or several."""
-    if len(value.free_symbols) != 1:
-        raise Unreadable
-    return next(iter(value.free_symbols))
-
-
-def breaks(difference: sympy.Expr) -> list[sympy.Expr]:
-    """The real points, in order, at which an expression in one variable can change its sign.
-
-    Read for what school inequalities have: polynomials up to the second degree, and up to two absolute values of such.
-    """
-    symbol = symbol_of(difference)
-    bars = sorted(difference.atoms(sympy.Abs), key=str)
-    if len(bars) > 2 or sympy.count_ops(difference) > 40:
-        raise Unreadable
-    polynomials = [bar.args[0] for bar in bars]
-    for signs in product((1, -1), repeat=len(bars)):
-        polynomials.append(difference.subs({bar: sign * bar.args[0] for bar, sign in zip(bars, signs, strict=True)}))
-    points: list[sympy.Expr] = []
-    for polynomial in polynomials:
-        for root in roots(polynomial, symbol):
-            if not any(abs((root - point).evalf(40)) < sympy.Float("1e-25") for point in points):
-                points.append(root)
-    return sorted(points, key=lambda point: point.evalf(40))
-
-
-def roots(polynomial: sympy.Expr, symbol: sympy.Symbol) -> list[sympy.Expr]:
-    """The real roots of a polynomial up to the second degree."""
-    powers = [power for power in polynomial.atoms(sympy.Pow) if power.has(symbol)]
-    if not polynomial.is_polynomial(symbol) or any(power.exp != 2 or power.base.has(sympy.Pow) for power in powers):
-        raise Unreadable
-    coefficients = sympy.Poly(polynomial, symbol).all_coeffs()
-    if len(coefficients) == 1:
-        return []
-    if len(coefficients) == 2:
-        return [-coefficients[1] / coefficients[0]]
-    if len(coefficients) > 3:
-        raise Unreadable
-    a, b, c = coefficients
-    discriminant = b**2 - 4 * a * c
-    if discriminant < 0:
-        return []
-    return [(-b - sympy.sqrt(discriminant)) / (2 * a), (-b + sympy.sqrt(discriminant)) / (2 * a)]

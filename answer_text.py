@@ -81,6 +81,7 @@ def tidy(text: str) -> str:
     text = WRAPPERS.sub("", NAMED_FUNCTION.sub(r"\\\1 ", text))
     text = re.sub(r"\\text\s*\{\s*([:.,])\s*\}", r"\1", text)
     text = re.sub(r"\\text\s*\{[\s,]*(and|or|if|for|when)\s*\}", r" \1 ", text)
+    text = re.sub(r"\\text\s*\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b", r"\\%", text)
     text = re.sub(r"(?<=\d)(and|or)(?=[A-Za-z(])", r" \1 ", text)
     text = re.sub(r"\^\s*\{?\s*(?:\\prime|')\s*\}?|\\prime(?![a-zA-Z])", "'", text)
     text = re.sub(r"\\[lc]?dots[a-z]?(?![a-zA-Z])|(?<=[\d, ])\.\.\.", r"\\ldots ", text)
@@ -109,6 +110,60 @@ def without_thousands(text: str) -> str:
     if len(found) == 1 and text.count(",") == found[0].count(",") and not re.search(r"[(\[{]", text.split(found[0])[0]):
         text = text.replace(found[0], found[0].replace(",", ""))
     return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Units
+# ---------------------------------------------------------------------------------------------------------------------
+
+BRACES = r"\{(?:[^{}]|\{[^{}]*\})*\}"  # with one more pair inside
+UNIT_EXPONENT = r"(?:\s*\^\s*(?:\{\s*-?\d+\s*\}|\d))?"
+SHORT_UNITS = {
+    "cm", "mm", "km", "ft", "in", "mi", "yd", "kg", "mg", "lb", "oz", "ml", "mL", "cl", "dl", "hr", "min", "sec", "ms",
+    "Hz", "kHz", "MHz", "Pa", "kPa", "eV", "kW", "MW", "kJ",
+}  # fmt: skip
+UNIT_NAMES = {
+    "inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd", "yards": "yd", "mile": "mi", "miles": "mi",
+    "meter": "m", "meters": "m", "metre": "m", "metres": "m", "centimeter": "cm", "centimeters": "cm",
+    "centimetre": "cm", "centimetres": "cm", "millimeter": "mm", "millimeters": "mm", "kilometer": "km",
+    "kilometers": "km", "kilometre": "km", "kilometres": "km", "gram": "g", "grams": "g", "kilogram": "kg",
+    "kilograms": "kg", "pound": "lb", "pounds": "lb", "lbs": "lb", "ounce": "oz", "ounces": "oz", "hour": "h",
+    "hours": "h", "hr": "h", "hrs": "h", "minute": "min", "minutes": "min", "mins": "min", "second": "s",
+    "seconds": "s", "sec": "s", "secs": "s", "liter": "l", "liters": "l", "litre": "l", "litres": "l",
+    "degrees": "degree", "mph": "mi/h", "kph": "km/h", "kmh": "km/h", "joules": "j", "joule": "j", "newtons": "n",
+    "newton": "n", "watts": "w", "volts": "v", "kelvin": "k", "dollars": "dollar", "cents": "cent",
+}  # fmt: skip
+LETTER_UNITS = set("mgshLJNWVKCA")
+
+
+def without_unit(text: str) -> tuple[str, str]:
+    r"""(the answer, its unit): a closing \text{...} or \mathrm{...}, or plain words after a number."""
+    text = re.sub(r"^\\text\s*\{[^{}]*\}\s*(?=[-\d\\(\[$])", "", text)
+    text = re.sub(r"\\?\$(?=\s*[\d.\\])", "", text)
+    if found := re.search(r"(?:" + TEXT_COMMAND + r"\s*" + BRACES + UNIT_EXPONENT + r"\s*)+$", text):
+        letters = re.sub(TEXT_COMMAND, " ", found[0]).strip(" {}")
+        before = text[: found.start()].strip()
+        unfinished = re.search(r"[-+*/^_(=<>&|,]$|\\(?:in|cdot|times|cup|cap|[lg]eq?|neq?|frac|sqrt)$", before)
+        if before and not unfinished and letters not in ("i", "e"):
+            value = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*$", "", before)
+            return value.strip(), unit_name(letters)
+    if time := re.fullmatch(r"(\d{1,2}:\d{2})\s*([aApP])\.?\s?[mM]\.?", text):
+        return time[1], time[2].lower() + "m"
+    if found := re.fullmatch(r"(-?[\d.,/ ]*\d)\s+([a-zA-Z][a-zA-Z /]*?)(\s*\^\s*\{?\d\}?)?", text):
+        names = found[2].split()
+        known = len(names) > 1 or len(names[0]) > 2 or names[0] in SHORT_UNITS or names[0] in LETTER_UNITS
+        if known and not set(names) & {"or", "and", "U", "pi", "sqrt", "mod", "choose"}:
+            return found[1].strip(), unit_name(found[2] + (found[3] or ""))
+    return FAMILIAR.sub(r"\1", text) if r"\text" not in text else text, ""
+
+
+def unit_name(text: str) -> str:
+    """One name for a unit: in^2 for `square inches`, mi/h for `miles per hour`."""
+    name = re.sub(r"[{}.~]|\\\W", " ", text.lower())
+    name = re.sub(r"[a-z]+", lambda word: UNIT_NAMES.get(word[0], word[0]), name)
+    name = re.sub(r"\b(?:square|sq) +([a-z]+)", r"\1^2", re.sub(r"\b(?:cubic|cu) +([a-z]+)", r"\1^3", name))
+    name = re.sub(r"([a-z]{3,}?)s\b", r"\1", name.replace(" per ", "/"))
+    return re.sub(r"\s+", "", name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

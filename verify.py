@@ -49,7 +49,10 @@ LEAD = re.compile(r"(?:answer|solution|result)\s*(?:is|are|:|=)+\s*:?\s*", re.IG
 SENTENCE = re.compile(r"\*\*[^*\n]+\*\*|.*?(?=\*\*|[.!?](?:\s|$)|\n|$)")
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</s>")
 COMMAND = re.compile(r"\\(?:text\w*|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+|[{}]")
-PROSE = re.compile(r"\b(?!(?:sqrt|sin|cos|tan|log|exp|and|inf|infinity|union)\b)[A-Za-z]{3,}")
+PROSE = re.compile(
+    r"\b(?:(?!(?:sqrt|sin|cos|tan|log|exp|and|inf|infinity|union)\b)[a-z]{3,}|so|is|it|to|we|he|of|at|be|by|as|an|on)\b",
+    re.IGNORECASE,
+)
 NAME = re.compile(r"\s*\\?[a-zA-Z]+(?:_\{?\w+\}?)?'*\s*|\s*\\(?:triangle|angle)\s*[A-Z]+\s*")
 PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
 
