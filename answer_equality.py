@@ -1,7 +1,7 @@
 r"""Do two final answers mean the same? Compared by meaning, kind by kind, the gold answer deciding what is asked for.
 
 Cheap tests come first: the same text, the same number. Numbers are compared exactly, or to 50 digits; expressions in
-variables at six fixed points, positive and negative; equations by the ratio of their sides; intervals as regions of
+variables at fixed points of several sizes and signs; equations by the ratio of their sides; intervals as regions of
 the number line. Nothing here calls `simplify` or `solve`, whose time has no bound.
 """
 
@@ -58,9 +58,11 @@ def is_equivalent(answer: str, gold: str, *, rel_tol: float = 0.0) -> bool:
 
 def equivalent_spelling(answer: str, gold: str, rel_tol: float) -> bool:
     left, right = read(answer), read(gold)
-    if isinstance(left, Words) or isinstance(right, Words) or left is None or right is None:
-        words = words_of(answer)
-        return len(words) > 1 and words.casefold() == words_of(gold).casefold() and not words.isdigit()
+    if left is None or right is None or isinstance(left, Words) or isinstance(right, Words):
+        one, other = words_of(answer), words_of(gold)
+        if isinstance(left, Words) or isinstance(right, Words):
+            one, other = one.casefold(), other.casefold()
+        return one == other and len(one) > 1 and not one.isdigit()
     try:
         return same(left, right, rel_tol)
     except Exception:  # Unreadable, and whatever sympy raises where it cannot decide
@@ -144,13 +146,13 @@ def kind_of(value: Value) -> str:
 
 
 def sequence(value: Value) -> tuple[Value, ...] | None:
-    """The entries of a tuple, a point (a, b), a column vector, or a list written without brackets."""
+    """The entries of a tuple, a point (a, b), a vector, or a list written without brackets."""
     if isinstance(value, Group) and value.kind in ("tuple", "list"):
         return value.items
     if isinstance(value, Interval) and value.low_open and value.high_open:
         return (value.low, value.high)
-    if isinstance(value, Matrix) and len(value.rows[0]) == 1:
-        return tuple(row[0] for row in value.rows)
+    if isinstance(value, Matrix) and 1 in (len(value.rows), len(value.rows[0])):
+        return tuple(cell for row in value.rows for cell in row)
     return None
 
 
@@ -309,9 +311,13 @@ def same_family(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> bool:
         side if side.has(ANY_INTEGER) else side.subs({letter: ANY_INTEGER for letter in letters})
         for side in (left, right)
     )
-    steps = [side.expand().coeff(ANY_INTEGER) for side in (left, right)]
-    starts = [side.expand().coeff(ANY_INTEGER, 0) for side in (left, right)]
-    if 0 in steps or any(part.has(ANY_INTEGER) for part in (*steps, *starts)):
+    starts, firsts, seconds = ([side.subs(ANY_INTEGER, number) for side in (left, right)] for number in range(3))
+    steps = [first - start for start, first in zip(starts, firsts, strict=True)]
+    linear = all(
+        same_expression(second - first, step, rel_tol)
+        for first, second, step in zip(firsts, seconds, steps, strict=True)
+    )
+    if not linear or 0 in steps:
         number = sympy.Symbol("n", real=True)
         return same_expression(left.subs(ANY_INTEGER, number), right.subs(ANY_INTEGER, number), rel_tol)
     if not same_expression(steps[0], steps[1], rel_tol) and not same_expression(steps[0], -steps[1], rel_tol):

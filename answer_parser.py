@@ -110,6 +110,7 @@ Value: TypeAlias = (
     "sympy.Expr | Group | Interval | Region | Relation | Congruence | Matrix | Numeral | Ratio | Words | Measured"
 )
 
+SYSTEMS = {rf"\begin{{{name}}}" for name in ("aligned", "align", "align*", "gathered", "split", "array")}
 COMPARED = {"=", "<", ">", "≤", "≥", "≠"}
 TURNED = {">": "<", "≥": "≤", "<": ">", "≤": "≥", "≠": "≠", "=": "="}
 BASES = {
@@ -151,7 +152,12 @@ def read_tidy(text: str) -> Value:
             return Numeral(numeral[1], base)
     if re.fullmatch(TEXT_COMMAND + r"\s*\{[^{}]*\}", text):
         inner = FAMILIAR.sub(r"\1", text).strip().rstrip(".").strip()
-        return read_tidy(inner) if re.fullmatch(r"[-+\d.,/ ()%]+|[a-zA-Z]", inner) else words(inner)
+        if re.search(r"\d", inner) or len(inner) == 1:  # \text{5 apples}
+            try:
+                return read_tidy(inner)
+            except Unreadable:
+                pass
+        return words(inner)
     if re.fullmatch(r"\$?-?\\?\$?\s*[\d.,]+\s*(?:dollars?|cents?|euros?)?", text) and ("$" in text or "dollar" in text):
         text = re.sub(r"\\?\$|dollars?", "", text).strip()
     text, unit = without_unit(text)
@@ -204,6 +210,8 @@ def read_pieces(tokens: list[str]) -> Value:
     if len(pieces) == 1:
         return read_item(pieces[0])
     items = spread(pieces)
+    if r"≠" in tokens and set(joints) == {","}:  # x > 1, x ≠ 2
+        joints = ["and"]
     if set(joints) <= {"and", "or"} and all(isinstance(item, Relation) and is_inequality(item) for item in items):
         regions = regions_in_one_variable(items)
         if regions and set(joints) == {"or"}:
@@ -217,14 +225,20 @@ def read_pieces(tokens: list[str]) -> Value:
 
 
 def without_domains(pieces: list[list[str]]) -> tuple[list[list[str]], set[str]]:
-    r"""The pieces without those that say what a letter stands for (n \in \mathbb{Z}), and the letters."""
-    kept, integers = [], set()
+    r"""The pieces without those that say what a letter stands for (n \in \mathbb{Z}), and the letters.
+
+    Only of a free letter, as in x = π/4 + nπ: in a_n = 2n + 1 each n has a value of its own.
+    """
+    kept: list[list[str]] = []
+    letters: set[str] = set()
     for piece in pieces:
-        if len(piece) == 3 and piece[1:] in ([r"\in", r"\integers"], [r"\in", r"\naturals"]) and len(pieces) > 1:
-            integers.add(piece[0])
+        declared = len(piece) >= 3 and piece[1:2] == [r"\in"] and piece[2] in (r"\integers", r"\naturals")
+        if declared and len(pieces) > 1 and set(piece[3:]) <= set("^*+_{}0"):
+            letters.add(piece[0])
         else:
             kept.append(piece)
-    return kept, integers
+    named = {token for piece in kept if "=" in piece for token in piece[: piece.index("=")]}
+    return kept, letters - named
 
 
 def spread(pieces: list[list[str]]) -> tuple[Value, ...]:
@@ -295,6 +309,10 @@ def read_item(tokens: list[str]) -> Value:
         return Words(tokens[0])
     if tokens == [r"\emptyset"] or tokens == ["\\{", "\\}"]:
         return Group("set", ())
+    if tokens[0] in SYSTEMS and matching(tokens, 0) == len(tokens) - 1 and set(tokens) & COMPARED:
+        rows, _ = split([token for token in tokens[1:-1] if token != "&"], {r"\\"})
+        rows = [row[matching(row, 0) + 1 :] if row[0] == "{" else row for row in rows if row]
+        return Group("list", tuple(read_item(row) for row in rows))
     if tokens[0] == r"\begin{cases}" and matching(tokens, 0) == len(tokens) - 1:
         return cases(tokens[1:-1])
     if tokens[0] in OPENING and matching(tokens, 0) == len(tokens) - 1:

@@ -37,65 +37,92 @@ CHARACTERS = {
     "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5", "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9",
     "€": r"\$", "£": r"\$", "¥": r"\$", "₹": r"\$",
 }  # fmt: skip
-INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
-NOISE = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|limits|bigl?|bigr|Bigl?|Bigr|biggl?|biggr|Biggl?|Biggr|bigg|Bigg|middle"
-    r"|rm|bf|it|mathstrut|strut|nolimits|allowbreak|nobreak|space)(?![a-zA-Z])\.?"
-)
-SPACES = re.compile(r"(?<!\\)\\[,;:!> ]|\\q?quad|\\(?:enspace|thinspace|enskip)(?![a-zA-Z])|~|\\\\\s*$")
-DROPPED = re.compile(
-    r"\\(?:color|textcolor|hspace\*?|vspace\*?|label|tag)\s*\{[^{}]*\}|\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)"
-)
-WRAPPERS = re.compile(
-    r"\\(?:underline|boldsymbol|mathbf|bm|boxed|fbox|mathit|mathsf|mathcal|ensuremath|vec|hat|widehat|overrightarrow"
-    r"|tilde|emph)\s*(?=\{)"
-)
 TEXT_COMMAND = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|mathrm|operatorname\*?|mathtt)"
 FAMILIAR = re.compile(TEXT_COMMAND + r"\s*\{([^{}]*)\}")
-NAMED_FUNCTION = re.compile(
-    TEXT_COMMAND
-    + r"\s*\{\s*(arc(?:sin|cos|tan|cot)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|cis|gcd|lcm|max|min|det)\s*\}"
-    r"(?=\s*[(\\{\w^_])"
-)
-UNIT_VECTOR = re.compile(
-    r"\\(?:mathbf|boldsymbol|bm|hat|vec)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\s([ijk])(?![a-zA-Z]))"
-)
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+
+
+def in_text(words: str) -> str:
+    r"""A pattern for one of some words in \text{} or without it, raised as an exponent or not."""
+    spelled = rf"\\(?:text|mathrm)\s*\{{\s*(?:{words})\s*\}}"
+    return rf"(?:\^\s*)?(?:\{{\s*{spelled}\s*\}}|{spelled}|\{{(?:{words})\}}|(?:{words})(?![a-zA-Z]))"
+
+
+# Pattern -> replacement, applied from top to bottom.
+REWRITINGS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"\\\\\[\d+(?:pt|em|ex|mm)\]", r"\\\\ "),  # space below a row
+        (r"\\\(|\\\)|\\\[|\\\]|(?<!\\)\$|\*\*(?=\s*$)|^\s*\*\*", " "),
+        (r"\\(?:color|textcolor|hspace\*?|vspace\*?|label|tag)\s*\{[^{}]*\}", ""),
+        (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", ""),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
+        (r"(?<=\d)(?:\s?\{\s?,\s?\}|,?\\!,?|\\,|\\ )\s*(?=\d{3}(?!\d))", ""),  # separators of thousands
+        (
+            r"\\(?:mathbf|boldsymbol|bm|hat|vec)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\s([ijk])(?![a-zA-Z]))",
+            r"\\vector\1\2 ",
+        ),
+        (
+            r"\\(?:left|right|middle|[bB]ig[lr]?|[bB]igg[lr]?|displaystyle|textstyle|limits|nolimits|rm|bf|it|tiny|small"
+            r"|large|Large|LARGE|huge|Huge|mathstrut|strut|allowbreak|nobreak|space)(?![a-zA-Z])\.?",
+            "",
+        ),
+        (r"(?<!\\)\\[,;:!> ]|\\q?quad|\\(?:enspace|thinspace|enskip)(?![a-zA-Z])|~|\\\\\s*$|(?<!\\)\\$", " "),
+        (
+            TEXT_COMMAND + r"\s*\{\s*(arc(?:sin|cos|tan|cot)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|cis|gcd|lcm|max"
+            r"|min|det)\s*\}(?=\s*[(\\{\w^_])",
+            r"\\\1 ",
+        ),
+        (
+            r"\\(?:underline|boldsymbol|mathbf|bm|boxed|fbox|mathit|mathsf|mathcal|ensuremath|vec|hat|widehat"
+            r"|overrightarrow|tilde|emph)\s*(?=\{)",
+            "",
+        ),
+        (r"\\text\s*\{\s*([:.,])\s*\}", r"\1"),
+        (r"(?<=\d)\{:\}", ":"),
+        (r"\\text\s*\{[\s,(]*(?:for|where) (?:all|every|any|each)\b.*$", ""),
+        (r"\([a-z] ?\\in ?\\mathbb ?\{?[NZR]\}?[^()]*\)$", ""),
+        (r"(?<=\d)\s*\^\s*(?=\S)" + in_text("o")[len(r"(?:\^\s*)?") :], r"^\\circ"),
+        (r"(?<=\d)\s*" + in_text("st|nd|rd|th"), ""),
+        *(
+            (rf"(?<=\d)\s*(?:\\text\s*\{{\s*{name}\s*\}}|{name}\b)", rf"\\cdot 10^{{{power}}}")
+            for name, power in [("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12)]
+        ),
+        (r"(?:\{\})?[_^]\{?(\d+)\}?\s*C_\{?(\d+)\}?|\bC\((\d+), ?(\d+)\)", r"\\binom{\1\3}{\2\4}"),
+        (r"\\text\s*\{[\s,]*(and|or|if|for|when)\s*\}", r" \1 "),
+        (r"\\text\s*\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b", r"\\%"),
+        (r"(?<=\d)(and|or)(?=[A-Za-z(])", r" \1 "),
+        (r"\^\s*\{?\s*(?:\\prime|')\s*\}?|\\prime(?![a-zA-Z])", "'"),
+        (r"\\[lc]?dots[a-z]?(?![a-zA-Z])|(?<=[\d, ])\.\.\.", r"\\ldots "),
+        (r"\b(?:np|numpy|math|sympy)\.(?=[a-z])", ""),
+        (r"\s+", " "),
+    ]
+]
 
 
 def tidy(text: str) -> str:
     """The same answer in one spelling: plain Unicode, no dollar signs, sizes, colours or closing full stop."""
-    text = INVISIBLE.sub("", text)
+    text = re.sub("[\u200b-\u200f\u2060\ufeff\u00ad]", "", text)  # invisible characters
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻ⁿ]+", lambda m: "^{" + m[0].translate(SUPERSCRIPTS) + "}", text)
     text = re.sub("√\\s*(\\d+|[a-zA-Z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
     text = unicodedata.normalize("NFKC", "".join(CHARACTERS.get(c, c) for c in text))
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[a-zA-Z]{2})", r"\\", text)  # backslashes that were escaped twice
-    text = re.sub(r"\\\\\[\d+(?:pt|em|ex|mm)\]", r"\\\\ ", text)  # space below a row
-    text = re.sub(r"\\\(|\\\)|\\\[|\\\]|(?<!\\)\$|\*\*(?=\s*$)|^\s*\*\*", " ", text)
-    text = DROPPED.sub("", text)
-    text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-    text = re.sub(r"\\[dt]binom(?![a-zA-Z])", r"\\binom", text)
-    text = re.sub(r"(?<=\d)(?:\s?\{\s?,\s?\}|,?\\!,?|\\,|\\ )\s*(?=\d{3}(?!\d))", "", text)
-    text = SPACES.sub(" ", NOISE.sub("", UNIT_VECTOR.sub(r"\\vector\1\2 ", text)))
-    text = WRAPPERS.sub("", NAMED_FUNCTION.sub(r"\\\1 ", text))
-    text = re.sub(r"\\text\s*\{\s*([:.,])\s*\}", r"\1", text)
-    text = re.sub(r"\\text\s*\{[\s,]*(and|or|if|for|when)\s*\}", r" \1 ", text)
-    text = re.sub(r"\\text\s*\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b", r"\\%", text)
-    text = re.sub(r"(?<=\d)(and|or)(?=[A-Za-z(])", r" \1 ", text)
-    text = re.sub(r"\^\s*\{?\s*(?:\\prime|')\s*\}?|\\prime(?![a-zA-Z])", "'", text)
-    text = re.sub(r"\\[lc]?dots[a-z]?(?![a-zA-Z])|(?<=[\d, ])\.\.\.", r"\\ldots ", text)
-    text = re.sub(r"\b(?:np|numpy|math|sympy)\.(?=[a-z])", "", text)
-    return without_outer_braces(re.sub(r"\s+", " ", text).strip().rstrip(" .,;").removeprefix("=").strip())
+    for pattern, replacement in REWRITINGS:
+        text = pattern.sub(replacement, text)
+    return without_outer_braces(text.strip().rstrip(" .,;").removeprefix("=").strip())
 
 
 def without_outer_braces(text: str) -> str:
     r"""x for {x}, which stays behind when \mathbf{x} loses its command; {1, 2} keeps them."""
-    while text.startswith("{") and text.endswith("}") and "," not in text:
+    for _ in range(5):
+        if not (text.startswith("{") and text.endswith("}")) or "," in text:
+            return text
         depth = 0
-        for place, brace in ((match.start(), match[0]) for match in re.finditer(r"(?<!\\)[{}]", text)):
-            depth += 1 if brace == "{" else -1
-            if depth == 0 and place < len(text) - 1:
+        for brace in re.finditer(r"(?<!\\)[{}]", text):
+            depth += 1 if brace[0] == "{" else -1
+            if depth == 0 and brace.start() < len(text) - 1:
                 return text
         if depth != 0:
             return text
@@ -159,10 +186,11 @@ def without_unit(text: str) -> tuple[str, str]:
 
 def unit_name(text: str) -> str:
     """One name for a unit: in^2 for `square inches`, mi/h for `miles per hour`."""
-    name = re.sub(r"[{}.~]|\\\W", " ", text.lower())
+    name = re.sub(r"[{}.~]|\\(?:\W|cdot)", " ", text.lower())
     name = re.sub(r"[a-z]+", lambda word: UNIT_NAMES.get(word[0], word[0]), name)
     name = re.sub(r"\b(?:square|sq) +([a-z]+)", r"\1^2", re.sub(r"\b(?:cubic|cu) +([a-z]+)", r"\1^3", name))
     name = re.sub(r"([a-z]{3,}?)s\b", r"\1", name.replace(" per ", "/"))
+    name = re.sub(r"([a-z]+) ?\^ ?-(\d)", r"/\1^\2", name).replace("^1", "")
     return re.sub(r"\s+", "", name)
 
 
@@ -207,6 +235,7 @@ GREEK = {
     r"\vartheta",
 }  # fmt: skip
 PARTS_OF_NAMES = GREEK | {
+    r"\text", r"\mathrm", r"\operatorname",
     "'", "(", ")", ",", "|", "/", ":", "{", "}", r"\frac", r"\angle", r"\triangle", r"\overline", r"\cap", r"\cup",
     "[", "]", r"\det",
 }  # fmt: skip

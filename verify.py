@@ -35,7 +35,7 @@ CASES_A_WORKER = 32  # below this many comparisons a further process does not pa
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(-?\w+)(?![\w{]))")
 BOX_OR_BRACE = re.compile(BOX.pattern + r"|(?<!\\)[{}]")
 BETWEEN_BOXES = re.compile(
-    r"(?:[\s$.,;]|\\[()\[\],;: ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?\s*\}|and\b|or\b|[a-zA-Z](?:_\{?\w\}?)?\s*=)*"
+    r"(?:[\s$.,;]|\\[()\[\],;: \\]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?\s*\}|and\b|or\b|[a-zA-Z](?:_\{?\w\}?)?\s*=)*"
 )
 FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$(?=\S)([^$]*?[^$\s])\$(?!\d)|\$\s([^$]+)\s\$"
@@ -45,7 +45,11 @@ FORMULA = re.compile(
 NUMBER = re.compile(
     r"(?<![\w.])-?\s?(?:\\?\$\s?)?(?:\d{1,3}(?:[, ]\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:/\d+)?(?:\s?\\?%)?|(?<![\w.])-?\.\d+"
 )
-LEAD = re.compile(r"(?:answer|solution|result)\s*(?:is|are|:|=)+\s*:?\s*", re.IGNORECASE)
+LEAD = re.compile(r"(?:answer|solution|result|option|choice)s?\s*(?:is|are|:|=)+\s*:?\s*", re.IGNORECASE)
+HEDGE = re.compile(
+    r"^(?:approximately|about|roughly|exactly|simply|just|equal to|indeed)\s+|,? (?:not|rather than)\b.*"
+)
+LAYOUT = re.compile(r"</?(?:b|strong|i|em|u|p|br|span|div)\b[^<>\n]*>|[`✅✓✔“”]")
 SENTENCE = re.compile(r"\*\*[^*\n]+\*\*|.*?(?=\*\*|[.!?](?:\s|$)|\n|$)")
 SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</s>")
 COMMAND = re.compile(r"\\(?:text\w*|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+|[{}]")
@@ -86,15 +90,17 @@ def answers_of(text: str) -> list[str]:
             if len(between) > 200 or not BETWEEN_BOXES.fullmatch(between):
                 break
             joined.insert(0, boxes[-len(joined) - 1])
-        answers = [boxes[-1][2]]
-        return answers if len(joined) == 1 else [*answers, ", ".join(content for _, _, content in joined)]
+        together = ", ".join(content for _, _, content in joined)
+        alternatives = re.search(r"\bor\b", text[joined[0][1] : joined[-1][0]])  # 3 or 5 is not the answer 5
+        return [together] if len(joined) == 1 or alternatives else [boxes[-1][2], together]
     if truncated:
         return []
-    if marked := re.findall(r"####\s*(\S[^\n]*)", text):
-        return [marked[-1].strip()]
-    if tagged := re.findall(r"<answer>([^<]*)</answer>", text):
-        return [tagged[-1].strip()] if tagged[-1].strip() else []
-    answer = spoken_answer(text)
+    marked = text.rpartition("####")[2].strip() if "####" in text else ""
+    if marked and not PROSE.search(COMMAND.sub(" ", marked.partition("\n")[0])):  # else it is a heading
+        return [marked.partition("\n")[0].strip()]
+    tag_end = text.rfind("</answer>")
+    tag_start = text.rfind("<answer>", 0, max(0, tag_end))
+    answer = text[tag_start + len("<answer>") : tag_end].strip() if tag_start >= 0 else spoken_answer(text)
     return [answer] if answer else []
 
 
@@ -123,7 +129,8 @@ def boxes_of(text: str) -> tuple[list[tuple[int, int, str]], bool]:
 
 def spoken_answer(text: str) -> str | None:
     """What follows the last `the answer is`; else the last formula or number of the final sentence."""
-    text = SPECIAL_TOKEN.split(text.strip())[0] or text
+    text = next((part for part in SPECIAL_TOKEN.split(text) if part.strip()), "")
+    text = re.sub(r"\n\s*[-*•]\s+", "\n", LAYOUT.sub("", text))
     text = re.sub(r"I hope (?:it|this) is correct\.?\s*$", "", text.strip())
     formulas: list[str] = []
 
@@ -132,6 +139,7 @@ def spoken_answer(text: str) -> str | None:
         return f" \x00{len(formulas) - 1}\x00 "  # so that a full stop or a line end inside of it ends no sentence
 
     text = FORMULA.sub(keep, text.replace("\x00", ""))
+    text = re.sub("\\n *(\x00\\d+\x00) *\\n", r" \1 ", text)  # a displayed formula is a part of its sentence
     for lead in reversed([match.end() for match in LEAD.finditer(text)][-3:]):
         sentence = SENTENCE.match(text[lead : lead + 1_000].lstrip())
         if sentence and (answer := answer_in(sentence[0], formulas, led=True)):
@@ -142,9 +150,9 @@ def spoken_answer(text: str) -> str | None:
 
 def answer_in(sentence: str, formulas: list[str], *, led: bool) -> str | None:
     """The whole sentence where it is mathematics, or where it was announced and is short; else its last number."""
-    sentence = sentence.strip(" *\t").rstrip(".").strip(" *")
+    sentence = sentence.strip(' *\t"').rstrip(".").strip(' *"')
     if led:  # "the answer is: the largest n is 34"
-        sentence = re.split(r"\b(?:is|are|equals)\b", sentence)[-1].strip()
+        sentence = HEDGE.sub("", re.split(r"\b(?:is|are|equals)\b", sentence)[-1].strip()).strip()
     words = len(PROSE.findall(COMMAND.sub(" ", sentence)))
     starts_with_formula = re.match("\x00(\\d+)\x00", sentence)
     if words and led and starts_with_formula:
@@ -190,8 +198,10 @@ def grade(
     Plain numbers and choices are compared here; all else in `workers` processes (None: as many as the batch keeps
     busy, up to the number of cores; 0: in this process, without a time limit). A comparison that takes longer than
     `time_limit` seconds counts as False. Processes are kept for the next call. The result does not depend on their
-    number. Nothing in a text makes this raise; lists of unequal length raise ValueError.
+    number. Nothing in a text makes this raise; lists of unequal length, and negative `workers`, raise ValueError.
     """
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers = {workers}: give a number of processes, 0 for none, or None for as many as pay off")
     options = [None] * len(texts) if choices is None else choices
     verdicts: list[bool | None] = [None] * len(texts)
     places: dict[Comparison, list[int]] = {}  # equal comparisons are made once
@@ -242,9 +252,11 @@ class Worker:
         self.lines: queue.Queue[str] = queue.Queue()
         # Windows cannot wait for a pipe with a time limit, so a thread reads it.
         threading.Thread(target=self.listen, daemon=True).start()
-        if self.answer(START_LIMIT) != "ready":
+        try:
+            self.answer(START_LIMIT)
+        except (ValueError, queue.Empty):
             self.stop()
-            raise OSError("the process did not start")
+            raise OSError(f"{sys.executable} did not start verify.py") from None
 
     def listen(self) -> None:
         assert self.process.stdout is not None
@@ -309,21 +321,31 @@ def work(comparisons: list[Comparison], verdicts: list[bool | None], turns: Iter
     """Take comparisons, one at a time, until none is left, and have one process make them."""
     worker: Worker | None = None
     for turn in turns:
-        try:
-            worker = worker or (idle_workers.pop() if idle_workers else Worker())
-        except (OSError, IndexError, queue.Empty) as error:
-            warnings.warn(
-                f"answers are compared without a time limit, as no process can be started: {error}", stacklevel=2
-            )
-            verdicts[turn] = compare(comparisons[turn])
-            continue
-        try:
-            verdicts[turn] = worker.compare(comparisons[turn], time_limit)
-        except (OSError, ValueError, queue.Empty):  # over the time limit, or over the memory limit
-            worker.stop()
-            worker = None
+        verdicts[turn] = False
+        for _ in range(2):  # where a kept process turns out to have died, with a new one
+            try:
+                worker = worker or idle_worker() or Worker()
+            except OSError as error:
+                warnings.warn(f"no process can be started, so answers have no time limit: {error}", stacklevel=2)
+                verdicts[turn] = compare(comparisons[turn])
+                break
+            try:
+                verdicts[turn] = worker.compare(comparisons[turn], time_limit)
+                break
+            except (OSError, ValueError, queue.Empty) as error:
+                worker.stop()
+                worker = None
+                if isinstance(error, queue.Empty):
+                    break  # over the time limit
     if worker:
         idle_workers.append(worker)
+
+
+def idle_worker() -> Worker | None:
+    try:
+        return idle_workers.pop()
+    except IndexError:
+        return None
 
 
 def serve() -> None:

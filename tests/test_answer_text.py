@@ -63,7 +63,7 @@ def test_a_comma_between_members_of_a_list_is_kept(text, plain):
     [
         (r"15\text{ cm}^2", "15", "cm^2"),
         ("15 square inches", "15", "in^2"),
-        (r"9.8 \mathrm{m s^{-2}}", "9.8", "ms^-2"),
+        (r"9.8 \mathrm{m s^{-2}}", "9.8", "m/s^2"),
         ("60 miles per hour", "60", "mi/h"),
         ("8:34 p.m", "8:34", "pm"),
         (r"x \in \text{R}", r"x \in \text{R}", ""),  # no unit follows \in
