@@ -11,9 +11,11 @@ import random
 import re
 
 import sympy
+from sympy.core.function import AppliedUndef
 
 from answer_expression import ANY_INTEGER
 from answer_parser import (
+    TURNED,
     Congruence,
     Group,
     Matrix,
@@ -32,6 +34,7 @@ from answer_regions import Interval, Region, merged
 from answer_text import MAX_LENGTH, THOUSANDS, Unreadable, tidy
 
 DIGITS = 60  # of a number that is no fraction; two numbers agree where 50 of them do
+MAX_DIGITS = 700  # that may cancel in a difference, before it counts as 0
 
 
 def is_equivalent(answer: str, gold: str, *, rel_tol: float = 0.0) -> bool:
@@ -49,8 +52,9 @@ def is_equivalent(answer: str, gold: str, *, rel_tol: float = 0.0) -> bool:
         return choice_of(answer) == choice_of(gold)
     if equivalent_spelling(answer, gold, rel_tol):
         return True
-    if THOUSANDS.fullmatch(answer) or THOUSANDS.fullmatch(gold):  # 101,112 may also be a list of two numbers
-        return equivalent_spelling(answer.replace(",", ", "), gold.replace(",", ", "), rel_tol)
+    if (THOUSANDS.fullmatch(answer) and ", " in gold) or (THOUSANDS.fullmatch(gold) and ", " in answer):
+        one, other = (spelling.replace(", ", ",").replace(",", ", ") for spelling in (answer, gold))
+        return one.count(",") == other.count(",") and equivalent_spelling(one, other, rel_tol)  # a list: 101, 112
     if ("%" in answer) != ("%" in gold):
         return equivalent_spelling(re.sub(r"\\?%", "", answer), re.sub(r"\\?%", "", gold), rel_tol)
     return False
@@ -87,13 +91,16 @@ def balanced(text: str) -> bool:
 def words_of(text: str) -> str:
     r"""The text without \text{} around it, spaces and closing full stop made plain."""
     text = re.sub(r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r"\1", text)
-    return re.sub(r"\s*,\s*", ",", " ".join(text.split())).strip(" .")
+    return re.sub(r"\s*,\s*(?:and )?| and ", ",", " ".join(text.split())).strip(" .")
 
 
 def choice_of(answer: str) -> str | None:
-    """The letter of a choice: B, (B), B., (B) 12, Option B."""
-    found = re.match(r"(?:option|choice|answer)?\s*(?:\(([A-J])\)|([A-J])(?=$|[.):,\s]))", words_of(tidy(answer)), re.I)
-    return (found[1] or found[2]).upper() if found else None
+    """The letter of a choice: B, (B), B., (B) 12, Option B. None where there are several."""
+    words = words_of(tidy(answer))
+    found = re.match(r"(?:option|choice|answer)?\s*(?:\(([A-J])\)|([A-J])(?=$|[.):]))", words, re.I)
+    if not found or re.search(r"(?:,|/|\bor\b|&)\s*\(?[A-J]\b", words[found.end() :]):
+        return None
+    return (found[1] or found[2]).upper()
 
 
 def same(left: Value, right: Value, rel_tol: float) -> bool:
@@ -111,6 +118,9 @@ def same_value(left: Value, right: Value, rel_tol: float) -> bool:
         if isinstance(other, sympy.Expr) and one.product is not None and same(one.product, other, rel_tol):
             return True
         units = [value.unit for value in (left, right) if isinstance(value, Measured)]
+        if sorted(units) == ["cent", "dollar"]:
+            left, right = (in_cents(value) for value in (left, right))
+            return same_expression(left, right, rel_tol)
         left = left.value if isinstance(left, Measured) else left
         right = right.value if isinstance(right, Measured) else right
         return len(set(units)) == 1 and same(left, right, rel_tol)
@@ -133,12 +143,22 @@ def same_value(left: Value, right: Value, rel_tol: float) -> bool:
             return False
         cells = zip(sum(left.rows, ()), sum(right.rows, ()), strict=True)
         return all(same_expression(a, b, rel_tol) for a, b in cells)
+    if isinstance(left, Group) and isinstance(right, Group) and left.joint != right.joint and several_names(left):
+        return False  # a = 0 and b = 0 is not a = 0 or b = 0
+    left, right = as_point(left, right), as_point(right, left)
     a, b = sequence(left), sequence(right)
     if a is not None and b is not None and "tuple" in (kind_of(left), kind_of(right)):
         return len(a) == len(b) and all(same(x, y, rel_tol) for x, y in zip(a, b, strict=True))
     if isinstance(left, Group) or isinstance(right, Group):
         return same_members(members(left), members(right), rel_tol)
     return False
+
+
+def in_cents(amount: Value) -> sympy.Expr:
+    """Raises Unreadable where it is no number."""
+    if not isinstance(amount, Measured) or not isinstance(amount.value, sympy.Expr):
+        raise Unreadable
+    return amount.value * (100 if amount.unit == "dollar" else 1)
 
 
 def kind_of(value: Value) -> str:
@@ -156,25 +176,53 @@ def sequence(value: Value) -> tuple[Value, ...] | None:
     return None
 
 
+def several_names(value: Group) -> bool:
+    """Is it a list of relations on different variables?"""
+    relations = [item for item in value.items if isinstance(item, Relation)]
+    sides = [side for item in relations for side in item.sides if isinstance(side, sympy.Expr)]
+    return len(relations) == len(value.items) and len(set().union(*(side.free_symbols for side in sides))) > 1
+
+
+def as_point(value: Value, other: Value) -> Value:
+    """y = 2, x = 1 as the tuple (1, 2), in the order of the names, where the other side names nothing.
+
+    x_1 = 1, x_2 = 2 are two values of the same unknown, in no order.
+    """
+    if not isinstance(value, Group) or value.kind != "list" or (isinstance(other, Group) and several_names(other)):
+        return value
+    named = {str(item.sides[0]): item for item in value.items if isinstance(item, Relation) and item.names}
+    if len(named) < max(2, len(value.items)) or len({name.partition("_")[0] for name in named}) == 1:
+        return value
+    return Group("tuple", tuple(named[name] for name in sorted(named)))
+
+
 def members(value: Value) -> tuple[Value, ...]:
     return value.items if isinstance(value, Group) and value.kind != "tuple" else (value,)
 
 
 def same_members(left: tuple[Value, ...], right: tuple[Value, ...], rel_tol: float) -> bool:
     """Without order, and a repeated member counts once."""
-    if len(left) > 100 or len(right) > 100:
+    numbers = [{item for item in items if isinstance(item, sympy.Rational)} for items in (left, right)]
+    if numbers[0] != numbers[1] and rel_tol == 0 and all(map(plain, (*left, *right))):
+        return False
+    left, right = (tuple(item for item in items if item not in numbers[0] & numbers[1]) for items in (left, right))
+    if len(left) > 30 or len(right) > 30:
         return False
     return all(any(same(a, b, rel_tol) for b in right) for a in left) and all(
         any(same(a, b, rel_tol) for a in left) for b in right
     )
 
 
+def plain(value: Value) -> bool:
+    return isinstance(value, sympy.Rational)
+
+
 def same_congruence(left: Value, right: Value) -> bool:
     """The same class; a bare number is the remainder that it gives."""
-    classes = [value if isinstance(value, Congruence) else None for value in (left, right)]
+    if isinstance(left, Congruence) and isinstance(right, Congruence):
+        same_name = left.name == right.name or "" in (left.name, right.name)
+        return same_name and (left.value, left.modulus) == (right.value, right.modulus)
     numbers = [value.value if isinstance(value, Congruence) else value for value in (left, right)]
-    if classes[0] and classes[1]:
-        return classes[0] == classes[1]
     return isinstance(numbers[0], sympy.Expr) and numbers[0] == numbers[1]
 
 
@@ -182,7 +230,8 @@ def same_ratio(left: Value, right: Value, rel_tol: float) -> bool:
     if not (isinstance(left, Ratio) and isinstance(right, Ratio)) or len(left.parts) != len(right.parts):
         return False
     first, second = left.parts[0], right.parts[0]
-    if first == 0 or second == 0 or any(part == 0 for part in (*left.parts, *right.parts)):
+    clock = left.clock and right.clock
+    if clock or any(part == 0 for part in (*left.parts, *right.parts)):
         first = second = sympy.Integer(1)  # a time of day such as 5:00 is no proportion
     return all(same_expression(a * second, b * first, rel_tol) for a, b in zip(left.parts, right.parts, strict=True))
 
@@ -191,8 +240,8 @@ def assigned(value: Value) -> Value | None:
     """What `x = ...` or `f(x) = ...` gives to its left side, or what a chain of equal numbers is; else None."""
     if not isinstance(value, Relation) or set(value.signs) != {"="}:
         return None
-    if value.names:
-        return value.sides[-1]
+    if value.names:  # but in x = y = 2 there is more than the last value
+        return None if any(isinstance(side, sympy.Symbol) for side in value.sides[1:-1]) else value.sides[-1]
     if all(isinstance(side, sympy.Expr) and side.is_number for side in value.sides):
         last = value.sides[-1]
         return last if all(same(side, last, 0.0) for side in value.sides) else None
@@ -218,25 +267,37 @@ def same_equation(left: Relation, right: Relation, rel_tol: float) -> bool:
     a, b = assigned(left), assigned(right)
     if a is not None and b is not None and left.sides[0] == right.sides[0] and same(a, b, rel_tol):
         return True
-    if len(left.signs) > 1 or len(right.signs) > 1 or left.signs != right.signs:
+    if len(left.signs) != len(right.signs):
+        return False
+    if len(left.signs) > 1:
+        return same_members(left.sides, right.sides, rel_tol)
+    if left.signs != right.signs:
         return False
     sides = expressions((*left.sides, *right.sides))
     return constant_ratio(sides[0] - sides[1], sides[2] - sides[3], rel_tol) not in (None, 0)
 
 
 def same_inequality(left: Relation, right: Relation, rel_tol: float) -> bool:
+    """The same region of the same variable; else side by side; else turned into each other by a constant factor."""
+    sides = expressions((*left.sides, *right.sides))
+    middle = len(left.sides)
+    names = [set().union(*(side.free_symbols for side in part)) for part in (sides[:middle], sides[middle:])]
+    if names[0] != names[1]:
+        return False
     try:
         return same_region(region_of(left), region_of(right), rel_tol)
     except Unreadable:
         pass
-    turned = {">": "<", "≥": "≤", "<": ">", "≤": "≥"}
+    turned = Relation(right.sides[::-1], tuple(TURNED[sign] for sign in right.signs[::-1]))
+    for other in (right, turned):
+        if left.signs == other.signs and all(same(a, b, rel_tol) for a, b in zip(left.sides, other.sides, strict=True)):
+            return True
     if len(left.signs) != 1 or len(right.signs) != 1:
         return False
-    sides = expressions((*left.sides, *right.sides))
     ratio = constant_ratio(sides[0] - sides[1], sides[2] - sides[3], rel_tol)
     if ratio in (None, 0):
         return False
-    return left.signs[0] == (right.signs[0] if ratio > 0 else turned[right.signs[0]])
+    return left.signs[0] == (right.signs[0] if ratio > 0 else TURNED[right.signs[0]])
 
 
 def constant_ratio(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> sympy.Expr | None:
@@ -246,7 +307,7 @@ def constant_ratio(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> sympy
         return None
     ratios = []
     for values in places(symbols):
-        a, b = left.evalf(DIGITS, subs=values), right.evalf(DIGITS, subs=values)
+        a, b = computed(left, values), computed(right, values)
         if a.is_Float and b.is_Float and b != 0:
             ratios.append(a / b)
     if len(ratios) < 3 or any(not close(ratio, ratios[0], rel_tol) for ratio in ratios):
@@ -287,21 +348,39 @@ def same_expression(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> bool
             return False
         return abs(left - right) <= sympy.Rational(rel_tol) * max(abs(left), abs(right))
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
+    only = [left.free_symbols - right.free_symbols, right.free_symbols - left.free_symbols]
+    counters = [{str(symbol) for symbol in names} for names in only]
+    if all(len(names) == 1 and names <= set("nkm") for names in counters):  # the letter of a family does not matter
+        return same_family(left, right, rel_tol)
     if not symbols:
-        return close(left.evalf(DIGITS), right.evalf(DIGITS), rel_tol)
+        return close(computed(left, {}), computed(right, {}), rel_tol)
+    bars = left.has(sympy.Abs) != right.has(sympy.Abs)
     real: list[bool] = []
     others: list[bool] = []
     points = places(symbols)
     if left.has(sympy.floor, sympy.ceiling) or right.has(sympy.floor, sympy.ceiling):
         points += whole_places(symbols)
     for values in points:
-        a, b = left.evalf(DIGITS, subs=values), right.evalf(DIGITS, subs=values)
+        a, b = computed(left, values), computed(right, values)
         if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
             continue
+        if bars and a.is_Float != b.is_Float:
+            return False  # ln x is not ln |x|
         (real if a.is_Float and b.is_Float else others).append(close(a, b, rel_tol))
     # Variables are real: where enough points give real values, complex ones (logarithms of negatives) do not count.
     verdicts = real if len(real) >= 2 else real + others
     return len(verdicts) >= 2 and all(verdicts)
+
+
+def computed(value: sympy.Expr, values: dict[sympy.Symbol, sympy.Expr]) -> sympy.Expr:
+    """The value at a point, to 60 digits. An unknown function has a random value, which depends on its argument."""
+    if value.has(AppliedUndef):
+        value = value.subs(values)
+        while unknown := value.atoms(AppliedUndef):
+            inner = min(unknown, key=lambda applied: len(applied.atoms(AppliedUndef)))
+            argument = [a.evalf(20) for a in inner.args]
+            value = value.subs(inner, sympy.Rational(random.Random(f"{inner.func} {argument}").randrange(1, 10**6), 41))
+    return value.evalf(DIGITS, subs=values, maxn=MAX_DIGITS)
 
 
 def same_family(left: sympy.Expr, right: sympy.Expr, rel_tol: float) -> bool:

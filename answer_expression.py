@@ -8,6 +8,7 @@ anything, so that every expression is read, or refused, in milliseconds.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -19,6 +20,8 @@ from answer_text import GREEK, Unreadable, matching, split
 MAX_DEPTH = 60  # nested brackets
 MAX_DIGITS = 4_000  # of a number; Python refuses to read more than 4,300
 MAX_POWER_BITS = 20_000  # bits of a number that a power may have
+MAX_BITS = 50_000  # of a sum or product
+MAX_ROOT_BITS = 100  # of a number whose root is no whole number: sympy looks for its factors
 MAX_FACTORIAL = 3_000
 MAX_FUNCTIONS = 4  # inside of each other: ln(ln(sin(x)))
 MAX_TERMS = 200  # of a sum or product
@@ -36,7 +39,12 @@ FUNCTIONS: dict[str, Callable[[sympy.Expr], sympy.Expr]] = {
     r"\ceil": sympy.ceiling, r"\cis": lambda angle: sympy.cos(angle) + sympy.I * sympy.sin(angle),
 }  # fmt: skip
 OF_ANY_SIZE = {r"\ln", r"\log", r"\lg", r"\exp", r"\abs"}  # the others need as many digits of π as their argument has
-INVERSE = {r"\sin": sympy.asin, r"\cos": sympy.acos, r"\tan": sympy.atan}
+INVERSE = {
+    r"\sin": sympy.asin, r"\cos": sympy.acos, r"\tan": sympy.atan, r"\cot": sympy.acot, r"\sec": sympy.asec,
+    r"\csc": sympy.acsc, r"\sinh": sympy.asinh, r"\cosh": sympy.acosh, r"\tanh": sympy.atanh,
+}  # fmt: skip
+APPLIED = {"f", "F", r"\phi", r"\varphi", r"\psi"}  # f(2x) is no product
+APPLIED_TO_ONE = {"g", "G", "h", "H", "p", "P"}  # of a single letter or number; g(1 + x) may be a product
 OF_SEVERAL = {r"\gcd": sympy.gcd, r"\lcm": sympy.lcm, r"\max": sympy.Max, r"\min": sympy.Min}
 ENDS = {
     "+", "-", "*", "/", ",", ")", "]", "}", "\\}", "^", "=", "!", "!!", "|", r"\rangle", r"\rfloor", r"\rceil", "&",
@@ -61,6 +69,8 @@ def power_of(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
     """base^exponent where its value, also at any point where expressions are compared, is small enough to compute."""
     if isinstance(base, MatrixBase):
         return matrix_power(base, exponent)
+    if base.is_Rational and exponent.is_Rational and exponent.q > 1:
+        return power_of(root_of(base, int(exponent.q)), sympy.Integer(exponent.p))
     if base.is_Rational and exponent.is_Rational:
         bits = max(abs(base.p).bit_length(), base.q.bit_length())
         if abs(exponent.p) * bits > MAX_POWER_BITS or exponent.q > 100 or (base == 0 and exponent <= 0):
@@ -81,19 +91,44 @@ def matrix_power(base: MatrixBase, exponent: sympy.Expr) -> MatrixBase:
     r"""A transpose (`^T`, `^\top`), an inverse, or a small power of a matrix of numbers."""
     if exponent in (sympy.Symbol("T", real=True), sympy.Symbol("t", real=True)):
         return base.T
-    if base.free_symbols or base.shape[0] != base.shape[1] or base.shape[0] > 4 or exponent not in (-1, 2, 3, 4):
+    square = base.shape[0] == base.shape[1] and base.shape[0] <= 4
+    if not square or exponent not in (-1, 2, 3, 4) or not all(cell.is_Rational for cell in base):
         raise Unreadable
     return base ** int(exponent)
+
+
+def determinant(matrix: sympy.Expr) -> sympy.Expr:
+    """Of up to 3 rows, or of up to 6 rows of numbers."""
+    if not isinstance(matrix, MatrixBase) or matrix.shape[0] != matrix.shape[1]:
+        raise Unreadable
+    if matrix.shape[0] > (6 if all(cell.is_Rational for cell in matrix) else 3) or sympy.count_ops(matrix) > 100:
+        raise Unreadable
+    return matrix.det(method="berkowitz")
+
+
+def bounded(value: sympy.Expr) -> sympy.Expr:
+    """The value, where it is no number of too many digits."""
+    if value.is_Rational and value.p.bit_length() + value.q.bit_length() > MAX_BITS:
+        raise Unreadable
+    return value
 
 
 def tower_height(value: sympy.Expr) -> int:
     """How many powers with a variable in the exponent stand on top of each other: 2 in 2^(3^x)."""
     exponents = [power.as_base_exp()[1] for power in value.atoms(sympy.Pow, sympy.exp)]
+    exponents += [function.args[0] for function in value.atoms(sympy.sinh, sympy.cosh, sympy.tanh)]
     return max((1 + tower_height(exponent) for exponent in exponents if exponent.free_symbols), default=0)
 
 
 def root_of(value: sympy.Expr, degree: int) -> sympy.Expr:
     """The real root: ∛(−8) = −2."""
+    if value.is_Rational:
+        exact = [sympy.integer_nthroot(abs(int(part)), degree) for part in (value.p, value.q)]
+        if all(is_exact for _, is_exact in exact) and (value >= 0 or degree % 2):
+            root = sympy.Rational(int(exact[0][0]), int(exact[1][0]))
+            return root if value >= 0 else -root
+        if value.p.bit_length() + value.q.bit_length() > MAX_ROOT_BITS:
+            raise Unreadable
     if degree % 2 and value.is_extended_negative:
         return -((-value) ** sympy.Rational(1, degree))
     return value ** sympy.Rational(1, degree)
@@ -103,7 +138,7 @@ class Parser:
     """Recursive descent over the tokens of one expression."""
 
     def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.place, self.depth, self.inside = tokens, 0, 0, 0
+        self.tokens, self.place, self.depth, self.inside, self.open_bars = tokens, 0, 0, 0, 0
         self.index_names: dict[str, sympy.Symbol] = {}  # what a sum or product runs over; there, i is no √−1
 
     def peek(self) -> str:
@@ -142,7 +177,7 @@ class Parser:
         self.deeper()
         value = self.product()
         while self.peek() in ("+", "-"):
-            value = value + self.product() if self.take() == "+" else value - self.product()
+            value = bounded(value + self.product() if self.take() == "+" else value - self.product())
         self.depth -= 1
         return value
 
@@ -152,7 +187,7 @@ class Parser:
         while token := self.peek():
             if token == "*" and not argument:
                 self.take()
-                value = value * self.signed()
+                value = self.times(value, self.signed())
             elif token == "/" and not argument:
                 self.take()
                 value = self.divide(value, self.signed())
@@ -162,6 +197,8 @@ class Parser:
             elif token == "%":
                 self.take()
                 value = value / 100
+            elif token == "|" and self.open_bars == 0 and not argument:
+                value = self.beside(value)
             elif token in ENDS or (argument and token in FUNCTIONS):
                 break
             else:
@@ -171,7 +208,7 @@ class Parser:
     def beside(self, left: sympy.Expr) -> sympy.Expr:
         """Two factors side by side; a whole number before a fraction of whole numbers is a mixed number."""
         before, start = self.tokens[self.place - 1], self.place
-        if self.peek()[0].isdigit() and before[0].isdigit():
+        if re.match(r"\.?\d", self.peek()) and re.match(r"\.?\d", before):
             raise Unreadable  # two numbers side by side are no product
         right = self.power()
         piece = [token for token in self.tokens[start : self.place] if token not in ("{", "}")]
@@ -181,7 +218,7 @@ class Parser:
         whole = before.isdigit() and (start < 2 or self.tokens[start - 2] not in ("^", "_", "/", "*"))
         if whole and piece[0] == r"\frac" and all(token.isdigit() for token in piece[1:]):
             return left * unit - right if left.is_extended_negative else left * unit + right
-        return left * right
+        return self.times(left, right)
 
     def signed(self) -> sympy.Expr:
         if self.peek() in ("-", "+"):
@@ -232,15 +269,19 @@ class Parser:
         if token[0].isdigit() or (token[0] == "." and (len(token) > 1 or self.peek() in (r"\overline", r"\dot"))):
             return self.number(token)
         if token in ("(", "[", "{"):
+            outer, self.open_bars = self.open_bars, 0
             value = self.fraction()
+            self.open_bars = outer
             self.expect({"(": ")", "[": "]", "{": "}"}[token])
             return value
         if token == "|":
             self.deeper()
+            self.open_bars += 1
             value = self.sum()
+            self.open_bars -= 1
             self.expect("|")
             self.depth -= 1
-            return value.det() if isinstance(value, MatrixBase) else sympy.Abs(value)
+            return determinant(value) if isinstance(value, MatrixBase) else sympy.Abs(value)
         if token in (r"\lfloor", r"\lceil"):
             value = self.sum()
             self.expect(r"\rfloor" if token == r"\lfloor" else r"\rceil")
@@ -262,10 +303,9 @@ class Parser:
         if token == r"\Gamma" and self.peek() == "(":
             return self.gamma(self.atom())
         if token == r"\det":
-            value = self.atom()
-            return value.det() if isinstance(value, MatrixBase) else self.refuse()
-        if token == r"\overline":  # the conjugate; a bar over a name is a part of the name
-            return sympy.conjugate(self.argument())
+            return determinant(self.atom())
+        if token in (r"\overline", r"\hat", r"\tilde", r"\widehat", r"\dot", r"\ddot"):
+            return self.decorated(token)
         if token.startswith(r"\begin"):
             return self.matrix(token)
         if token in (r"\angle", r"\triangle"):
@@ -273,8 +313,6 @@ class Parser:
             while self.peek().isalpha() and self.peek().isupper():
                 name += self.take()
             return sympy.Symbol(name, real=True)
-        if token in (r"\dot", r"\ddot"):
-            return self.variable(token + "".join(self.bare_argument()))
         if token in (r"\vectori", r"\vectorj", r"\vectork"):
             return UNIT_VECTORS["ijk".index(token[-1])]
         if token == r"\pi":
@@ -283,7 +321,7 @@ class Parser:
             return sympy.oo
         if token in (r"\mathrm", r"\text", r"\operatorname"):
             return self.named()
-        if (len(token) == 1 and token.isalpha() and token.isascii()) or token in GREEK or token == r"\integer":
+        if (len(token) == 1 and token.isalpha() and token.isascii()) or token in {*GREEK, r"\integer", r"\natural"}:
             return self.variable(token)
         return self.refuse()
 
@@ -303,7 +341,7 @@ class Parser:
         elif "." in token and self.peek() == r"\ldots":  # 0.1666...: the shortest group of digits that repeats
             self.take()
             digits = token.partition(".")[2]
-            lengths = [n for n in range(1, len(digits) // 2 + 1) if digits.endswith(digits[-n:] * (3 if n == 1 else 2))]
+            lengths = [n for n in range(1, len(digits) // 2 + 1) if digits.endswith(digits[-n:] * 2)]
             if not lengths:
                 raise Unreadable
             group = digits[-lengths[0] :]
@@ -335,12 +373,25 @@ class Parser:
         return digits
 
     def bare_argument(self) -> list[str]:
+        """The tokens of a group in braces or of one command, or one token, without \\text and braces around them."""
+        if self.peek() in (r"\text", r"\mathrm", r"\operatorname"):
+            self.take()
         if self.peek() != "{":
             return [self.take()]
         end = matching(self.tokens, self.place)
         inner = self.tokens[self.place + 1 : end]
         self.place = end + 1
         return inner
+
+    def decorated(self, token: str) -> sympy.Expr:
+        r"""\hat{x} is another name than x; \overline{3+4i} is the conjugate, and \overline{AB} the segment AB."""
+        place = self.place
+        letters = "".join(self.bare_argument())
+        name = letters.removeprefix("\\").isalpha() and not (token == r"\overline" and letters.isupper())
+        if name and letters not in ("e", "i"):
+            return self.variable(token + letters)
+        self.place = place
+        return sympy.conjugate(self.argument()) if token == r"\overline" else self.refuse()
 
     def variable(self, token: str) -> sympy.Expr:
         if token in self.index_names:
@@ -350,19 +401,32 @@ class Parser:
             if self.take() == "'":
                 name += "'"
             else:
-                name += "_" + "".join(self.bare_argument())
-        if self.peek() == "(" and name not in ("e", "i"):  # f(0) is no product
-            argument = self.tokens[self.place + 1 : self.place + 3]
-            if len(argument) == 2 and argument[0].isdigit() and argument[1] == ")":
-                self.place += 3
-                name += f"({argument[0]})"
+                name += "_" + re.sub(r"\\text|\\mathrm|[\\{}]", "", "".join(self.bare_argument()))
+        if self.peek() == "(" and name not in ("e", "i") and (applied := self.application(name)) is not None:
+            return applied
         if name == r"\integer":
             return ANY_INTEGER
+        if name == r"\natural":
+            return sympy.Symbol("natural", real=True)
         if name == "e":
             return sympy.E
         if name == "i":
             return sympy.I
         return sympy.Symbol(name, real=True)
+
+    def application(self, name: str) -> sympy.Expr | None:
+        """f(2x), and f(0) of any letter; None where the parenthesis is a factor, as in x(x + 1)."""
+        end = matching(self.tokens, self.place)
+        inner = self.tokens[self.place + 1 : end]
+        letter = name.rstrip("'").partition("_")[0]
+        simple = re.fullmatch(r"-?(?:[a-zA-Z]|\d+)", "".join(inner)) is not None
+        nested = len(inner) > 3 and inner[0] in APPLIED | APPLIED_TO_ONE and inner[1] == "("  # f(g(x))
+        known = letter in APPLIED or (letter in APPLIED_TO_ONE and (simple or nested))
+        if not known and not (simple and inner[-1].isdigit()):
+            return None
+        arguments = [expression(piece) for piece in split(inner, {","})[0]]
+        self.place = end + 1
+        return sympy.Function(name)(*arguments)
 
     def named(self) -> sympy.Expr:
         name = "".join(self.bare_argument())
@@ -496,13 +560,17 @@ class Parser:
         if not cells or len({len(row) for row in cells}) != 1 or len(cells) * len(cells[0]) > MAX_CELLS:
             raise Unreadable
         found = sympy.ImmutableMatrix(cells)
-        if name != "vmatrix":
-            return found
-        if found.shape[0] != found.shape[1] or found.shape[0] > 4:
-            raise Unreadable
-        return found.det()
+        return determinant(found) if name == "vmatrix" else found
 
     # Operations whose cost has to be bounded first
+
+    def times(self, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
+        if isinstance(left, MatrixBase) and isinstance(right, MatrixBase):
+            numbers = all(cell.is_Rational for cell in (*left, *right))
+            small = max(*left.shape, *right.shape) <= 3 and sympy.count_ops(left) + sympy.count_ops(right) <= 60
+            if not (numbers or small):
+                raise Unreadable
+        return bounded(left * right)
 
     def divide(self, value: sympy.Expr, by: sympy.Expr) -> sympy.Expr:
         if by == 0 or isinstance(by, MatrixBase):

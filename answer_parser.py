@@ -31,6 +31,7 @@ from answer_regions import (
 )
 from answer_text import (
     FAMILIAR,
+    GREEK,
     LETTER_UNITS,
     MAX_LENGTH,
     OPENING,
@@ -53,6 +54,7 @@ class Group:
 
     kind: str
     items: tuple[Value, ...]
+    joint: str = ""  # "or" where that stands between them
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class Relation:
 
 @dataclass(frozen=True)
 class Congruence:
-    """A class of whole numbers: 3 (mod 7)."""
+    """A class of whole numbers: x ≡ 3 (mod 7); without a name also 3 (mod 7)."""
 
+    name: str
     value: sympy.Expr
     modulus: sympy.Expr
 
@@ -90,6 +93,7 @@ class Ratio:
     """3 : 4, or a time of day, in order."""
 
     parts: tuple[sympy.Expr, ...]
+    clock: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ Value: TypeAlias = (
 )
 
 SYSTEMS = {rf"\begin{{{name}}}" for name in ("aligned", "align", "align*", "gathered", "split", "array")}
+SHORT_ANSWERS = {"yes", "no", "odd", "even", "none", "true", "false", "both", "all"}
 COMPARED = {"=", "<", ">", "≤", "≥", "≠"}
 TURNED = {">": "<", "≥": "≤", "<": ">", "≤": "≥", "≠": "≠", "=": "="}
 BASES = {
@@ -149,7 +154,7 @@ def read_tidy(text: str) -> Value:
     if numeral := re.fullmatch(r"\(?(-?[0-9A-Z]+)\)?_\s*\{?\s*(?:\\text\s*\{\s*)?(\w+)\s*\}?\s*\}?", text):
         base = BASES.get(numeral[2].lower(), int(numeral[2]) if numeral[2].isdigit() else 0)
         if 2 <= base <= 36 and any(c.isdigit() for c in numeral[1]):
-            return Numeral(numeral[1], base)
+            return Numeral(numeral[1].lstrip("0") or "0", base)
     if re.fullmatch(TEXT_COMMAND + r"\s*\{[^{}]*\}", text):
         inner = FAMILIAR.sub(r"\1", text).strip().rstrip(".").strip()
         if re.search(r"\d", inner) or len(inner) == 1:  # \text{5 apples}
@@ -158,18 +163,16 @@ def read_tidy(text: str) -> Value:
             except Unreadable:
                 pass
         return words(inner)
-    if re.fullmatch(r"\$?-?\\?\$?\s*[\d.,]+\s*(?:dollars?|cents?|euros?)?", text) and ("$" in text or "dollar" in text):
-        text = re.sub(r"\\?\$|dollars?", "", text).strip()
     text, unit = without_unit(text)
     value = read_list(text)
     if not unit:
         return value
-    letter = unit in {u.lower() for u in LETTER_UNITS} and isinstance(value, sympy.Expr)
+    letter = unit in LETTER_UNITS and isinstance(value, sympy.Expr)
     return Measured(value, unit, value * sympy.Symbol(unit, real=True) if letter else None)
 
 
 def words(text: str) -> Value:
-    everything = re.fullmatch(r"(?:the set of )?(?:all )?(?:the )?real numbers?", text.strip().lower())
+    everything = re.fullmatch(r"(?:the set of )?(?:all )?(?:the )?(?:real numbers?|reals)", text.strip().lower())
     return REALS if everything else Words(text)
 
 
@@ -182,6 +185,8 @@ def read_list(text: str) -> Value:
     is_text = re.fullmatch(r"[A-Za-z][A-Za-z' -]{3,}", text) and any(len(word) > 3 for word in spelled)
     if is_text and not set(spelled) & set(WORDS_OF_MATHS):
         return words(text)
+    if text.lower() in SHORT_ANSWERS or re.fullmatch(r"[A-Z]{3,}", text):  # no product of letters
+        return Words(text)
     if mixed := re.fullmatch(r"(-?)\s*(\d{1,9}) (\d{1,9})\s*/\s*(\d{1,9})", text):
         value = Fraction(int(mixed[2])) + Fraction(int(mixed[3]), int(mixed[4]))
         return rational(value * (-1 if mixed[1] else 1))
@@ -204,41 +209,40 @@ def read_pieces(tokens: list[str]) -> Value:
     pieces, joints = split(tokens, {",", ";", "and", "or"})
     if "or" in joints or "and" in joints:
         pieces = [piece for piece in pieces if piece]
-    pieces, integers = without_domains(pieces)
-    if integers:
-        pieces = [["\\integer" if token in integers else token for token in piece] for piece in pieces]
+    pieces, domains = without_domains(pieces)
+    if len(pieces) == 1 and domains and set(pieces[0]) & set("<>≤≥"):  # 1 ≤ n ≤ 5, n ∈ ℤ
+        return Group("set", whole_numbers(region_of(read_item(pieces[0]))))
+    pieces = [[domains.get(token, token) for token in piece] for piece in pieces]
     if len(pieces) == 1:
         return read_item(pieces[0])
     items = spread(pieces)
-    if r"≠" in tokens and set(joints) == {","}:  # x > 1, x ≠ 2
-        joints = ["and"]
-    if set(joints) <= {"and", "or"} and all(isinstance(item, Relation) and is_inequality(item) for item in items):
-        regions = regions_in_one_variable(items)
-        if regions and set(joints) == {"or"}:
-            return Region(tuple(part for region in regions for part in region.parts))
-        if regions and set(joints) == {"and"}:
-            common = regions[0]
-            for region in regions[1:]:
-                common = intersection(common, region)
+    if all(isinstance(item, Relation) and is_inequality(item) for item in items) and (
+        regions := regions_in_one_variable(items)
+    ):
+        common = regions[0]
+        for region in regions[1:]:
+            common = intersection(common, region)
+        if "or" not in joints and (common.parts or "and" in joints):  # x > 3, x < 5; but x < 3, x > 5 are alternatives
             return common
-    return Group("list", items)
+        return Region(tuple(part for region in regions for part in region.parts))
+    return Group("list", items, "or" if "or" in joints else "")
 
 
-def without_domains(pieces: list[list[str]]) -> tuple[list[list[str]], set[str]]:
-    r"""The pieces without those that say what a letter stands for (n \in \mathbb{Z}), and the letters.
+def without_domains(pieces: list[list[str]]) -> tuple[list[list[str]], dict[str, str]]:
+    r"""The pieces without those that say what a letter stands for (n \in \mathbb{Z}), and what to put for the letters.
 
-    Only of a free letter, as in x = π/4 + nπ: in a_n = 2n + 1 each n has a value of its own.
+    Only for a free letter, as in x = π/4 + nπ: in a_n = 2n + 1 each n has a value of its own.
     """
     kept: list[list[str]] = []
-    letters: set[str] = set()
+    domains: dict[str, str] = {}
     for piece in pieces:
         declared = len(piece) >= 3 and piece[1:2] == [r"\in"] and piece[2] in (r"\integers", r"\naturals")
         if declared and len(pieces) > 1 and set(piece[3:]) <= set("^*+_{}0"):
-            letters.add(piece[0])
+            domains[piece[0]] = r"\integer" if piece[2:] == [r"\integers"] else r"\natural"
         else:
             kept.append(piece)
     named = {token for piece in kept if "=" in piece for token in piece[: piece.index("=")]}
-    return kept, letters - named
+    return kept, {letter: symbol for letter, symbol in domains.items() if letter not in named}
 
 
 def spread(pieces: list[list[str]]) -> tuple[Value, ...]:
@@ -295,14 +299,15 @@ def read_item(tokens: list[str]) -> Value:
         return Relation((read_side(sides[0], names), *(read_item(side) for side in sides[1:])), tuple(signs), names)
     members, found = split(tokens, {r"\in"})
     if found:
-        if len(members) != 2 or len(members[0]) > 6:
+        if len(members) != 2 or not is_name(members[0]):
             raise Unreadable
         return read_item(members[1])
     if (value := read_set_operation(tokens)) is not None:
         return value
     parts, colons = split(tokens, {":"})
     if colons:
-        return Ratio(tuple(expression(part) for part in parts))
+        clock = all(len(part) == 1 and part[0].isdigit() for part in parts) and len(parts[1][0]) == 2
+        return Ratio(tuple(expression(part) for part in parts), clock and int(parts[1][0]) < 60)
     if tokens[0] == r"\reals":
         return reals(tokens)
     if len(tokens) == 1 and tokens[0] in (r"\integers", r"\naturals", r"\rationals", r"\complexes"):
@@ -337,14 +342,24 @@ def sign_choices(tokens: list[str]) -> list[list[str]]:
 
 
 def is_name(tokens: list[str]) -> bool:
-    r"""Does it only name a quantity: x, f(x), AB, (x, y), a_5, \angle ABC, |AB|, \frac{NO}{BO}, A \cap B, A^{-1}?"""
+    r"""Does it only name a quantity: x, f(x), AB, (x, y), a_5, \angle ABC, |AB|, \frac{NO}{BO}, A \cap B, A^{-1}?
+
+    Small letters side by side, or one above the other, are a product or a quotient, and no name; but dy/dx is one.
+    """
     text = " ".join(tokens)
-    text = re.sub(r"(?<=[a-zA-Z]) \( [^()]*\)", "", text)  # the argument of a function
-    text = re.sub(r"_ (?:\{[^{}]*\}|\w)|\^ (?:\{ - 1 \}|T|\{ T \}|\{ \\circ \})", "", text)
+    text = re.sub(r"_ (?:\{[^{}]*\}|\\?\w+)|\^ (?:T|\{ T \}|\{ \\circ \})", "", text)
+    text = re.sub(r"(?<=[a-zA-Z']) \( (?:- )?(?:[a-zA-Z]|\d+)(?: , (?:[a-zA-Z]|\d+))* \)", "", text)
+    text = re.sub(r"\\(?:text|mathrm|operatorname) \{[^{}]*\}|\\frac \{ d (?:[a-z] )?\} \{ d [a-z] \}", "N", text)
+    text = re.sub(r"(?<=[A-Z]) \^ \{ - 1 \}", "", text)
     text = re.sub(r"\\(?:sin|cos|tan|cot)(?= (?:\\angle|[A-Z]|\\alpha|\\beta|\\gamma|\\theta))", "", text)
-    return bool(re.search(r"[a-zA-Z]", text)) and all(
-        token in PARTS_OF_NAMES or (len(token) == 1 and token.isalpha()) for token in text.split()
-    )
+    for part in re.split(r" ?[,:] ?", text):
+        names = [token for token in part.split() if token not in PARTS_OF_NAMES]
+        several = len(names) > 1 or set(part.split()) & {"|", "/", r"\frac"}
+        if any(len(name) > 1 or not name.isalpha() or (several and not name.isupper()) for name in names):
+            return False
+        if not names and not set(part.split()) & GREEK:
+            return False
+    return True
 
 
 def read_side(tokens: list[str], names: bool) -> Value:
@@ -365,15 +380,16 @@ def read_bound(tokens: list[str]) -> Value:
 
 def congruence(tokens: list[str]) -> Value:
     r"""x \equiv 3 \pmod{7}, 3 (mod 7)."""
-    text = [token for token in tokens if token not in ("(", ")", "{", "}")]
-    text = text[text.index(r"\equiv") + 1 :] if r"\equiv" in text else text
-    pieces, found = split(text, {r"\mod"})
-    if len(found) != 1:
+    sides, found = split(tokens, {r"\equiv"})
+    if found and not is_name(sides[0]):
+        raise Unreadable
+    pieces, signs = split([token for token in sides[-1] if token not in ("(", ")", "{", "}")], {r"\mod"})
+    if len(signs) != 1 or len(found) > 1:
         raise Unreadable
     value, modulus = expression(pieces[0]), expression(pieces[1])
     if not (value.is_Integer and modulus.is_Integer and modulus > 0):
         raise Unreadable
-    return Congruence(value % modulus, modulus)
+    return Congruence("".join(sides[0]) if found else "", value % modulus, modulus)
 
 
 def reals(tokens: list[str]) -> Value:
@@ -474,22 +490,22 @@ def bracketed(tokens: list[str]) -> Value:
 
 
 def set_builder(member: list[str], condition: list[str]) -> Value:
-    r"""\{x \in \mathbb{R} \mid 1 < x\}: the region, or the numbers, that fulfil a condition on one variable."""
+    r"""\{x \in \mathbb{R} \mid 1 < x\}: the region, or the numbers, that fulfil a condition on the variable."""
     value = read_pieces(condition)
-    domain = member[member.index(r"\in") + 1 :] if r"\in" in member else []
-    if isinstance(value, Relation) and value.signs == ("=",) and not value.names:
+    domain = member[member.index(r"\in") + 1 :] if r"\in" in member else [r"\reals"]
+    variable = expression(member[: member.index(r"\in")] if r"\in" in member else member)
+    if isinstance(value, Relation) and set().union(*(s.free_symbols for s in expressions(value.sides))) != {variable}:
+        raise Unreadable
+    if isinstance(value, Relation) and value.signs == ("=",):
         left, right = expressions(value.sides)
-        return Group("set", tuple(point for point in breaks(left - right) if is_zero((left - right), point)))
+        points = [point for point in breaks(left - right) if is_zero(left - right, point)]
+        value = Region(tuple(Interval(point, point, False, False) for point in points))
     region = region_of(value)
-    if domain and domain != [r"\reals"]:
-        return Group("set", whole_numbers(region)) if domain == [r"\integers"] else region_over(domain, region)
-    return region
-
-
-def region_over(domain: list[str], region: Region) -> Value:
+    if domain == [r"\integers"]:
+        return Group("set", whole_numbers(region))
     if domain[0] != r"\reals":
         raise Unreadable
-    return intersection(region_of(reals(domain)), region)
+    return intersection(region_of(reals(domain)), region) if domain != [r"\reals"] else region
 
 
 def expressions(values: tuple[Value, ...]) -> list[sympy.Expr]:
@@ -537,8 +553,10 @@ def solutions(relation: Relation) -> Region:
     sides = expressions(relation.sides)
     result = REALS
     for left, sign, right in zip(sides, relation.signs, sides[1:], strict=False):
-        if left in (sympy.oo, -sympy.oo) or right in (sympy.oo, -sympy.oo):
+        if (left == -sympy.oo and sign in "<≤") or (right == sympy.oo and sign in "<≤"):
             continue  # −∞ < x
+        if (left == sympy.oo and sign in ">≥") or (right == -sympy.oo and sign in ">≥"):
+            continue
         result = intersection(result, where(left - right, sign)) if result != REALS else where(left - right, sign)
     if len({symbol for side in sides for symbol in side.free_symbols}) != 1:
         raise Unreadable

@@ -119,6 +119,8 @@ def breaks(difference: sympy.Expr) -> list[sympy.Expr]:
     Read for what school inequalities have: polynomials up to the second degree, and up to two absolute values of such.
     """
     symbol = symbol_of(difference)
+    if difference.has(sympy.oo):
+        raise Unreadable
     bars = sorted(difference.atoms(sympy.Abs), key=str)
     if len(bars) > 2 or sympy.count_ops(difference) > 40:
         raise Unreadable

@@ -35,9 +35,8 @@ CHARACTERS = {
     "〈": r"\langle ", "〉": r"\rangle ", "⟨": r"\langle ", "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ",
     "⌈": r"\lceil ", "⌉": r"\rceil ", "∖": r"\setminus ", "∠": r"\angle ", "：": ":", "∶": ":", "…": r"\ldots ",
     "₀": "_0", "₁": "_1", "₂": "_2", "₃": "_3", "₄": "_4", "₅": "_5", "₆": "_6", "₇": "_7", "₈": "_8", "₉": "_9",
-    "€": r"\$", "£": r"\$", "¥": r"\$", "₹": r"\$",
 }  # fmt: skip
-TEXT_COMMAND = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mbox|mathrm|operatorname\*?|mathtt)"
+TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|mbox|mathrm|mathtt|operatorname\*?)(?![a-zA-Z])"
 FAMILIAR = re.compile(TEXT_COMMAND + r"\s*\{([^{}]*)\}")
 THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 
@@ -64,10 +63,11 @@ REWRITINGS = [
             r"\\vector\1\2 ",
         ),
         (
-            r"\\(?:left|right|middle|[bB]ig[lr]?|[bB]igg[lr]?|displaystyle|textstyle|limits|nolimits|rm|bf|it|tiny|small"
-            r"|large|Large|LARGE|huge|Huge|mathstrut|strut|allowbreak|nobreak|space)(?![a-zA-Z])\.?",
+            r"\\(?:left|right)(?![a-zA-Z])\.?|\\(?:middle|[bB]ig[lr]?|[bB]igg[lr]?|displaystyle|textstyle|limits|nolimits|rm|bf|it|tiny|small"
+            r"|large|Large|LARGE|huge|Huge|mathstrut|strut|allowbreak|nobreak|space)(?![a-zA-Z])|\\#",
             "",
         ),
+        (r"(?<![,;\s])\s?\\q?quad\s*(?=[a-zA-Z](?:_\S+)?\s*=)", ", "),
         (r"(?<!\\)\\[,;:!> ]|\\q?quad|\\(?:enspace|thinspace|enskip)(?![a-zA-Z])|~|\\\\\s*$|(?<!\\)\\$", " "),
         (
             TEXT_COMMAND + r"\s*\{\s*(arc(?:sin|cos|tan|cot)|(?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp|cis|gcd|lcm|max"
@@ -75,8 +75,8 @@ REWRITINGS = [
             r"\\\1 ",
         ),
         (
-            r"\\(?:underline|boldsymbol|mathbf|bm|boxed|fbox|mathit|mathsf|mathcal|ensuremath|vec|hat|widehat"
-            r"|overrightarrow|tilde|emph)\s*(?=\{)",
+            r"\\(?:underline|boldsymbol|mathbf|bm|boxed|fbox|mathit|mathsf|mathcal|ensuremath|vec"
+            r"|overrightarrow|emph)\s*(?=\{)",
             "",
         ),
         (r"\\text\s*\{\s*([:.,])\s*\}", r"\1"),
@@ -87,8 +87,11 @@ REWRITINGS = [
         (r"(?<=\d)\s*" + in_text("st|nd|rd|th"), ""),
         *(
             (rf"(?<=\d)\s*(?:\\text\s*\{{\s*{name}\s*\}}|{name}\b)", rf"\\cdot 10^{{{power}}}")
-            for name, power in [("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12)]
+            for name, power in [("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9), ("trillion", 12)]
         ),
+        (r"(?<=\d)\s*dozen\b", r"\\cdot 12"),
+        (r"\b(\d+) choose (\d+)\b", r"\\binom{\1}{\2}"),
+        (r"^(\d+) to (\d+)$", r"\1:\2"),
         (r"(?:\{\})?[_^]\{?(\d+)\}?\s*C_\{?(\d+)\}?|\bC\((\d+), ?(\d+)\)", r"\\binom{\1\3}{\2\4}"),
         (r"\\text\s*\{[\s,]*(and|or|if|for|when)\s*\}", r" \1 "),
         (r"\\text\s*\{\s*(?:percent(?:age)?|pct)\s*\}|(?<=\d)\s*(?:percent(?:age)?|pct)\b", r"\\%"),
@@ -149,6 +152,7 @@ SHORT_UNITS = {
     "cm", "mm", "km", "ft", "in", "mi", "yd", "kg", "mg", "lb", "oz", "ml", "mL", "cl", "dl", "hr", "min", "sec", "ms",
     "Hz", "kHz", "MHz", "Pa", "kPa", "eV", "kW", "MW", "kJ",
 }  # fmt: skip
+SHORT_WORDS = SHORT_UNITS | {"per", "sq", "cu", "mph", "kph", "hrs", "lbs", "way", "day", "of", "a"}
 UNIT_NAMES = {
     "inch": "in", "inches": "in", "foot": "ft", "feet": "ft", "yard": "yd", "yards": "yd", "mile": "mi", "miles": "mi",
     "meter": "m", "meters": "m", "metre": "m", "metres": "m", "centimeter": "cm", "centimeters": "cm",
@@ -156,41 +160,68 @@ UNIT_NAMES = {
     "kilometers": "km", "kilometre": "km", "kilometres": "km", "gram": "g", "grams": "g", "kilogram": "kg",
     "kilograms": "kg", "pound": "lb", "pounds": "lb", "lbs": "lb", "ounce": "oz", "ounces": "oz", "hour": "h",
     "hours": "h", "hr": "h", "hrs": "h", "minute": "min", "minutes": "min", "mins": "min", "second": "s",
-    "seconds": "s", "sec": "s", "secs": "s", "liter": "l", "liters": "l", "litre": "l", "litres": "l",
-    "degrees": "degree", "mph": "mi/h", "kph": "km/h", "kmh": "km/h", "joules": "j", "joule": "j", "newtons": "n",
-    "newton": "n", "watts": "w", "volts": "v", "kelvin": "k", "dollars": "dollar", "cents": "cent",
+    "seconds": "s", "sec": "s", "secs": "s", "liter": "L", "liters": "L", "litre": "L", "litres": "L",
+    "degrees": "degree", "mph": "mi/h", "kph": "km/h", "kmh": "km/h", "joules": "J", "joule": "J", "newtons": "N",
+    "newton": "N", "watts": "W", "volts": "V", "kelvin": "K", "dollars": "dollar", "cents": "cent",
 }  # fmt: skip
 LETTER_UNITS = set("mgshLJNWVKCA")
+CURRENCIES = {r"\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
+NO_UNITS = {
+    "not", "or", "and", "least", "most", "more", "less", "fewer", "than", "except", "between", "odd", "even", "if",
+    "plus", "minus", "times", "divided", "squared", "cubed", "factorial", "wrong", "no", "invalid", "valid", "correct",
+    "incorrect", "maybe", "perhaps", "is", "are", "does", "do", "solution", "solutions", "half", "halves", "third",
+    "thirds", "quarter", "quarters", "fourths", "fifths", "to", "the", "choose", "all", "any", "none", "only",
+}  # fmt: skip
 
 
 def without_unit(text: str) -> tuple[str, str]:
-    r"""(the answer, its unit): a closing \text{...} or \mathrm{...}, or plain words after a number."""
-    text = re.sub(r"^\\text\s*\{[^{}]*\}\s*(?=[-\d\\(\[$])", "", text)
-    text = re.sub(r"\\?\$(?=\s*[\d.\\])", "", text)
+    r"""(the answer, its unit): a currency, a closing \text{...} or \mathrm{...}, a degree sign, words after a number.
+
+    The unit is empty where there is none.
+    """
+    if time := re.fullmatch(r"(\d{1,2}(?:\s*:\s*\d{2}){1,2})\s*([aApP])\.?\s?[mM]\.?", FAMILIAR.sub(r"\1", text)):
+        return time[1], time[2].lower() + "m"
+    label = re.match(TEXT_COMMAND + r"\s*\{([^{}]*)\}\s*(?=[-\d\\(\[$])", text)
+    if label and is_unit(label[1], marked=True):  # \text{Area: } 5
+        text = text[label.end() :]
+    for sign, name in CURRENCIES.items():
+        if sign in text:
+            return re.sub(TEXT_COMMAND + r"\s*(?:\{\s*\}|" + BRACES + "$)", "", text.replace(sign, "")).strip(), name
     if found := re.search(r"(?:" + TEXT_COMMAND + r"\s*" + BRACES + UNIT_EXPONENT + r"\s*)+$", text):
         letters = re.sub(TEXT_COMMAND, " ", found[0]).strip(" {}")
         before = text[: found.start()].strip()
         unfinished = re.search(r"[-+*/^_(=<>&|,]$|\\(?:in|cdot|times|cup|cap|[lg]eq?|neq?|frac|sqrt)$", before)
-        if before and not unfinished and letters not in ("i", "e"):
-            value = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*$", "", before)
-            return value.strip(), unit_name(letters)
-    if time := re.fullmatch(r"(\d{1,2}:\d{2})\s*([aApP])\.?\s?[mM]\.?", text):
-        return time[1], time[2].lower() + "m"
+        if before and not unfinished and is_unit(letters, marked=True):
+            return re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*$", "", before).strip(), unit_name(letters)
     if found := re.fullmatch(r"(-?[\d.,/ ]*\d)\s+([a-zA-Z][a-zA-Z /]*?)(\s*\^\s*\{?\d\}?)?", text):
-        names = found[2].split()
-        known = len(names) > 1 or len(names[0]) > 2 or names[0] in SHORT_UNITS or names[0] in LETTER_UNITS
-        if known and not set(names) & {"or", "and", "U", "pi", "sqrt", "mod", "choose"}:
+        if is_unit(found[2], marked=False):
             return found[1].strip(), unit_name(found[2] + (found[3] or ""))
+    elif found := re.fullmatch(r"([-\d./\\{}frac]*\d\}?)\s*\^\s*\{?\s*\\circ\s*\}?", text):
+        return found[1], "degree"
     return FAMILIAR.sub(r"\1", text) if r"\text" not in text else text, ""
+
+
+def is_unit(text: str, *, marked: bool) -> bool:
+    r"""Can these words be a unit? Not where they say something else of the number: 5 or more, 5 squared, 5 sin x.
+
+    Words that are marked as such, by \text{}, may be short.
+    """
+    names = re.findall(r"[a-zA-Z]+", text)
+    if not names or {name.lower() for name in names} & NO_UNITS or set(names) & set(WORDS_OF_MATHS) - {"min"}:
+        return False
+    return all(
+        name in LETTER_UNITS if len(name) == 1 else marked or len(name) > 3 or name in SHORT_WORDS for name in names
+    )
 
 
 def unit_name(text: str) -> str:
     """One name for a unit: in^2 for `square inches`, mi/h for `miles per hour`."""
-    name = re.sub(r"[{}.~]|\\(?:\W|cdot)", " ", text.lower())
-    name = re.sub(r"[a-z]+", lambda word: UNIT_NAMES.get(word[0], word[0]), name)
-    name = re.sub(r"\b(?:square|sq) +([a-z]+)", r"\1^2", re.sub(r"\b(?:cubic|cu) +([a-z]+)", r"\1^3", name))
+    name = re.sub(r"[{}.~()]|\\(?:\W|cdot)", " ", text)
+    name = re.sub(r"[a-zA-Z]{4,}", lambda word: word[0].lower(), name)  # but mW is not MW
+    name = re.sub(r"[a-zA-Z]+", lambda word: UNIT_NAMES.get(word[0], word[0]), name)
+    name = re.sub(r"\b(?:square|sq) +([a-zA-Z]+)", r"\1^2", re.sub(r"\b(?:cubic|cu) +([a-zA-Z]+)", r"\1^3", name))
     name = re.sub(r"([a-z]{3,}?)s\b", r"\1", name.replace(" per ", "/"))
-    name = re.sub(r"([a-z]+) ?\^ ?-(\d)", r"/\1^\2", name).replace("^1", "")
+    name = re.sub(r"([a-zA-Z]+) ?\^ ?-(\d)", r"/\1^\2", name).replace("^1", "")
     return re.sub(r"\s+", "", name)
 
 
@@ -223,7 +254,7 @@ SAME = {
     r"\wedge": "and", r"\colon": ":", r"\degree": r"\circ", r"\backslash": r"\setminus", r"\infin": r"\infty",
     r"\lparen": "(", r"\rparen": ")", r"\simeq": r"\approx", r"\bar": r"\overline", r"\pmod": r"\mod",
     r"\bmod": r"\mod",
-    r"\sim": r"\approx", r"\bigcup": r"\cup", r"\tg": r"\tan", r"\ctg": r"\cot",
+    r"\bigcup": r"\cup", r"\tg": r"\tan", r"\ctg": r"\cot",
     r"\arctg": r"\arctan",
 }  # fmt: skip
 NUMBER_SETS = {"R": r"\reals", "Z": r"\integers", "N": r"\naturals", "Q": r"\rationals", "C": r"\complexes"}

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import deque
 from fractions import Fraction
 
 from answer_equality import choice_of, is_equivalent, readable
@@ -90,6 +90,8 @@ def answers_of(text: str) -> list[str]:
             if len(between) > 200 or not BETWEEN_BOXES.fullmatch(between):
                 break
             joined.insert(0, boxes[-len(joined) - 1])
+        if len(joined) == 1 and LEAD.search(boxes[-1][2]):  # \boxed{\text{The answer is 5}}
+            return [spoken_answer(re.sub(r"\\text\s*\{|\}", " ", boxes[-1][2])) or boxes[-1][2]]
         together = ", ".join(content for _, _, content in joined)
         alternatives = re.search(r"\bor\b", text[joined[0][1] : joined[-1][0]])  # 3 or 5 is not the answer 5
         return [together] if len(joined) == 1 or alternatives else [boxes[-1][2], together]
@@ -175,14 +177,20 @@ def answer_in(sentence: str, formulas: list[str], *, led: bool) -> str | None:
 def is_correct(text: str, gold: str, choices: list[str] | None = None, *, rel_tol: float = 0.0) -> bool:
     """Does the final answer of the text equal the gold answer? With `choices`, the gold is a letter: A, B, ..."""
     if choices:
-        return chosen(text) == gold.strip().strip("()").upper()
+        return chosen(text) == (choice_of(gold) or gold.strip().upper())
     return any(is_equivalent(answer, gold, rel_tol=rel_tol) for answer in answers_of(text))
 
 
 def chosen(text: str) -> str | None:
     """The letter of the choice that a text makes: in its answer, else the last capital letter that stands alone."""
-    letters = re.findall(r"\b([A-Z])\b", text[-1_000:])
-    return choice_of(extract_answer(text) or "") or (letters[-1] if letters else None)
+    answers = answers_of(text)
+    if not answers and ("<think>" in text.rpartition("</think>")[2] or boxes_of(text[-TEXT_END:])[1]):
+        return None  # cut off
+    letters = re.findall(r"\b([A-HJ-Z])\b", answers[0] if answers else "")
+    if answers and (choice_of(answers[0]) or len(letters) > 1):
+        return choice_of(answers[0])
+    letters = re.findall(r"\b([A-HJ-Z])\b", text[-1_000:])
+    return letters[-1] if letters else None
 
 
 def grade(
@@ -207,7 +215,7 @@ def grade(
     places: dict[Comparison, list[int]] = {}  # equal comparisons are made once
     for place, (text, gold, option) in enumerate(zip(texts, golds, options, strict=True)):
         if option:
-            verdicts[place] = chosen(text) == gold.strip().strip("()").upper() if gold.strip() else None
+            verdicts[place] = chosen(text) == (choice_of(gold) or gold.strip().upper()) if gold.strip() else None
             continue
         answers = answers_of(text)
         if PLAIN_NUMBER.fullmatch(gold.strip()) and all(PLAIN_NUMBER.fullmatch(answer) for answer in answers):
@@ -249,6 +257,7 @@ class Worker:
             text=True,
             encoding="utf-8",
         )
+        live_workers.add(self)
         self.lines: queue.Queue[str] = queue.Queue()
         # Windows cannot wait for a pipe with a time limit, so a thread reads it.
         threading.Thread(target=self.listen, daemon=True).start()
@@ -277,6 +286,7 @@ class Worker:
         return verdict if isinstance(verdict, bool) else None
 
     def stop(self) -> None:
+        live_workers.discard(self)
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -285,17 +295,23 @@ class Worker:
                     pipe.close()
 
 
+live_workers: set[Worker] = set()
 idle_workers: list[Worker] = []  # kept for the next batch; append and pop are safe between threads
 
 
 @atexit.register
-def stop_idle_workers() -> None:
-    while idle_workers:
-        idle_workers.pop().stop()
+def stop_workers() -> None:
+    for worker in list(live_workers):
+        worker.stop()
+
+
+def forget_workers() -> None:
+    live_workers.clear()
+    idle_workers.clear()
 
 
 if hasattr(os, "register_at_fork"):  # a forked child must not write into the pipes of its parent's workers
-    os.register_at_fork(after_in_child=idle_workers.clear)
+    os.register_at_fork(after_in_child=forget_workers)
 
 
 def compare_all(comparisons: list[Comparison], workers: int | None, time_limit: float) -> list[bool | None]:
@@ -305,51 +321,77 @@ def compare_all(comparisons: list[Comparison], workers: int | None, time_limit: 
     if workers == 0:
         return [compare(comparison) for comparison in comparisons]
     verdicts: list[bool | None] = [False] * len(comparisons)
-    turns = iter(range(len(comparisons)))
+    turns = deque(range(len(comparisons)))
+    busy: list[Worker] = []
     hands = [
-        threading.Thread(target=work, args=(comparisons, verdicts, turns, time_limit))
+        threading.Thread(target=work, args=(comparisons, verdicts, turns, busy, time_limit), daemon=True)
         for _ in range(min(workers, len(comparisons)))
     ]
     for hand in hands:
         hand.start()
-    for hand in hands:
-        hand.join()
+    try:
+        for hand in hands:
+            hand.join()
+    except BaseException:  # Ctrl-C
+        turns.clear()
+        for worker in list(busy):
+            worker.stop()
+        raise
     return verdicts
 
 
-def work(comparisons: list[Comparison], verdicts: list[bool | None], turns: Iterator[int], time_limit: float) -> None:
+def work(
+    comparisons: list[Comparison],
+    verdicts: list[bool | None],
+    turns: deque[int],
+    busy: list[Worker],
+    time_limit: float,
+) -> None:
     """Take comparisons, one at a time, until none is left, and have one process make them."""
     worker: Worker | None = None
-    for turn in turns:
-        verdicts[turn] = False
-        for _ in range(2):  # where a kept process turns out to have died, with a new one
+    while turns:
+        try:
+            turn = turns.popleft()
+        except IndexError:  # another hand took the last one
+            break
+        for attempt in range(2):  # where a kept process turns out to have died, with a new one
             try:
-                worker = worker or idle_worker() or Worker()
+                worker = worker or (idle_worker() if attempt == 0 else None) or Worker()
             except OSError as error:
                 warnings.warn(f"no process can be started, so answers have no time limit: {error}", stacklevel=2)
                 verdicts[turn] = compare(comparisons[turn])
                 break
+            busy.append(worker)
             try:
                 verdicts[turn] = worker.compare(comparisons[turn], time_limit)
                 break
             except (OSError, ValueError, queue.Empty) as error:
                 worker.stop()
-                worker = None
                 if isinstance(error, queue.Empty):
                     break  # over the time limit
-    if worker:
+            finally:
+                busy.remove(worker)
+                worker = worker if worker in live_workers else None
+    if worker and len(idle_workers) < (os.cpu_count() or 1):
         idle_workers.append(worker)
+    elif worker:
+        worker.stop()
 
 
 def idle_worker() -> Worker | None:
-    try:
-        return idle_workers.pop()
-    except IndexError:
-        return None
+    while idle_workers:
+        try:
+            worker = idle_workers.pop()
+        except IndexError:  # another thread took the last one
+            break
+        if worker.process.poll() is None:
+            return worker
+        worker.stop()
+    return None
 
 
 def serve() -> None:
-    """What a worker process does, until its input ends."""
+    """What a worker process does, until its input ends, also in the middle of a comparison."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that it works for
@@ -357,9 +399,17 @@ def serve() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY, WORKER_MEMORY))
+    lines: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)  # nobody waits for an answer any more
+
+    threading.Thread(target=listen, daemon=True).start()
     print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        answers, gold = json.loads(line)
+    while True:
+        answers, gold = json.loads(lines.get())
         try:
             verdict = compare((tuple(answers), gold))
         except (MemoryError, RecursionError):

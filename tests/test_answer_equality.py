@@ -418,7 +418,7 @@ def test_different(kind):
 
 
 def labelled_cases():
-    """1,692 + 377 labelled answers, by category; `policy` in the files names the convention that decides a case."""
+    """The labelled answers, by category; `policy` in the files names the convention that decides a case."""
     for name in ("verify_cases.jsonl", "answer_cases.jsonl"):
         rows = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
         for category, cases in groupby(sorted(rows, key=lambda row: row["category"]), key=lambda row: row["category"]):

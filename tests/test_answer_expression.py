@@ -71,7 +71,7 @@ def value(text: str) -> sympy.Expr:
         ("xy", x * y),
         ("x'", sympy.Symbol("x'", real=True)),
         ("x_{12}", sympy.Symbol("x_12", real=True)),
-        ("f(0)", sympy.Symbol("f(0)", real=True)),
+        ("f(0)", sympy.Function("f")(0)),
         (r"\det\begin{pmatrix}1&2\\3&4\end{pmatrix}", -2),
     ],
 )

@@ -2,6 +2,7 @@ r"""The verifier as it is used: what it extracts from a text, and how `grade` wo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -180,6 +181,51 @@ def test_a_worker_that_died_is_replaced():
     verify.grade([r"\boxed{x}"], ["y"], workers=1)
     verify.idle_workers[-1].process.kill()
     assert verify.grade([r"\boxed{a}", r"\boxed{2b}"], ["a", "b + b"], workers=1)[1] is True
+
+
+def test_kept_workers_that_died_cost_no_verdict():
+    verify.grade([r"\boxed{2x}"] * 80, [f"x + {n}x" for n in range(80)], workers=2)
+    assert len(verify.idle_workers) >= 2
+    for worker in verify.idle_workers:
+        worker.process.kill()
+        worker.process.wait()
+    assert verify.grade([r"\boxed{a}", r"\boxed{2b}"], ["a + 0", "b + b"], workers=1) == [True, True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
+def test_a_busy_worker_ends_with_the_program_that_started_it():
+    slow = ", ".join(f"(x+{n})^2" for n in range(29))
+    code = (
+        f"import verify; verify.grade([r'\\boxed{{{slow}}}'], [r'{slow.replace('+', '-')}'], workers=1, time_limit=99)"
+    )
+    program = subprocess.Popen([sys.executable, "-c", code], cwd=Path(verify.__file__).parent)
+    wait_for(lambda: children(program.pid))
+    (worker,) = children(program.pid)
+    time.sleep(1.5)  # until it has read its case
+    program.kill()
+    program.wait()
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended in the meantime
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+def wait_for(condition) -> None:
+    deadline = time.perf_counter() + 20
+    while not condition():
+        assert time.perf_counter() < deadline
+        time.sleep(0.05)
+
+
+def test_a_negative_number_of_workers_is_an_error():
+    with pytest.raises(ValueError, match="workers = -1"):
+        verify.grade(["1"], ["1"], workers=-1)
 
 
 def test_grade_works_from_threads():
