@@ -194,17 +194,17 @@ def test_kept_workers_that_died_cost_no_verdict():
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")
 def test_a_busy_worker_ends_with_the_program_that_started_it():
-    slow = ", ".join(f"(x+{n})^2" for n in range(29))
-    code = (
-        f"import verify; verify.grade([r'\\boxed{{{slow}}}'], [r'{slow.replace('+', '-')}'], workers=1, time_limit=99)"
-    )
+    tail = "".join(rf"\sin(x+{n}y)\tan(y+{n}z)" for n in range(2))
+    answer = ", ".join(rf"\sin^2(x+{n}yz){tail}" for n in range(1, 29))
+    gold = ", ".join(rf"(1-\cos^2(x+{n}yz)){tail}" for n in range(28, 0, -1))  # it takes seconds to find the pairs
+    code = f"import verify; verify.grade([r'\\boxed{{{answer}}}'], [r'{gold}'], workers=1, time_limit=99)"
     program = subprocess.Popen([sys.executable, "-c", code], cwd=Path(verify.__file__).parent)
     wait_for(lambda: children(program.pid))
     (worker,) = children(program.pid)
     time.sleep(1.5)  # until it has read its case
     program.kill()
     program.wait()
-    wait_for(lambda: not Path(f"/proc/{worker}").exists())
+    wait_for(lambda: not Path(f"/proc/{worker}").exists(), seconds=3)
 
 
 def children(pid: int) -> list[int]:
@@ -216,8 +216,8 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def wait_for(condition) -> None:
-    deadline = time.perf_counter() + 20
+def wait_for(condition, seconds: float = 20) -> None:
+    deadline = time.perf_counter() + seconds
     while not condition():
         assert time.perf_counter() < deadline
         time.sleep(0.05)
