@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from fractions import Fraction
 
 import sympy
 from sympy.core.function import AppliedUndef
@@ -28,11 +29,13 @@ from answer_parser import (
     expressions,
     is_inequality,
     read,
+    read_spelling,
     region_of,
 )
 from answer_regions import Interval, Region, merged
 from answer_text import MAX_LENGTH, THOUSANDS, Unreadable, tidy
 
+NUMBER = re.compile(r"[-+]?\d{1,1000}(?:\.\d{1,1000})?", re.ASCII)
 DIGITS = 60  # of a number that is no fraction; two numbers agree where 50 of them do
 MAX_DIGITS = 700  # that may cancel in a difference, before it counts as 0
 
@@ -48,6 +51,8 @@ def is_equivalent(answer: str, gold: str, *, rel_tol: float = 0.0) -> bool:
         return False
     if answer == gold:
         return True
+    if NUMBER.fullmatch(answer) and NUMBER.fullmatch(gold) and rel_tol == 0:
+        return Fraction(answer) == Fraction(gold)
     if re.fullmatch(r"(?:[Oo]ption |[Cc]hoice )?\(?[A-J]\)?|\([A-J]\) .*", words_of(gold)):
         return choice_of(answer) == choice_of(gold)
     if equivalent_spelling(answer, gold, rel_tol):
@@ -61,7 +66,7 @@ def is_equivalent(answer: str, gold: str, *, rel_tol: float = 0.0) -> bool:
 
 
 def equivalent_spelling(answer: str, gold: str, rel_tol: float) -> bool:
-    left, right = read(answer), read(gold)
+    left, right = read_spelling(answer), read_spelling(gold)
     if left is None or right is None or isinstance(left, Words) or isinstance(right, Words):
         one, other = words_of(answer), words_of(gold)
         if isinstance(left, Words) or isinstance(right, Words):

@@ -139,10 +139,13 @@ BASES = {
 
 def read(text: str) -> Value | None:
     """The value of an answer; None where it cannot be read."""
-    if len(text) > MAX_LENGTH:
-        return None
+    return None if len(text) > MAX_LENGTH else read_spelling(tidy(text))
+
+
+def read_spelling(text: str) -> Value | None:
+    """The value of an answer that is tidy already."""
     try:
-        return read_tidy(tidy(text))
+        return read_tidy(text)
     except Exception:  # Unreadable, and whatever sympy raises for matrices that do not fit or signs it cannot decide
         return None
 

@@ -105,7 +105,7 @@ def test_too_many_tokens_are_refused():
 def test_split_cuts_outside_of_brackets_only():
     assert split(["(", "1", ",", "2", ")", ",", "3"], {","}) == ([["(", "1", ",", "2", ")"], ["3"]], [","])
     with pytest.raises(Unreadable):
-        split(["(", "1"], {","})
+        split(["(", "1", ",", "2"], {","})
 
 
 def test_matching_finds_the_bracket_that_closes():
