@@ -189,16 +189,18 @@ def several_names(value: Group) -> bool:
 
 
 def as_point(value: Value, other: Value) -> Value:
-    """y = 2, x = 1 as the tuple (1, 2), in the order of the names, where the other side names nothing.
+    """y = 2, x = 1 as the point (1, 2), or in the order as written beside a list, where the other side names nothing.
 
     x_1 = 1, x_2 = 2 are two values of the same unknown, in no order.
     """
-    if not isinstance(value, Group) or value.kind != "list" or (isinstance(other, Group) and several_names(other)):
+    others = other.items if isinstance(other, Group) else ()
+    if not isinstance(value, Group) or value.kind != "list" or any(isinstance(item, Relation) for item in others):
         return value
     named = {str(item.sides[0]): item for item in value.items if isinstance(item, Relation) and item.names}
     if len(named) < max(2, len(value.items)) or len({name.partition("_")[0] for name in named}) == 1:
         return value
-    return Group("tuple", tuple(named[name] for name in sorted(named)))
+    listed = isinstance(other, Group) and other.kind == "list"
+    return Group("tuple", tuple(named[name] for name in (named if listed else sorted(named))))
 
 
 def members(value: Value) -> tuple[Value, ...]:

@@ -1,0 +1,480 @@
+r"""How fast and how large: sampling, update, scoring and the whole step, side by side with what one would else run.
+
+    python benchmarks/speed.py rollout               answers/s against Hugging Face generate, ragged lengths
+    python benchmarks/speed.py memory                peak memory of an update against full logits, fresh processes
+    python benchmarks/speed.py scoring               what scoring costs, and what skipping answers saves
+    python benchmarks/speed.py scaling               seconds against tokens and group size, with a log-log fit
+    python benchmarks/speed.py step --against trl    the whole step against TRL's GRPOTrainer (pip install trl)
+
+--model takes what dagrpo.py takes, and `random:1.5b`: random weights in the shape of Qwen2.5-1.5B, for which nothing is
+downloaded. Without it the embedded model runs. Each command prints a table of medians over alternating runs; --json
+FILE adds the figures to FILE as one line, with machine and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+
+import dagrpo  # noqa: E402
+import rollout  # noqa: E402
+import scoring  # noqa: E402
+
+EMBEDDED = ROOT / "examples" / "arithmetic"
+SHAPES = {  # of Qwen2.5: hidden size, MLP size, layers, heads, key-value heads
+    "0.5b": (896, 4864, 24, 14, 2),
+    "1.5b": (1536, 8960, 28, 12, 2),
+}
+PROMPT = (
+    "A farmer has {0} fields with {1} rows of {2} plants each, and sells every plant for {0} dollars. How much is it?"
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models and measuring
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not name.startswith("random:"):
+        return rollout.load(name or str(EMBEDDED))
+    hidden, mlp, layers, heads, kv_heads = SHAPES[name.removeprefix("random:")]
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=True, max_position_embeddings=4096,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        model = Qwen2ForCausalLM(config).eval()
+    _, tokenizer = rollout.load(str(EMBEDDED), "cpu")
+    return model, tokenizer
+
+
+def prompts_for(tokenizer: PreTrainedTokenizerBase, count: int, data: str) -> list[str]:
+    """Rendered prompts: the first questions of --data, or of the embedded example."""
+    path = Path(data) if data else EMBEDDED / "held_out.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:count]]
+    return [rollout.render_prompt(tokenizer, row["problem"]) for row in rows]
+
+
+class EndingHead(torch.nn.Module):
+    """The model's head, with an EOS that comes with probability 1/mean at every token: ragged answers of any model."""
+
+    def __init__(self, head: torch.nn.Module, eos: int, mean: float) -> None:
+        super().__init__()
+        self.head, self.eos, self.odds = head, eos, math.log(1 / (mean - 1))
+        self.weight = head.weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.head(hidden)
+        logits[..., self.eos] = -torch.inf
+        logits[..., self.eos] = logits.float().logsumexp(-1).to(logits.dtype) + self.odds
+        return logits
+
+
+def synchronize(model: PreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def seconds_of(model: PreTrainedModel, run: Callable[[], Any]) -> tuple[float, Any]:
+    synchronize(model)
+    start = time.perf_counter()
+    result = run()
+    synchronize(model)
+    return time.perf_counter() - start, result
+
+
+def machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }  # fmt: skip
+
+
+def name_of(arguments: argparse.Namespace) -> str:
+    return Path(arguments.model).name or "the embedded model"
+
+
+def report(arguments: argparse.Namespace, title: str, rows: list[tuple[str, str]], figures: dict[str, Any]) -> None:
+    here = machine()
+    print(f"{title}\n{', '.join(f'{name} {value}' for name, value in here.items())}\n")
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name:{width}}  {value}")
+    if arguments.json:
+        with open(arguments.json, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"title": title, "machine": here, **figures}) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rollout_speed(arguments: argparse.Namespace) -> None:
+    """Tokens a second of `rollout.sample` and of `generate`: same model, prompts, sampling distribution and dtype."""
+    model, tokenizer = load(arguments.model)
+    model.set_output_embeddings(EndingHead(model.get_output_embeddings(), tokenizer.eos_token_id, arguments.mean))
+    prompts = prompts_for(tokenizer, arguments.questions, arguments.data)
+    group_size, limit = arguments.group_size, arguments.max_new_tokens
+
+    def ours() -> int:
+        rollouts = rollout.sample(model, tokenizer, prompts, group_size, max_new_tokens=limit)
+        return int(rollouts.lengths.sum())
+
+    @torch.no_grad()
+    def generate() -> int:
+        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+        with rollout.autocast(model):
+            output = model.generate(  # type: ignore[operator]
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=True, temperature=1.0,
+                top_k=0, top_p=1.0, num_return_sequences=group_size, max_new_tokens=limit,
+                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+        is_eos = (output[:, inputs["input_ids"].shape[1] :] == tokenizer.eos_token_id).long()
+        return int((is_eos.cumsum(1) - is_eos == 0).sum())  # up to the first EOS and with it
+
+    speeds: dict[str, list[float]] = {"sample": [], "generate": []}
+    tokens: dict[str, list[int]] = {"sample": [], "generate": []}
+    for turn in range(arguments.runs + 1):
+        for name, run in [("sample", ours), ("generate", generate)]:
+            torch.manual_seed(turn)
+            seconds, made = seconds_of(model, run)
+            if turn:  # the first run of each is a warm-up
+                speeds[name].append(made / seconds)
+                tokens[name].append(made)
+    ratios = [a / b for a, b in zip(speeds["sample"], speeds["generate"], strict=True)]
+    count = arguments.questions * group_size
+    report(
+        arguments,
+        f"Sampling {count} answers of {arguments.mean:g} tokens on average, at most {limit}: {name_of(arguments)}",
+        [
+            *(
+                (f"{n}, tokens/s (median of {arguments.runs})", f"{statistics.median(v):9.0f}")
+                for n, v in speeds.items()
+            ),
+            *((f"{name}, tokens a run", f"{statistics.median(v):9.0f}") for name, v in tokens.items()),
+            ("sample / generate", f"{statistics.median(ratios):9.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"),
+        ],
+        {"tokens_per_s": speeds, "ratio": statistics.median(ratios)},
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory of an update
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def batch_of(model: PreTrainedModel, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random token ids, of which the second half is the answer. -> (rows, length) three times"""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, model.config.vocab_size, (rows, length), generator=generator).to(model.device)
+    response_mask = torch.zeros_like(ids, dtype=torch.bool)
+    response_mask[:, length // 2 :] = True
+    return ids, torch.ones_like(response_mask), response_mask
+
+
+def update_once(model: PreTrainedModel, side: str, rows: int, length: int) -> None:
+    """Forward and backward of one micro-batch: by `token_logps`, or by full logits as one would write it first."""
+    input_ids, attention_mask, response_mask = batch_of(model, rows, length)
+    if side == "ours":
+        logps, _ = rollout.token_logps(model, input_ids, attention_mask, response_mask)
+        logps.sum().backward()
+        return
+    with rollout.autocast(model):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask.long()).logits[:, :-1].float()
+        logps = logits.log_softmax(-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
+        (logps * response_mask[:, 1:]).sum().backward()
+
+
+def resident(field: str) -> int:
+    """Bytes of this process by /proc: VmRSS now, VmHWM at most."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
+
+
+def measure_memory(arguments: argparse.Namespace) -> None:
+    """In a process of its own: print the peak above weights, gradients and optimizer states."""
+    model, _ = load(arguments.model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes the states
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        update_once(model, arguments.side, arguments.rows, arguments.length)
+        print(torch.cuda.max_memory_allocated() - before)
+        return
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    update_once(model, arguments.side, arguments.rows, arguments.length)
+    print(resident("VmHWM") - before)
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """Peak memory of an update, ours and with full logits, each in a fresh process."""
+    peaks: dict[str, list[int]] = {"ours": [], "full": []}
+    for _ in range(arguments.runs):
+        for side in peaks:
+            command = [sys.executable, __file__, "measure", "--side", side, "--model", arguments.model]
+            command += ["--rows", str(arguments.rows), "--length", str(arguments.length)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"the run of {side} failed:\n{done.stderr[-2000:]}")
+            peaks[side].append(int(done.stdout.split()[-1]))
+    ours, full = (statistics.median(peaks[side]) for side in ("ours", "full"))
+    report(
+        arguments,
+        f"Peak memory of forward and backward above weights, gradients and states, {arguments.rows} x"
+        f" {arguments.length} tokens, half of them answers: {name_of(arguments)}",
+        [
+            (f"token_logps (median of {arguments.runs})", f"{ours / 2**20:9.0f} MB"),
+            ("full logits", f"{full / 2**20:9.0f} MB"),
+            ("token_logps / full logits", f"{ours / full:9.2f}"),
+        ],
+        {"bytes": peaks, "ratio": ours / full},
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scoring, and how cost grows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def scoring_cost(arguments: argparse.Namespace) -> None:
+    """The parts of a training run's steps, from its own log; on the embedded example, or with --model and --data."""
+    parts: dict[str, list[float]] = {}
+    saved = []
+    for turn in range(arguments.runs):
+        with tempfile.TemporaryDirectory() as folder:
+            flags: dict[str, Any] = {"out": folder, "steps": arguments.steps, "eval_every": 0, "seed": turn}
+            if arguments.model:
+                flags |= {"model": arguments.model, "data": [arguments.data], "hold_out": 1, "eval_samples": 1}
+                flags |= {"questions": 2, "group_size": 8, "max_new_tokens": 64}
+            dagrpo.train(dagrpo.configure(**flags))
+            records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        for record in records:
+            if "step" in record:
+                skipped = 1 - record["trained_sequences"]
+                spent = record["seconds/train"]
+                saved.append(spent * skipped / max(1e-9, record["trained_sequences"]) - record["seconds/score"])
+                for name, value in record.items():
+                    if name.startswith("seconds/"):
+                        parts.setdefault(name.removeprefix("seconds/"), []).append(value)
+    total = sum(sum(values) for values in parts.values())
+    rows = [(name, f"{statistics.median(v):8.3f} s a step, {sum(v) / total:6.1%}") for name, v in parts.items()]
+    rows.append(
+        ("net of skipping", f"{statistics.mean(saved):+8.3f} s a step: forward and backward saved less scoring")
+    )
+    report(
+        arguments,
+        f"Parts of {arguments.steps} steps x {arguments.runs} runs: {name_of(arguments)}",
+        rows,
+        {"share_of_scoring": sum(parts["score"]) / total, "net_seconds": statistics.mean(saved)},
+    )
+
+
+def scaling(arguments: argparse.Namespace) -> None:
+    """Seconds of log-probabilities with backward, and of scoring, against tokens an answer and answers a group."""
+    model, _ = load(arguments.model)
+    rows: list[tuple[str, str]] = []
+    figures: dict[str, Any] = {}
+
+    def logps(count: int, length: int) -> None:
+        update_once(model, "ours", count, length)
+        model.zero_grad(set_to_none=True)
+
+    def score(count: int, length: int) -> None:
+        scoring.gradient_gram(model, *batch_of(model, count, length), count)
+
+    sizes = [64, 128, 256, 512]
+    groups = [4, 8, 16, 32]
+    for name, run in [("log-probabilities and backward", logps), ("scoring", score)]:
+        for axis, points in [
+            ("tokens", [(8, length) for length in sizes]),
+            ("group size", [(count, 64) for count in groups]),
+        ]:
+            medians = []
+            for count, length in points:
+                run(count, length)  # a warm-up
+                call = functools.partial(run, count, length)
+                medians.append(statistics.median(seconds_of(model, call)[0] for _ in range(arguments.runs)))
+            x = [length if axis == "tokens" else count for count, length in points]
+            slope = float(numpy.polyfit(numpy.log(x), numpy.log(medians), 1)[0])
+            spelled = ", ".join(f"{size}: {1000 * second:.0f} ms" for size, second in zip(x, medians, strict=True))
+            rows.append((f"{name} against {axis}", f"exponent {slope:.2f}   ({spelled})"))
+            figures[f"{name} against {axis}"] = {"exponent": slope, "seconds": medians, "sizes": x}
+    report(arguments, f"How cost grows: {name_of(arguments)}; linear is an exponent of 1", rows, figures)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole step against TRL
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def whole_step(arguments: argparse.Namespace) -> None:
+    """Sampling, reward, scoring and update of one batch: `dagrpo.train` and TRL's GRPOTrainer, in turns."""
+    seconds: dict[str, list[float]] = {"dagrpo": [], "trl": []}
+    tokens: dict[str, list[float]] = {"dagrpo": [], "trl": []}
+    for _ in range(arguments.runs):
+        for side in seconds:
+            command = [sys.executable, __file__, "measure-step", "--side", side, *sys.argv[2:]]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"the run of {side} failed:\n{done.stderr[-2000:]}")
+            second, made = map(float, done.stdout.split()[-2:])
+            seconds[side].append(second)
+            tokens[side].append(made)
+    ratios = [a / b for a, b in zip(seconds["trl"], seconds["dagrpo"], strict=True)]
+    count = arguments.questions * arguments.group_size
+    report(
+        arguments,
+        f"A whole step, {count} answers of up to {arguments.max_new_tokens} tokens: {name_of(arguments)}",
+        [
+            *(
+                (f"{n}, seconds a step (median of {arguments.runs})", f"{statistics.median(v):8.2f}")
+                for n, v in seconds.items()
+            ),
+            *((f"{name}, tokens a step", f"{statistics.median(v):8.0f}") for name, v in tokens.items()),
+            ("trl / dagrpo", f"{statistics.median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"),
+        ],
+        {"seconds": seconds, "ratio": statistics.median(ratios)},
+    )
+
+
+def measure_step(arguments: argparse.Namespace) -> None:
+    """In a process of its own: print the median seconds of a step after the first, and its tokens."""
+    rows = prompts_rows(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, tokens = (step_of_dagrpo if arguments.side == "dagrpo" else step_of_trl)(arguments, rows, Path(folder))
+    print(statistics.median(seconds[1:]), statistics.median(tokens[1:]))
+
+
+def prompts_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    path = Path(arguments.data) if arguments.data else EMBEDDED / "train.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:200]]
+
+
+def every_other(texts: list[str], rows: list[Any]) -> list[float]:
+    """A reward that gives every group a signal, on both sides alike."""
+    return [float(number % 2) for number in range(len(texts))]
+
+
+def step_of_dagrpo(
+    arguments: argparse.Namespace, rows: list[dict[str, Any]], folder: Path
+) -> tuple[list[float], list[float]]:
+    data = folder / "questions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reward = folder / "reward.py"
+    reward.write_text("def reward(texts, rows):\n    return [float(number % 2) for number in range(len(texts))]\n")
+    dagrpo.train(
+        dagrpo.configure(
+            model=arguments.model or str(EMBEDDED), data=[str(data)], reward=f"{reward}:reward",
+            out=str(folder / "run"), steps=arguments.steps, questions=arguments.questions,
+            group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens, eval_every=0, hold_out=1,
+            eval_samples=1, method="grpo", anchors="none", learning_rate=1e-6,
+        )
+    )  # fmt: skip
+    records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "step" in record]
+    total = [sum(value for name, value in record.items() if name.startswith("seconds/")) for record in steps]
+    return total, [record["sampled_tokens"] for record in steps]
+
+
+def step_of_trl(
+    arguments: argparse.Namespace, rows: list[dict[str, Any]], folder: Path
+) -> tuple[list[float], list[float]]:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    model, tokenizer = load(arguments.model)
+    made: list[float] = []
+    starts: list[float] = []
+    ends: list[float] = []
+
+    def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        made.append(float(sum(map(len, completion_ids))))
+        return every_other([""] * len(completions), [])
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            starts.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    count = arguments.questions * arguments.group_size
+    config = GRPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=count, num_generations=arguments.group_size,
+        max_completion_length=arguments.max_new_tokens, max_steps=arguments.steps, learning_rate=1e-6, beta=0.0,
+        temperature=1.0, report_to=[], save_strategy="no", logging_strategy="no", bf16=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, seed=0, loss_type="grpo",
+    )  # fmt: skip
+    prompts = [{"prompt": rollout.render_prompt(tokenizer, row["problem"])} for row in rows]
+    trainer = GRPOTrainer(
+        model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(prompts),
+        processing_class=tokenizer, callbacks=[Clock()],
+    )  # fmt: skip
+    trainer.train()
+    # TRL samples before the callback of a step's begin is called for the next one, so a step is end to end.
+    marks = [starts[0], *ends]
+    return [after - before for before, after in pairwise(marks)], made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, command in [
+        ("rollout", rollout_speed), ("memory", memory), ("measure", measure_memory), ("scoring", scoring_cost),
+        ("scaling", scaling), ("step", whole_step), ("measure-step", measure_step),
+    ]:  # fmt: skip
+        flags = commands.add_parser(name, help=command.__doc__)
+        flags.set_defaults(command=command)
+        flags.add_argument("--model", default="")
+        flags.add_argument("--data", default="")
+        flags.add_argument("--runs", type=int, default=5)
+        flags.add_argument("--json", default="")
+        flags.add_argument("--questions", type=int, default=8)
+        flags.add_argument("--group-size", type=int, default=8)
+        flags.add_argument("--max-new-tokens", type=int, default=128)
+        flags.add_argument("--mean", type=float, default=40, help="mean length of the answers that are sampled")
+        flags.add_argument("--rows", type=int, default=16)
+        flags.add_argument("--length", type=int, default=201)
+        flags.add_argument("--steps", type=int, default=4)
+        flags.add_argument("--side", default="")
+        flags.add_argument("--against", default="trl", choices=["trl"])
+    arguments = parser.parse_args()
+    arguments.command(arguments)
+
+
+if __name__ == "__main__":
+    main()
