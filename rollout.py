@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -527,6 +528,33 @@ def token_logps(
             logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
     blank = torch.zeros(chosen.shape, device=logps.device)
     return blank.masked_scatter(chosen, logps), blank.masked_scatter(chosen, entropies)
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
+    """Inside, the layers keep no activations for the backward pass, but compute them again there.
+
+    transformers does this in training mode only, in which a cache cannot be used and dropout would act: so the mode
+    is on for the update alone, and dropout is off in it.
+    """
+    if not enabled:
+        yield
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    # Older versions of transformers call these two gradient_checkpointing.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    enable({"use_reentrant": False})
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+        disable()
 
 
 def micro_batches(lengths: torch.Tensor, token_budget: int) -> Iterator[torch.Tensor]:

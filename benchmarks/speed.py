@@ -140,7 +140,8 @@ def report(arguments: argparse.Namespace, title: str, rows: list[tuple[str, str]
 def rollout_speed(arguments: argparse.Namespace) -> None:
     """Tokens a second of `rollout.sample` and of `generate`: same model, prompts, sampling distribution and dtype."""
     model, tokenizer = load(arguments.model)
-    model.set_output_embeddings(EndingHead(model.get_output_embeddings(), tokenizer.eos_token_id, arguments.mean))
+    if arguments.mean:
+        model.set_output_embeddings(EndingHead(model.get_output_embeddings(), tokenizer.eos_token_id, arguments.mean))
     prompts = prompts_for(tokenizer, arguments.questions, arguments.data)
     group_size, limit = arguments.group_size, arguments.max_new_tokens
 
@@ -173,7 +174,7 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
     count = arguments.questions * group_size
     report(
         arguments,
-        f"Sampling {count} answers of {arguments.mean:g} tokens on average, at most {limit}: {name_of(arguments)}",
+        f"Sampling {count} answers of at most {limit} tokens: {name_of(arguments)}",
         [
             *(
                 (f"{n}, tokens/s (median of {arguments.runs})", f"{statistics.median(v):9.0f}")
@@ -203,9 +204,10 @@ def batch_of(model: PreTrainedModel, rows: int, length: int) -> tuple[torch.Tens
 def update_once(model: PreTrainedModel, side: str, rows: int, length: int) -> None:
     """Forward and backward of one micro-batch: by `token_logps`, or by full logits as one would write it first."""
     input_ids, attention_mask, response_mask = batch_of(model, rows, length)
-    if side == "ours":
-        logps, _ = rollout.token_logps(model, input_ids, attention_mask, response_mask)
-        logps.sum().backward()
+    if side != "full":
+        with rollout.checkpointed(model, side == "checkpointing"):
+            logps, _ = rollout.token_logps(model, input_ids, attention_mask, response_mask)
+            logps.sum().backward()
         return
     with rollout.autocast(model):
         logits = model(input_ids=input_ids, attention_mask=attention_mask.long()).logits[:, :-1].float()
@@ -241,7 +243,7 @@ def measure_memory(arguments: argparse.Namespace) -> None:
 
 def memory(arguments: argparse.Namespace) -> None:
     """Peak memory of an update, ours and with full logits, each in a fresh process."""
-    peaks: dict[str, list[int]] = {"ours": [], "full": []}
+    peaks: dict[str, list[int]] = {"ours": [], "checkpointing": [], "full": []}
     for _ in range(arguments.runs):
         for side in peaks:
             command = [sys.executable, __file__, "measure", "--side", side, "--model", arguments.model]
@@ -250,17 +252,19 @@ def memory(arguments: argparse.Namespace) -> None:
             if done.returncode:
                 sys.exit(f"the run of {side} failed:\n{done.stderr[-2000:]}")
             peaks[side].append(int(done.stdout.split()[-1]))
-    ours, full = (statistics.median(peaks[side]) for side in ("ours", "full"))
+    ours, layers, full = (statistics.median(peaks[side]) for side in peaks)
     report(
         arguments,
         f"Peak memory of forward and backward above weights, gradients and states, {arguments.rows} x"
         f" {arguments.length} tokens, half of them answers: {name_of(arguments)}",
         [
             (f"token_logps (median of {arguments.runs})", f"{ours / 2**20:9.0f} MB"),
+            ("token_logps with --checkpointing", f"{layers / 2**20:9.0f} MB"),
             ("full logits", f"{full / 2**20:9.0f} MB"),
             ("token_logps / full logits", f"{ours / full:9.2f}"),
+            ("the same with --checkpointing", f"{layers / full:9.2f}"),
         ],
-        {"bytes": peaks, "ratio": ours / full},
+        {"bytes": peaks, "ratio": ours / full, "ratio_with_checkpointing": layers / full},
     )
 
 
@@ -466,7 +470,7 @@ def main() -> None:
         flags.add_argument("--questions", type=int, default=8)
         flags.add_argument("--group-size", type=int, default=8)
         flags.add_argument("--max-new-tokens", type=int, default=128)
-        flags.add_argument("--mean", type=float, default=40, help="mean length of the answers that are sampled")
+        flags.add_argument("--mean", type=float, default=0, help="end answers after so many tokens on average")
         flags.add_argument("--rows", type=int, default=16)
         flags.add_argument("--length", type=int, default=201)
         flags.add_argument("--steps", type=int, default=4)

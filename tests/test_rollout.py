@@ -247,6 +247,31 @@ def test_groups_without_signal_give_way_to_others_in_place(model, tokenizer):
     torch.testing.assert_close(placed.logps[:, 1:], recomputed.detach(), atol=1e-4, rtol=1e-4)
 
 
+def test_checkpointing_changes_no_gradient_and_keeps_less_even_where_the_model_has_dropout(new_model):
+    model = new_model(attention_dropout=0.5)
+    input_ids = torch.randint(3, 60, (3, 20))
+    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+    response_mask = attention_mask.clone()
+    response_mask[:, :5] = False
+    gradients, kept = [], [0, 0]
+    for enabled in (False, True):
+        model.zero_grad()
+
+        def count(tensor, enabled=enabled):
+            kept[enabled] += tensor.numel()
+            return tensor
+
+        with rollout.checkpointed(model, enabled):
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                logps, _ = rollout.token_logps(model, input_ids, attention_mask, response_mask)
+            logps.sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for without, with_it in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_it, without)
+    assert kept[1] < 0.5 * kept[0]
+    assert not model.training
+
+
 def test_micro_batches_hold_every_row_once_within_the_budget():
     lengths = torch.tensor([5, 30, 7, 7, 12, 1, 50, 9])
     batches = [batch.tolist() for batch in rollout.micro_batches(lengths, 30)]
