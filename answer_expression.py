@@ -60,7 +60,7 @@ def expression(tokens: list[str]) -> sympy.Expr:
     """A number, an expression in variables, or a sympy matrix. Raises Unreadable."""
     parser = Parser(tokens)
     value = parser.fraction()
-    if parser.place != len(tokens) or value.has(sympy.nan, sympy.zoo):
+    if parser.place != len(parser.tokens) or value.has(sympy.nan, sympy.zoo):
         raise Unreadable
     return value.subs(DEGREE, 1)
 
@@ -138,7 +138,11 @@ class Parser:
     """Recursive descent over the tokens of one expression."""
 
     def __init__(self, tokens: list[str]) -> None:
-        self.tokens, self.place, self.depth, self.inside, self.open_bars = tokens, 0, 0, 0, 0
+        self.tokens = list(tokens)  # a copy: \frac12 cuts its number in two
+        self.place = 0
+        self.depth = 0  # of brackets, roots, powers and functions
+        self.inside = 0  # functions
+        self.open_bars = 0  # since the last bracket: the next bar closes an absolute value, or opens one
         self.index_names: dict[str, sympy.Symbol] = {}  # what a sum or product runs over; there, i is no √−1
 
     def peek(self) -> str:

@@ -119,19 +119,10 @@ SHORT_ANSWERS = {"yes", "no", "odd", "even", "none", "true", "false", "both", "a
 COMPARED = {"=", "<", ">", "≤", "≥", "≠"}
 TURNED = {">": "<", "≥": "≤", "<": ">", "≤": "≥", "≠": "≠", "=": "="}
 BASES = {
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-    "eleven": 11,
-    "twelve": 12,
-    "sixteen": 16,
-}
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10, "eleven": 11,
+    "twelve": 12, "sixteen": 16,
+}  # fmt: skip
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Whole answers
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,6 +142,7 @@ def read_spelling(text: str) -> Value | None:
 
 
 def read_tidy(text: str) -> Value:
+    """A numeral in a base, words, or a list with or without a unit. Raises Unreadable."""
     if not text:
         raise Unreadable
     text = re.sub(r"^\\text\s*\{([0-9A-Z]+)\}_", r"\1_", text)
@@ -175,6 +167,7 @@ def read_tidy(text: str) -> Value:
 
 
 def words(text: str) -> Value:
+    """Words, but for the ones that name a set of numbers."""
     everything = re.fullmatch(r"(?:the set of )?(?:all )?(?:the )?(?:real numbers?|reals)", text.strip().lower())
     return REALS if everything else Words(text)
 
@@ -207,6 +200,7 @@ def as_tuple(value: Value) -> Value:
 
 
 def read_pieces(tokens: list[str]) -> Value:
+    """What stands between commas, `and` and `or`: one value, one region from several inequalities, or a list."""
     if tokens and tokens[0] == "{" and matching(tokens, 0) == len(tokens) - 1 and "," in tokens:
         return read_pieces(tokens[1:-1])
     pieces, joints = split(tokens, {",", ";", "and", "or"})
