@@ -57,7 +57,7 @@ REWRITINGS = [
         (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", ""),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
-        (r"(?<=\d)(?:\s?\{\s?,\s?\}|,?\\!,?|\\,|\\ )\s*(?=\d{3}(?!\d))", ""),  # separators of thousands
+        (r"(?<=\d)(?:\s?\{\s?,\s?\}|\\!,\\!|,?\\!,?|\\,|\\ )\s*(?=\d{3}(?!\d))", ""),  # separators of thousands
         (
             r"\\(?:mathbf|boldsymbol|bm|hat|vec)\s*(?:\{\s*\\?([ijk])(?:math)?\s*\}|\s([ijk])(?![a-zA-Z]))",
             r"\\vector\1\2 ",
