@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -261,6 +262,8 @@ def sample(
     that stands in the list twice gets further answers, not the same ones again. Without a seed one is drawn.
     `progress` is called with the number of tokens as they are made.
 
+    Where memory runs out, half as many questions are decoded at once from there on, and a warning says so.
+
     Raises ValueError where prompt and answer do not fit into the model's positions.
     """
     if seed is None:
@@ -283,20 +286,34 @@ def sample(
     groups = max(1, rows_at_once(model, longest + max_new_tokens) // group_size)
     answers: list[list[int]] = []
     logps: list[list[float]] = []
-    for start in range(0, len(prompts), groups):
+    start = 0
+    while start < len(prompts):
         part = slice(start * group_size, (start + groups) * group_size)
-        tokens, chosen_logps, lengths = decode(
-            model,
-            tokenizer,
-            prompt_ids[start : start + groups],
-            noise_keys[part],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            progress=progress,
+        try:
+            tokens, chosen_logps, lengths = decode(
+                model,
+                tokenizer,
+                prompt_ids[start : start + groups],
+                noise_keys[part],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                progress=progress,
+            )
+        except torch.OutOfMemoryError:
+            groups = min(groups, len(prompts) - start) // 2
+            if groups == 0:
+                raise
+        else:
+            answers += [row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)]
+            logps += [row[:n] for row, n in zip(chosen_logps.tolist(), lengths, strict=True)]
+            start += groups
+            continue
+        # Not in the handler, which keeps the tensors of the failed call alive.
+        warnings.warn(
+            f"out of memory while sampling: going on with {groups * group_size} answers at once", stacklevel=2
         )
-        answers += [row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)]
-        logps += [row[:n] for row, n in zip(chosen_logps.tolist(), lengths, strict=True)]
+        torch.cuda.empty_cache()
     repeated = [ids for ids in prompt_ids for _ in range(group_size)]
     return assemble(model, tokenizer, repeated, answers, group_size, logps)
 

@@ -126,6 +126,32 @@ def test_answers_of_a_group_and_of_a_repeated_prompt_differ(model, tokenizer):
     assert len({tuple(answer) for answer in answers_of(sampled)}) == 8
 
 
+def test_where_memory_runs_out_half_as_many_questions_are_decoded_at_once(model, tokenizer, monkeypatch):
+    expected = rollout.sample(model, tokenizer, PROMPTS, 2, max_new_tokens=6, seed=0)
+    decode, tried = rollout.decode, []
+
+    def decode_one_question(model, tokenizer, prompt_ids, *rest, **options):
+        tried.append(len(prompt_ids))
+        if len(prompt_ids) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return decode(model, tokenizer, prompt_ids, *rest, **options)
+
+    monkeypatch.setattr(rollout, "decode", decode_one_question)
+    with pytest.warns(UserWarning, match="2 answers at once"):
+        found = rollout.sample(model, tokenizer, PROMPTS, 2, max_new_tokens=6, seed=0)
+    assert tried == [4, 2, 1, 1, 1, 1]
+    assert found.texts == expected.texts
+
+
+def test_what_does_not_fit_alone_is_an_error(model, tokenizer, monkeypatch):
+    def decode(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(rollout, "decode", decode)
+    with pytest.raises(torch.OutOfMemoryError):
+        rollout.sample(model, tokenizer, PROMPTS[:1], 2, max_new_tokens=6, seed=0)
+
+
 def test_sampled_logps_equal_recomputed_ones(model, tokenizer):
     sampled = rollout.sample(model, tokenizer, PROMPTS, 4, max_new_tokens=30, temperature=0.8, seed=2)
     logps, _ = rollout.token_logps(
