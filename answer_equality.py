@@ -210,7 +210,7 @@ def members(value: Value) -> tuple[Value, ...]:
 def same_members(left: tuple[Value, ...], right: tuple[Value, ...], rel_tol: float) -> bool:
     """Without order, and a repeated member counts once."""
     numbers = [{item for item in items if isinstance(item, sympy.Rational)} for items in (left, right)]
-    if numbers[0] != numbers[1] and rel_tol == 0 and all(map(plain, (*left, *right))):
+    if numbers[0] != numbers[1] and rel_tol == 0 and all(isinstance(item, sympy.Rational) for item in (*left, *right)):
         return False
     left, right = (tuple(item for item in items if item not in numbers[0] & numbers[1]) for items in (left, right))
     if len(left) > 30 or len(right) > 30:
@@ -218,10 +218,6 @@ def same_members(left: tuple[Value, ...], right: tuple[Value, ...], rel_tol: flo
     return all(any(same(a, b, rel_tol) for b in right) for a in left) and all(
         any(same(a, b, rel_tol) for a in left) for b in right
     )
-
-
-def plain(value: Value) -> bool:
-    return isinstance(value, sympy.Rational)
 
 
 def same_congruence(left: Value, right: Value) -> bool:

@@ -73,7 +73,7 @@ def power_of(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
         return power_of(root_of(base, int(exponent.q)), sympy.Integer(exponent.p))
     if base.is_Rational and exponent.is_Rational:
         bits = max(abs(base.p).bit_length(), base.q.bit_length())
-        if abs(exponent.p) * bits > MAX_POWER_BITS or exponent.q > 100 or (base == 0 and exponent <= 0):
+        if abs(exponent.p) * bits > MAX_POWER_BITS or (base == 0 and exponent <= 0):
             raise Unreadable
     elif base.is_number and exponent.is_number:
         size = max(abs(complex(base.evalf(15))), 1 / abs(complex(base.evalf(15))))
@@ -611,6 +611,6 @@ class Parser:
         return sympy.Integer(0) if numbers and k > n else sympy.binomial(n, k)
 
     def rounded(self, value: sympy.Expr, to: Callable[[sympy.Expr], sympy.Expr]) -> sympy.Expr:
-        if tower_height(value) > 0 and value.free_symbols:
+        if tower_height(value) > 0:
             raise Unreadable
         return to(value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import product
 from typing import TypeAlias
 
@@ -133,6 +134,7 @@ def read(text: str) -> Value | None:
     return None if len(text) > MAX_LENGTH else read_spelling(tidy(text))
 
 
+@lru_cache(maxsize=64)  # a gold is read to see whether it can be, and again for each answer of its group
 def read_spelling(text: str) -> Value | None:
     """The value of an answer that is tidy already."""
     try:

@@ -23,7 +23,6 @@ import sys
 import threading
 import warnings
 from collections import deque
-from fractions import Fraction
 
 from answer_equality import choice_of, is_equivalent, readable
 
@@ -215,11 +214,11 @@ def grade(
     places: dict[Comparison, list[int]] = {}  # equal comparisons are made once
     for place, (text, gold, option) in enumerate(zip(texts, golds, options, strict=True)):
         if option:
-            verdicts[place] = chosen(text) == (choice_of(gold) or gold.strip().upper()) if gold.strip() else None
+            verdicts[place] = is_correct(text, gold, option) if gold.strip() else None
             continue
         answers = answers_of(text)
         if PLAIN_NUMBER.fullmatch(gold.strip()) and all(PLAIN_NUMBER.fullmatch(answer) for answer in answers):
-            verdicts[place] = any(Fraction(answer) == Fraction(gold.strip()) for answer in answers)
+            verdicts[place] = any(is_equivalent(answer, gold) for answer in answers)
         else:
             places.setdefault((tuple(answers), gold), []).append(place)
     for comparison, verdict in zip(places, compare_all(list(places), workers, time_limit), strict=True):
