@@ -4,7 +4,7 @@ r"""How fast and how large: sampling, update, scoring and the whole step, side b
     python benchmarks/speed.py memory                peak memory of an update against full logits, fresh processes
     python benchmarks/speed.py scoring               what scoring costs, and what skipping answers saves
     python benchmarks/speed.py scaling               seconds against tokens and group size, with a log-log fit
-    python benchmarks/speed.py step --against trl    the whole step against TRL's GRPOTrainer (pip install trl)
+    python benchmarks/speed.py step                  the whole step against TRL's GRPOTrainer (pip install trl)
 
 --model takes what dagrpo.py takes, and `random:1.5b`: random weights in the shape of Qwen2.5-1.5B, for which nothing is
 downloaded. Without it the embedded model runs. Each command prints a table of medians over alternating runs; --json
@@ -47,9 +47,6 @@ SHAPES = {  # of Qwen2.5: hidden size, MLP size, layers, heads, key-value heads
     "0.5b": (896, 4864, 24, 14, 2),
     "1.5b": (1536, 8960, 28, 12, 2),
 }
-PROMPT = (
-    "A farmer has {0} fields with {1} rows of {2} plants each, and sells every plant for {0} dollars. How much is it?"
-)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Models and measuring
@@ -73,11 +70,10 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def prompts_for(tokenizer: PreTrainedTokenizerBase, count: int, data: str) -> list[str]:
-    """Rendered prompts: the first questions of --data, or of the embedded example."""
-    path = Path(data) if data else EMBEDDED / "held_out.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:count]]
-    return [rollout.render_prompt(tokenizer, row["problem"]) for row in rows]
+def rows_for(data: str, embedded: str, count: int) -> list[dict[str, Any]]:
+    """The first questions of --data, or of a file of the embedded example."""
+    path = Path(data) if data else EMBEDDED / embedded
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:count]]
 
 
 class EndingHead(torch.nn.Module):
@@ -142,7 +138,8 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
     model, tokenizer = load(arguments.model)
     if arguments.mean:
         model.set_output_embeddings(EndingHead(model.get_output_embeddings(), tokenizer.eos_token_id, arguments.mean))
-    prompts = prompts_for(tokenizer, arguments.questions, arguments.data)
+    rows = rows_for(arguments.data, "held_out.jsonl", arguments.questions)
+    prompts = [rollout.render_prompt(tokenizer, row["problem"]) for row in rows]
     group_size, limit = arguments.group_size, arguments.max_new_tokens
 
     def ours() -> int:
@@ -376,15 +373,10 @@ def whole_step(arguments: argparse.Namespace) -> None:
 
 def measure_step(arguments: argparse.Namespace) -> None:
     """In a process of its own: print the median seconds of a step after the first, and its tokens."""
-    rows = prompts_rows(arguments)
+    rows = rows_for(arguments.data, "train.jsonl", 200)
     with tempfile.TemporaryDirectory() as folder:
         seconds, tokens = (step_of_dagrpo if arguments.side == "dagrpo" else step_of_trl)(arguments, rows, Path(folder))
     print(statistics.median(seconds[1:]), statistics.median(tokens[1:]))
-
-
-def prompts_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    path = Path(arguments.data) if arguments.data else EMBEDDED / "train.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:200]]
 
 
 def every_other(texts: list[str], rows: list[Any]) -> list[float]:
@@ -397,11 +389,9 @@ def step_of_dagrpo(
 ) -> tuple[list[float], list[float]]:
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reward = folder / "reward.py"
-    reward.write_text("def reward(texts, rows):\n    return [float(number % 2) for number in range(len(texts))]\n")
     dagrpo.train(
         dagrpo.configure(
-            model=arguments.model or str(EMBEDDED), data=[str(data)], reward=f"{reward}:reward",
+            model=arguments.model or str(EMBEDDED), data=[str(data)], reward=f"{__file__}:every_other",
             out=str(folder / "run"), steps=arguments.steps, questions=arguments.questions,
             group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens, eval_every=0, hold_out=1,
             eval_samples=1, method="grpo", anchors="none", learning_rate=1e-6,
@@ -475,7 +465,6 @@ def main() -> None:
         flags.add_argument("--length", type=int, default=201)
         flags.add_argument("--steps", type=int, default=4)
         flags.add_argument("--side", default="")
-        flags.add_argument("--against", default="trl", choices=["trl"])
     arguments = parser.parse_args()
     arguments.command(arguments)
 
