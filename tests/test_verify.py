@@ -223,6 +223,20 @@ def wait_for(condition, seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
+def test_no_more_workers_are_kept_than_there_are_cores():
+    verify.grade([r"\boxed{2x}"] * 40, [f"x + {n}x" for n in range(40)], workers=8)
+    assert 0 < len(verify.idle_workers) <= (os.cpu_count() or 1)
+    assert verify.live_workers == set(verify.idle_workers)
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits are looked up in /proc")
+def test_the_memory_of_a_worker_is_limited():
+    verify.grade([r"\boxed{x}"], ["y"], workers=1)
+    limits = Path(f"/proc/{verify.idle_workers[-1].process.pid}/limits").read_text().splitlines()
+    (address_space,) = [line for line in limits if line.startswith("Max address space")]
+    assert address_space.split()[3] == str(verify.WORKER_MEMORY)
+
+
 def test_a_negative_number_of_workers_is_an_error():
     with pytest.raises(ValueError, match="workers = -1"):
         verify.grade(["1"], ["1"], workers=-1)
