@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import verify
 from flags import ConfigError
 from report import say
-from rollout import Rollouts, as_lists, assemble, encode_prompt, noise_key, render_prompt
+from rollout import Answer, Rollouts, answers_of, assemble, encode_prompt, noise_key, render_prompt
 
 Row = dict[str, Any]  # one question, with "where" naming the file and line it came from
 Reward = Callable[[list[str], list[Row]], list[float]]
@@ -218,35 +218,28 @@ def insert(
     In a hard group min(count, failing, available) anchors replace the last failing answers, so that G' = G. With
     `every_group` (LUFFY), `count` anchors are appended to every group: G' = G + count.
     """
-    group_size = rollouts.group_size
-    prompts, answers, logps = as_lists(rollouts)
-    new_prompts, new_answers, new_logps = [], [], []
-    new_rewards, anchor_flags = [], []
-    all_earned = rewards.tolist()
+    sampled, all_earned = answers_of(rollouts), rewards.tolist()
+    placed: list[Answer] = []
+    placed_rewards: list[float] = []
     for p, row in enumerate(rows):
+        group = sampled[p * rollouts.group_size : (p + 1) * rollouts.group_size]
         earned = all_earned[p]
-        members = range(p * group_size, (p + 1) * group_size)
-        group = [(answers[i], logps[i], reward, False) for i, reward in zip(members, earned, strict=True)]
         available = anchors.available(row)
         right = min((reward for _, reward in available), default=0.0)  # an answer is right that earns as much
         if every_group:
-            chosen = rng.sample(available, count)
-            group += [(solution, [0.0] * len(solution), reward, True) for solution, reward in chosen]
+            for solution, reward in rng.sample(available, count):
+                group.append(Answer(group[0].prompt, solution, is_anchor=True))
+                earned.append(reward)
         elif available and bool(is_hard(torch.tensor(earned), right, hard_below)):
-            failing = [g for g in range(group_size) if earned[g] < right]
+            failing = [g for g, reward in enumerate(earned) if reward < right]
             chosen = rng.sample(available, min(count, len(failing), len(available)))
             for g, (solution, reward) in zip(failing[len(failing) - len(chosen) :], chosen, strict=True):
-                group[g] = (solution, [0.0] * len(solution), reward, True)
-        for answer, answer_logps, reward, is_anchor in group:
-            new_prompts.append(prompts[members[0]])
-            new_answers.append(answer)
-            new_logps.append(answer_logps)
-            new_rewards.append(reward)
-            anchor_flags.append(is_anchor)
-    size = len(new_answers) // len(rows)
-    placed = assemble(model, tokenizer, new_prompts, new_answers, size, new_logps)
-    placed.anchor_mask = torch.tensor(anchor_flags, device=rollouts.input_ids.device)
-    return placed, torch.tensor(new_rewards, device=rewards.device).view(len(rows), size)
+                group[g], earned[g] = Answer(group[0].prompt, solution, is_anchor=True), reward
+        placed += group
+        placed_rewards += earned
+    size = len(placed) // len(rows)
+    record = assemble(model, tokenizer, placed, size)
+    return record, torch.tensor(placed_rewards, device=rewards.device).view(len(rows), size)
 
 
 def only(
@@ -259,9 +252,9 @@ def only(
     """Groups of one anchor each and no sampled answer, for supervised fine-tuning. P questions -> P rows, (P, 1)"""
     prompts = [encode_prompt(tokenizer, prompt_of(tokenizer, row)) for row in rows]
     chosen = [rng.choice(anchors.available(row)) for row in rows]
-    placed = assemble(model, tokenizer, prompts, [solution for solution, _ in chosen], 1)
-    placed.anchor_mask[:] = True
-    return placed, torch.tensor([[reward] for _, reward in chosen], device=model.device)
+    placed = [Answer(prompt, solution, is_anchor=True) for prompt, (solution, _) in zip(prompts, chosen, strict=True)]
+    rewards = torch.tensor([[reward] for _, reward in chosen], device=model.device)
+    return assemble(model, tokenizer, placed, 1), rewards
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ The algorithm, one step (`train`):
     1. Take P questions and sample G answers to each.                                     rollout.sample
     2. Reward every answer with the verifier.                                             anchors.correctness
     3. Where no answer is right, replace the last failing ones by verified solutions.     anchors.insert
-    4. Score how distinct the answers of each pair are; mask the pairs that are not.      rectification_mask
+    4. Score how distinct the answers of each pair are; mask the pairs that are not.      rectify
     5. Advantages from the pairs that are left.                                           scoring.rectified_advantages
     6. Leave out the answers whose advantage is 0; they get no forward and no backward.   train
     7. Policy loss over the rest in micro-batches, one AdamW step.                        policy_loss
@@ -64,6 +64,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import anchors
 import rollout
 import scoring
+from compiling import compiled
 from evaluate import comparison_table, evaluate
 from flags import ConfigError, check_ranges, flag, parse
 from report import (
@@ -216,28 +217,36 @@ def configure(**flags: Any) -> Config:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def rectification_mask(
+def rectify(
     model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Tensor, config: Config
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mask m of (3), or of (5) with --threshold auto, and the distinctiveness d behind it.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The mask m of (3), or of (5) with --threshold auto, the distinctiveness d behind it, and the advantages (4).
 
     Groups whose rewards are all equal have no advantage whatever the mask: they are not scored, and their d is NaN.
 
-    N rows, (P, G) -> (P, G, G) bool, (P, G, G)
+    N rows, (P, G) -> (P, G, G) bool, (P, G, G), (P, G)
     """
     groups, size = rewards.shape
-    mask = torch.ones(groups, size, size, dtype=torch.bool, device=rewards.device)
     d = torch.full((groups, size, size), torch.nan, device=rewards.device)
+    cross = torch.zeros_like(d) if config.threshold == "auto" else None
+    threshold = 0.0 if config.threshold == "auto" else float(config.threshold)
     scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)  # groups with different rewards
-    if config.scorer == "none" or len(scored) == 0:
-        return mask, d
-    rows = (scored[:, None] * size + torch.arange(size, device=scored.device)).flatten()
-    part = rollouts.rows(rows)
-    tokens = (part.input_ids, part.attention_mask, part.response_mask)
-    if config.threshold != "auto":
-        d[scored] = scoring.distinctiveness(config.scorer, model, *tokens, size, temperature=config.temperature)
-        mask[scored] = scoring.distinct_pairs(d[scored], float(config.threshold))
-        return mask, d
+    if config.scorer != "none" and len(scored):
+        rows = (scored[:, None] * size + torch.arange(size, device=scored.device)).flatten()
+        part = rollouts.rows(rows)
+        if cross is None:
+            d[scored] = scoring.distinctiveness(
+                config.scorer, model, part.input_ids, part.attention_mask, part.response_mask, size,
+                temperature=config.temperature, hidden=part.hidden,
+            )  # fmt: skip
+        else:
+            d[scored], cross[scored] = displacement(model, part, config)
+    mask, advantages = scoring.mask_and_advantages(d, cross, rewards, threshold, config.scale)
+    return mask, d, advantages
+
+
+def displacement(model: PreTrainedModel, part: Rollouts, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    """d of (2), and the products g_i·g̃_j that rule (5) compares. N rows -> (P, G, G), (P, G, G)"""
     weights = torch.ones_like(part.logps[:, 1:])
     if config.anchor_objective == "shaped" and bool(part.anchor_mask.any()):
         placed = part.rows(part.anchor_mask.nonzero().squeeze(1))
@@ -247,13 +256,14 @@ def rectification_mask(
             )
         slopes = config.gamma * logps.exp() / (logps.exp() + config.gamma) ** 2  # w_t of (5): ∂f/∂log π
         weights[part.anchor_mask, : slopes.shape[1]] = slopes
-    gram, cross = scoring.gradient_gram(model, *tokens, size, temperature=config.temperature, token_weights=weights)
+    gram, cross = scoring.gradient_gram(
+        model, part.input_ids, part.attention_mask, part.response_mask, part.group_size,
+        temperature=config.temperature, token_weights=weights, hidden=part.hidden,
+    )  # fmt: skip
     if config.loss_norm == "sequence":  # then each ℓ is a mean over its tokens
-        lengths = part.lengths.view(-1, size)
+        lengths = part.lengths.view(-1, part.group_size)
         cross = cross / (lengths[:, :, None] * lengths[:, None, :])
-    d[scored] = scoring.gradient_distinctiveness(gram)
-    mask[scored] = scoring.safe_pairs(cross, rewards[scored])
-    return mask, d
+    return scoring.gradient_distinctiveness(gram), cross
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -311,13 +321,51 @@ def policy_loss(
     micro-batches add up to the loss of the step, because `denominators` belong to the whole step.
     """
     assert logps.shape == old_logps.shape == response_mask.shape == (len(advantages), logps.shape[1])
-    mask = response_mask.bool()
+    loss, sums = loss_and_sums(
+        logps,
+        old_logps,
+        advantages,
+        response_mask.bool(),
+        anchor_mask,
+        denominators,
+        reference_logps,
+        entropies,
+        lowest=-math.inf if clip_low is None else 1 - clip_low,
+        highest=math.inf if clip_high is None else 1 + clip_high,
+        gamma=gamma,
+        shaped=anchor_objective == "shaped",
+        kl=kl,
+        entropy_bonus=entropy_bonus,
+    )
+    return loss, dict(zip(LOSS_SUMS, sums.tolist(), strict=True))
+
+
+LOSS_SUMS = ("tokens", "own_tokens", "anchor_tokens", "clip_low", "clip_high", "anchor_prob", "entropy", "kl")
+
+
+@compiled
+def loss_and_sums(
+    logps: torch.Tensor,
+    old_logps: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    anchor_mask: torch.Tensor,
+    denominators: torch.Tensor,
+    reference_logps: torch.Tensor | None,
+    entropies: torch.Tensor | None,
+    *,
+    lowest: float,
+    highest: float,
+    gamma: float,
+    shaped: bool,
+    kl: float,
+    entropy_bonus: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(7) and (8) fused on a GPU. Arguments as in `policy_loss` -> scalar, and the sums that LOSS_SUMS names, (8,)"""
     advantages = advantages[:, None]  # (B,) -> (B, 1)
     ratio = importance_ratio(logps, old_logps)
-    lowest = -math.inf if clip_low is None else 1 - clip_low
-    highest = math.inf if clip_high is None else 1 + clip_high
     objective = torch.minimum(ratio * advantages, ratio.clamp(lowest, highest) * advantages)
-    off_policy = shaped_probability(logps, gamma) if anchor_objective == "shaped" else logps
+    off_policy = shaped_probability(logps, gamma) if shaped else logps
     is_anchor = anchor_mask[:, None]  # (B,) -> (B, 1)
     per_token = -torch.where(is_anchor, off_policy * advantages, objective)
     k3 = torch.zeros_like(logps)
@@ -329,18 +377,17 @@ def policy_loss(
         per_token = per_token - entropy_bonus * entropies
     loss = (torch.where(mask, per_token, 0.0) / denominators[:, None]).sum()
     own = mask & ~is_anchor
-    with torch.no_grad():
-        sums = {
-            "tokens": mask.sum(),
-            "own_tokens": own.sum(),
-            "anchor_tokens": (mask & is_anchor).sum(),
-            "clip_low": (own & (ratio < lowest) & (advantages < 0)).sum(),
-            "clip_high": (own & (ratio > highest) & (advantages > 0)).sum(),
-            "anchor_prob": torch.where(mask & is_anchor, logps.exp(), 0.0).sum(),
-            "entropy": 0.0 if entropies is None else torch.where(mask, entropies, 0.0).sum(),
-            "kl": torch.where(mask, k3, 0.0).sum(),
-        }
-    return loss, {name: float(value) for name, value in sums.items()}
+    sums = [
+        mask,
+        own,
+        mask & is_anchor,
+        own & (ratio < lowest) & (advantages < 0),
+        own & (ratio > highest) & (advantages > 0),
+        torch.where(mask & is_anchor, logps.exp(), 0.0),
+        torch.zeros_like(logps) if entropies is None else torch.where(mask, entropies, 0.0),
+        torch.where(mask, k3, 0.0),
+    ]
+    return loss, torch.stack([values.detach().float().sum() for values in sums])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -407,8 +454,7 @@ def train(config: Config) -> dict[str, Any]:
 
         # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
         with timed(seconds, "score", model):
-            pair_mask, d = rectification_mask(model, rollouts, rewards, config)
-            advantages = scoring.rectified_advantages(rewards, pair_mask, scale=config.scale)
+            pair_mask, d, advantages = rectify(model, rollouts, rewards, config)
             if config.method == "sft":
                 advantages = torch.ones_like(rewards)
 
@@ -484,6 +530,7 @@ def collect(
                 temperature=config.temperature,
                 top_p=config.top_p,
                 seed=rollout.noise_key(config.seed, step, part),
+                keep_hidden=config.scorer == "gradient",
                 progress=bar.update,
             )
         with timed(seconds, "verify", model), progress(f"step {step}: verify", "answer", len(rollouts.texts)) as bar:
@@ -584,17 +631,18 @@ def accumulate_gradients(
     N rollouts, (N,) advantages, (B,) rows, (N,) denominators
     """
     sums: dict[str, float] = defaultdict(float)
-    lengths = rollouts.attention_mask[rows].sum(1)
-    with progress(label, "token", int(lengths.sum())) as bar, rollout.checkpointed(model, config.checkpointing):
-        for indices in rollout.micro_batches(lengths, config.token_budget):
-            picked = rows[indices.to(rows.device)]
+    answer_tokens = int(rollouts.lengths[rows].sum())
+    with progress(label, "token", answer_tokens) as bar, rollout.checkpointed(model, config.checkpointing):
+        for batch in rollout.micro_batches(model, rollouts, rows, config.token_budget):
+            picked = batch.rows
             part = rollouts.rows(picked)
             tokens = (part.input_ids, part.attention_mask, part.response_mask)
-            logps, entropies = rollout.token_logps(model, *tokens, temperature=config.temperature)
+            options: dict[str, Any] = {"temperature": config.temperature, "packing": batch.packing}
+            logps, entropies = rollout.token_logps(model, *tokens, **options)
             reference_logps = None
             if reference is not None:
                 with torch.no_grad():
-                    reference_logps, _ = rollout.token_logps(reference, *tokens, temperature=config.temperature)
+                    reference_logps, _ = rollout.token_logps(reference, *tokens, **options)
             loss, counted = policy_loss(
                 logps,
                 part.logps[:, 1:] if config.updates > 1 else logps.detach(),
@@ -612,9 +660,13 @@ def accumulate_gradients(
                 entropy_bonus=config.entropy_bonus,
             )
             loss.backward()
-            for name, value in {**counted, "loss": loss.item()}.items():
+            own = part.response_mask[:, 1:] & ~part.anchor_mask[:, None]
+            counted["loss"] = loss.item()
+            counted["sampler_gap"] = (logps.detach() - part.logps[:, 1:])[own].abs().sum().item()
+            counted["model_tokens"], counted["padded_tokens"] = batch.tokens, batch.padded_tokens
+            for name, value in counted.items():
                 sums[name] += value
-            bar.update(int(part.attention_mask.sum()))
+            bar.update(int(counted["tokens"]))
     return sums
 
 
@@ -626,13 +678,13 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
     """
     logps = rollouts.logps.clone()
     rows = trained.nonzero().squeeze(1)
-    for indices in rollout.micro_batches(rollouts.attention_mask[rows].sum(1), config.token_budget):
-        picked = rows[indices.to(rows.device)]
-        part = rollouts.rows(picked)
+    for batch in rollout.micro_batches(model, rollouts, rows, config.token_budget):
+        part = rollouts.rows(batch.rows)
         values, _ = rollout.token_logps(
-            model, part.input_ids, part.attention_mask, part.response_mask, temperature=config.temperature
-        )
-        for row, own, own_mask in zip(picked.tolist(), values, part.response_mask[:, 1:], strict=True):
+            model, part.input_ids, part.attention_mask, part.response_mask,
+            temperature=config.temperature, packing=batch.packing,
+        )  # fmt: skip
+        for row, own, own_mask in zip(batch.rows.tolist(), values, part.response_mask[:, 1:], strict=True):
             logps[row, rollouts.response_mask[row]] = own[own_mask]
     return logps
 

@@ -58,6 +58,10 @@ def token_metrics(sums: dict[str, float], updates: int) -> dict[str, float]:
         "clip_low": sums.get("clip_low", 0.0) / own,
         "clip_high": sums.get("clip_high", 0.0) / own,
     }
+    if updates == 1 and sums.get("own_tokens"):  # later updates compare with log-probabilities of the training pass
+        metrics["sampler_gap"] = sums["sampler_gap"] / own
+    if sums.get("padded_tokens"):
+        metrics["padding"] = 1 - sums["model_tokens"] / sums["padded_tokens"]
     if sums.get("anchor_tokens"):
         metrics["anchor_prob"] = sums["anchor_prob"] / sums["anchor_tokens"]
     return metrics

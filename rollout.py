@@ -2,15 +2,16 @@
 
 Shapes: P questions, G answers to each, N = P·G sequences, T tokens, H hidden size, V vocabulary.
 
-`sample` computes each prompt once and shares its key-value cache among the G answers; answers that have ended leave
-the batch. `token_logps` goes from hidden states to log-probabilities in chunks, so that the (N, T, V) logits never
-exist. Both use the same head, `logits_from_hidden`, at the same temperature: the importance ratio starts at 1.
+`sample` decodes (decoding.py). `token_logps` goes from hidden states to log-probabilities in chunks, so that the
+(N, T, V) logits never exist, and runs a prompt that several answers share once for them all. Both use the same head,
+`decoding.logits_from_hidden`, at the same temperature: the importance ratio starts at 1.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,12 +23,14 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from decoding import autocast, decode, hidden_states, logits_from_hidden, takes_any_mask
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 CHUNK_ELEMENTS = 2**25  # logits held at one time: 128 MB in fp32, small beside any model that has a large vocabulary
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
-STOP_CHECK = 8  # tokens between two looks at which answers have ended: each look makes a GPU wait for the CPU
+
+Packing = list[list[int]]  # sequences of runs; a run is the number of rows that share one prompt
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Rollouts:
     logps: torch.Tensor  # (N, T) log-probability of each answer token when it was sampled; 0 elsewhere
     truncated: torch.Tensor  # (N,) True where the answer reached the limit without an EOS
     texts: list[str]  # N answers, special tokens left out
+    hidden: list[torch.Tensor | None]  # N times (S, H): the states its tokens were sampled from, where they were kept
     group_size: int
 
     @property
@@ -69,7 +73,19 @@ class Rollouts:
             anchor_mask=self.anchor_mask[indices],
             truncated=self.truncated[indices],
             texts=[self.texts[i] for i in indices.tolist()],
+            hidden=[self.hidden[i] for i in indices.tolist()],
         )
+
+
+@dataclass
+class Answer:
+    """One answer to one prompt, both as token ids: what `assemble` makes Rollouts of."""
+
+    prompt: list[int]
+    tokens: list[int]  # the last one is an EOS, or the answer is truncated
+    logps: list[float] | None = None  # where it was sampled
+    hidden: torch.Tensor | None = None  # (S, H)
+    is_anchor: bool = False
 
 
 def load(
@@ -105,12 +121,6 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     check_head(policy)
     return policy, tokenizer
-
-
-def autocast(model: PreTrainedModel) -> torch.autocast:
-    """bf16 matrix products on CUDA over fp32 weights; nothing on a CPU or for weights of another type."""
-    enabled = model.device.type == "cuda" and model.dtype == torch.float32
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -153,78 +163,6 @@ def noise_key(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def uniform_noise(keys: torch.Tensor, position: int) -> torch.Tensor:
-    """One uniform number in [0, 1) for each row, a function of its key and of the position alone. (N,) -> (N,)
-
-    The mixing function of SplitMix64 (Steele, Lea, Flood 2014). int64 products wrap around, as they should.
-    """
-    step = (position + 1) * 0x9E3779B97F4A7C15 % 2**64
-    mixed = keys + (step - 2**64 if step >= 2**63 else step)  # the same number as a signed one
-    for shift, multiplier in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * multiplier
-    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
-    return ((mixed >> 41) & ((1 << 23) - 1)).float() / (1 << 23)  # 23 bits: 1 is never reached, also after rounding
-
-
-def choose_tokens(
-    logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Next tokens, and their log-probabilities under the full softmax. (N, V), (N,) -> (N,), (N,)
-
-    The noise picks a place in the cumulative distribution. Temperature 0 takes the likeliest token.
-    """
-    if temperature == 0:
-        logps = logits.log_softmax(-1)
-        chosen = logits.argmax(-1)
-        return chosen, logps.gather(1, chosen[:, None]).squeeze(1)
-    logps = (logits / temperature).log_softmax(-1)
-    probabilities = logps.exp()
-    if top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(-1) - ordered >= top_p  # the likeliest token is never beyond
-        probabilities = probabilities.scatter(1, order, ordered.masked_fill(beyond, 0.0))
-    cumulative = probabilities.cumsum(-1)
-    place = noise[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, place, right=True).squeeze(1)
-    return chosen, logps.gather(1, chosen[:, None]).squeeze(1)
-
-
-class GrowingLayer(DynamicLayer):
-    """A layer of the key-value cache that grows by blocks: appending one token does not copy all earlier ones."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        key_states = key_states.to(value_states.dtype)  # under autocast the rotary embedding leaves keys in fp32
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.room = (key_states[:, :, :0], value_states[:, :, :0])
-        old = self.get_seq_length()
-        new = old + key_states.shape[2]
-        if self.room[0].shape[0] != key_states.shape[0] or self.room[0].shape[2] < new:
-            batch, heads = key_states.shape[:2]
-            grown = [s.new_empty(batch, heads, new + 64, s.shape[3]) for s in (key_states, value_states)]
-            if old and self.keys is not None and self.values is not None:
-                grown[0][:, :, :old].copy_(self.keys)
-                grown[1][:, :, :old].copy_(self.values)
-            self.room = (grown[0], grown[1])
-        keys, values = self.room
-        keys[:, :, old:new], values[:, :, old:new] = key_states, value_states
-        self.keys, self.values = keys[:, :, :new], values[:, :, :new]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        assert self.keys is not None and self.values is not None
-        self.room = (self.keys, self.values)
-
-
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
 def cache_bytes(model: PreTrainedModel, length: int) -> int:
     """Key-value cache of one sequence of `length` tokens."""
     config = model.config
@@ -253,6 +191,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int | None = None,
+    keep_hidden: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Rollouts:
     """`group_size` answers to each rendered prompt. P prompts -> N = P·G rows
@@ -260,6 +199,7 @@ def sample(
     The random choice at a place is a function of (seed, prompt, number of the answer, position), not of the batch
     around it: the same seed gives the same answers in any order of the prompts, up to ties of rounding. A prompt
     that stands in the list twice gets further answers, not the same ones again. Without a seed one is drawn.
+    With `keep_hidden` the record has the hidden states, so that scoring needs no forward pass for them.
     `progress` is called with the number of tokens as they are made.
 
     Where memory runs out, half as many questions are decoded at once from there on, and a warning says so.
@@ -284,20 +224,20 @@ def sample(
     noise_keys = torch.tensor(keys, device=model.device)
 
     groups = max(1, rows_at_once(model, longest + max_new_tokens) // group_size)
-    answers: list[list[int]] = []
-    logps: list[list[float]] = []
+    answers: list[Answer] = []
     start = 0
     while start < len(prompts):
-        part = slice(start * group_size, (start + groups) * group_size)
+        part = prompt_ids[start : start + groups]
         try:
-            tokens, chosen_logps, lengths = decode(
+            decoded = decode(
                 model,
-                tokenizer,
-                prompt_ids[start : start + groups],
-                noise_keys[part],
+                part,
+                noise_keys[start * group_size : (start + groups) * group_size],
+                stops=stop_ids(model, tokenizer),
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
+                keep_hidden=keep_hidden,
                 progress=progress,
             )
         except torch.OutOfMemoryError:
@@ -305,8 +245,11 @@ def sample(
             if groups == 0:
                 raise
         else:
-            answers += [row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)]
-            logps += [row[:n] for row, n in zip(chosen_logps.tolist(), lengths, strict=True)]
+            repeated = [ids for ids in part for _ in range(group_size)]
+            lengths, tokens, logps = decoded.lengths.tolist(), decoded.tokens.tolist(), decoded.logps.tolist()
+            for i, (prompt_tokens, n) in enumerate(zip(repeated, lengths, strict=True)):
+                states = None if decoded.hidden is None else decoded.hidden[i, :n].clone()
+                answers.append(Answer(prompt_tokens, tokens[i][:n], logps[i][:n], states))
             start += groups
             continue
         # Not in the handler, which keeps the tensors of the failed call alive.
@@ -314,62 +257,52 @@ def sample(
             f"out of memory while sampling: going on with {groups * group_size} answers at once", stacklevel=2
         )
         torch.cuda.empty_cache()
-    repeated = [ids for ids in prompt_ids for _ in range(group_size)]
-    return assemble(model, tokenizer, repeated, answers, group_size, logps)
+    return assemble(model, tokenizer, answers, group_size)
 
 
 def assemble(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    answers: list[list[int]],
-    group_size: int,
-    logps: list[list[float]] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answers: list[Answer], group_size: int
 ) -> Rollouts:
-    """The record of N prompts and their answers, both as token ids; answers end in EOS or are truncated."""
-    before, after = max(map(len, prompts)), max(map(len, answers))
-    shape = (len(prompts), before + after)
+    """The record of N answers, those to one question together. N answers -> N rows"""
+    before = max(len(answer.prompt) for answer in answers)
+    shape = (len(answers), before + max(len(answer.tokens) for answer in answers))
     input_ids = torch.full(shape, tokenizer.pad_token_id)
     attention_mask, response_mask = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    token_logps = torch.zeros(shape)
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        input_ids[i, before - len(prompt) : before + len(answer)] = torch.tensor(prompt + answer)
-        attention_mask[i, before - len(prompt) : before + len(answer)] = True
-        response_mask[i, before : before + len(answer)] = True
-        if logps is not None:
-            token_logps[i, before : before + len(answer)] = torch.tensor(logps[i])
+    logps = torch.zeros(shape)
+    for i, answer in enumerate(answers):
+        start, end = before - len(answer.prompt), before + len(answer.tokens)
+        input_ids[i, start:end] = torch.tensor(answer.prompt + answer.tokens)
+        attention_mask[i, start:end] = True
+        response_mask[i, before:end] = True
+        if answer.logps is not None:
+            logps[i, before:end] = torch.tensor(answer.logps)
     stops = set(stop_ids(model, tokenizer))
     device = model.device
     return Rollouts(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
         response_mask=response_mask.to(device),
-        anchor_mask=torch.zeros(len(prompts), dtype=torch.bool, device=device),
-        logps=token_logps.to(device),
-        truncated=torch.tensor([answer[-1] not in stops for answer in answers], device=device),
-        texts=tokenizer.batch_decode(answers, skip_special_tokens=True),
+        anchor_mask=torch.tensor([answer.is_anchor for answer in answers], device=device),
+        logps=logps.to(device),
+        truncated=torch.tensor([answer.tokens[-1] not in stops for answer in answers], device=device),
+        texts=tokenizer.batch_decode([answer.tokens for answer in answers], skip_special_tokens=True),
+        hidden=[answer.hidden for answer in answers],
         group_size=group_size,
     )
 
 
 def token_lists(mask: torch.Tensor, values: torch.Tensor) -> list[list]:
     """The values at the mask's places, row by row. (N, T), (N, T) -> N lists"""
-    lengths = mask.sum(1).tolist()
-    flat = values[mask].tolist()  # (N, T) -> (M,), row after row
-    lists, start = [], 0
-    for length in lengths:
-        lists.append(flat[start : start + length])
-        start += length
-    return lists
+    return [part.tolist() for part in values[mask].cpu().split(mask.sum(1).tolist())]
 
 
-def as_lists(rollouts: Rollouts) -> tuple[list[list[int]], list[list[int]], list[list[float]]]:
-    """Prompts, answers and the answers' log-probabilities, row by row: what `assemble` takes."""
-    return (
-        token_lists(rollouts.attention_mask & ~rollouts.response_mask, rollouts.input_ids),
-        token_lists(rollouts.response_mask, rollouts.input_ids),
-        token_lists(rollouts.response_mask, rollouts.logps),
-    )
+def answers_of(rollouts: Rollouts) -> list[Answer]:
+    """The rows one by one, as `assemble` takes them."""
+    prompts = token_lists(rollouts.attention_mask & ~rollouts.response_mask, rollouts.input_ids)
+    tokens = token_lists(rollouts.response_mask, rollouts.input_ids)
+    logps = token_lists(rollouts.response_mask, rollouts.logps)
+    rows = zip(prompts, tokens, logps, rollouts.hidden, rollouts.anchor_mask.tolist(), strict=True)
+    return [Answer(*row) for row in rows]
 
 
 def replace_groups(
@@ -381,120 +314,15 @@ def replace_groups(
 ) -> Rollouts:
     """The rollouts with some of their groups replaced by those of `others`, in order. N rows, P' groups -> N rows"""
     size = rollouts.group_size
-    lists: tuple[list[Any], ...] = as_lists(rollouts)
-    other_lists: tuple[list[Any], ...] = as_lists(others)
+    answers, further = answers_of(rollouts), answers_of(others)
     for new, old in enumerate(groups):
-        for values, other_values in zip(lists, other_lists, strict=True):
-            values[old * size : (old + 1) * size] = other_values[new * size : (new + 1) * size]
-    prompts, answers, logps = lists
-    return assemble(model, tokenizer, prompts, answers, size, logps)
-
-
-def decode(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: list[list[int]],
-    keys: torch.Tensor,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    progress: Callable[[int], object] | None,
-) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Tokens, their log-probabilities, and lengths. P prompts, (N,) keys -> (N, new), (N, new), N lengths"""
-    device, group_size = model.device, len(keys) // len(prompt_ids)
-    width = max(map(len, prompt_ids))
-    input_ids = torch.full((len(prompt_ids), width), tokenizer.pad_token_id)
-    attention_mask = torch.zeros(len(prompt_ids), width + max_new_tokens, dtype=torch.bool)
-    attention_mask[:, width:] = True
-    for i, ids in enumerate(prompt_ids):
-        input_ids[i, width - len(ids) :] = torch.tensor(ids)
-        attention_mask[i, width - len(ids) :] = True
-    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
-    stops = torch.tensor(stop_ids(model, tokenizer), device=device)
-
-    with autocast(model):
-        cache = new_cache(model)
-        hidden = hidden_states(model, input_ids, attention_mask[:, :width], cache)[:, -1]  # (P, H)
-        cache.batch_repeat_interleave(group_size)  # (P, ...) -> (N, ...)
-        hidden = hidden.repeat_interleave(group_size, dim=0)  # (P, H) -> (N, H)
-        attention_mask = attention_mask.repeat_interleave(group_size, dim=0)  # (P, T) -> (N, T)
-
-        tokens = torch.full((len(keys), max_new_tokens), tokenizer.pad_token_id, device=device)
-        logps = torch.zeros(len(keys), max_new_tokens, device=device)
-        lengths = torch.zeros(len(keys), dtype=torch.long, device=device)
-        active = torch.arange(len(keys), device=device)  # rows still in the batch
-        ended = torch.zeros(len(keys), dtype=torch.bool, device=device)  # of the active rows
-        for position in range(max_new_tokens):
-            noise = uniform_noise(keys[active], position)
-            chosen, chosen_logps = choose_tokens(logits_from_hidden(model, hidden), noise, temperature, top_p)
-            tokens[active, position] = chosen
-            logps[active, position] = chosen_logps
-            lengths[active] += ~ended
-            ended |= torch.isin(chosen, stops)
-            if position + 1 == max_new_tokens:
-                break
-            if (position + 1) % STOP_CHECK == 0:
-                going = int((~ended).sum())
-                if progress is not None:
-                    progress(STOP_CHECK * going)
-                if going == 0:
-                    break
-                if going <= 0.85 * len(active):  # moving the cache together costs about as much as a few tokens
-                    kept = (~ended).nonzero().squeeze(1)
-                    cache.batch_select_indices(kept)
-                    chosen, active, ended = chosen[kept], active[kept], ended[kept]
-                    attention_mask = attention_mask[kept]
-            seen = attention_mask[:, : width + position + 1]
-            hidden = hidden_states(model, chosen[:, None], seen, cache)[:, -1]  # (N, 1, H) -> (N, H)
-    return tokens, logps, lengths.tolist()
+        answers[old * size : (old + 1) * size] = further[new * size : (new + 1) * size]
+    return assemble(model, tokenizer, answers, size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Log-probabilities
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: DynamicCache | None = None
-) -> torch.Tensor:
-    """Last hidden states; positions count real tokens, so that padding on the left changes nothing.
-
-    (N, S) tokens, (N, T) mask of the cached and the new ones -> (N, S, H)
-    """
-    positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-    mask = attention_mask.long()
-    if cache is not None and input_ids.shape[1] == 1 and plain_attention(model, cache):
-        mask = attention_mask[:, None, None, :]  # (N, T) -> (N, 1, 1, T): ready as it is, without asking the GPU
-    output = model.base_model(
-        input_ids=input_ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )
-    return output.last_hidden_state
-
-
-def plain_attention(model: PreTrainedModel, cache: DynamicCache) -> bool:
-    """Does every layer attend to all earlier tokens, through PyTorch's own attention, which takes a bool mask?"""
-    own = model.config._attn_implementation == "sdpa"
-    return own and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
-
-
-def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """What the model's head makes of hidden states, in fp32. (..., H) -> (..., V)"""
-    logits = model.get_output_embeddings()(hidden).float()
-    scale, cap = head_scale_and_cap(model)
-    logits = logits * scale
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def head_scale_and_cap(model: PreTrainedModel) -> tuple[float, float | None]:
-    """What some heads do to logits: a factor (Cohere, Granite) and a soft cap (Gemma 2)."""
-    scale = getattr(model.config, "logit_scale", None) or 1.0
-    divisor = getattr(model.config, "logits_scaling", None) or 1.0
-    return scale / divisor, getattr(model.config, "final_logit_softcapping", None)
 
 
 @torch.no_grad()
@@ -518,17 +346,25 @@ def token_logps(
     response_mask: torch.Tensor,
     *,
     temperature: float = 1.0,
+    packing: Packing | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of the answers' tokens and entropies of the distributions they were drawn from.
 
     (N, T), (N, T), (N, T) -> (N, T−1), (N, T−1); column t belongs to token t + 1, and is 0 outside of answers.
+
+    With a `packing`, rows that share their prompt run behind one copy of it, and several such runs are one sequence:
+    [[2, 1], [3]] makes two sequences of six rows, in order, and the first two rows have the same prompt. The result
+    does not depend on it. The model must take any mask (`decoding.takes_any_mask`).
 
     Differentiable. Only answer positions go through the head, a chunk at a time; the backward pass computes each
     chunk again, so that memory does not grow with the vocabulary.
     """
     chosen = response_mask[:, 1:]  # (N, T) -> (N, T−1): the hidden state at t predicts token t + 1
     with autocast(model):
-        hidden = hidden_states(model, input_ids, attention_mask)[:, :-1][chosen]  # (N, T, H) -> (M, H)
+        if packing is None:
+            hidden = hidden_states(model, input_ids, attention_mask)[:, :-1][chosen]  # (N, T, H) -> (M, H)
+        else:
+            hidden = packed_states(model, input_ids, attention_mask, response_mask, packing)
         targets = input_ids[:, 1:][chosen]  # (M,)
 
         def chunk_logps(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -545,6 +381,84 @@ def token_logps(
             logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
     blank = torch.zeros(chosen.shape, device=logps.device)
     return blank.masked_scatter(chosen, logps), blank.masked_scatter(chosen, entropies)
+
+
+def packed_states(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    packing: Packing,
+) -> torch.Tensor:
+    """The hidden states that predict the answers' tokens, in order; the rows are packed into sequences.
+
+    A run of answers to one prompt reads: the prompt, then the answers without their last tokens, which predict
+    nothing. Each answer follows the prompt in its positions, and attends to the prompt and to itself.
+
+    (N, T), (N, T), (N, T) -> (M, H)
+    """
+    width = input_ids.shape[1]
+    starts = attention_mask.int().argmax(1).tolist()  # of the real tokens of each row
+    prompts = (attention_mask & ~response_mask).sum(1).tolist()
+    answers = response_mask.sum(1).tolist()
+    assert sum(map(sum, packing)) == len(answers), "every row must be in the packing once"
+    length = max(
+        sum(run_length(prompts[rows[0]], [answers[i] for i in rows]) for rows in sequence)
+        for sequence in row_numbers(packing)
+    )
+    # For each piece, a prompt or an answer: where its tokens are, where they go, and what they are there.
+    sources, targets, positions, runs, pieces, predicting = [], [], [], [], [], []
+    run = 0
+    for number, sequence in enumerate(row_numbers(packing)):
+        end = number * length
+        for rows in sequence:
+            prompt = prompts[rows[0]]
+            assert all(prompts[i] == prompt for i in rows), "the rows of a run must have one prompt"
+            prompt_end = end + prompt - 1
+            for piece, i in enumerate([rows[0], *rows]):  # piece 0 is the prompt
+                size, first = (answers[i] - 1, prompt) if piece else (prompt, 0)
+                sources.append(torch.arange(size) + i * width + starts[i] + first)
+                targets.append(torch.arange(size) + end)
+                positions.append(torch.arange(size) + first)
+                runs.append(torch.full((size,), run))
+                pieces.append(torch.full((size,), piece))
+                if piece:
+                    predicting += [torch.tensor([prompt_end]), targets[-1]]
+                end += size
+            run += 1
+    device = input_ids.device
+    target = torch.cat(targets).to(device)
+
+    def packed(values: torch.Tensor, blank: int) -> torch.Tensor:
+        """(tokens,) -> (B, L)"""
+        room = torch.full((len(packing) * length,), blank, device=device)
+        return room.index_copy(0, target, values.to(device)).view(-1, length)
+
+    # Padding is a run of its own, so that no row of the attention mask is empty.
+    run_of, piece_of = packed(torch.cat(runs), -1), packed(torch.cat(pieces), 0)
+    same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
+    same_piece = piece_of[:, :, None] == piece_of[:, None, :]
+    allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
+    output = model.base_model(
+        input_ids=packed(input_ids.flatten()[torch.cat(sources).to(device)], 0),
+        attention_mask=allowed,
+        position_ids=packed(torch.cat(positions), 0),
+        use_cache=False,
+    )
+    return output.last_hidden_state.flatten(0, 1)[torch.cat(predicting).to(device)]  # (B, L, H) -> (M, H)
+
+
+def run_length(prompt: int, answers: list[int]) -> int:
+    """Tokens of a run: the prompt once, and the answers without their last tokens."""
+    return prompt + sum(answers) - len(answers)
+
+
+def row_numbers(packing: Packing) -> Iterator[list[list[int]]]:
+    """For each sequence, for each run in it, the rows."""
+    row = 0
+    for sequence in packing:
+        yield [list(range(row + sum(sequence[:i]), row + sum(sequence[: i + 1]))) for i in range(len(sequence))]
+        row += sum(sequence)
 
 
 @contextmanager
@@ -574,17 +488,73 @@ def checkpointed(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
         disable()
 
 
-def micro_batches(lengths: torch.Tensor, token_budget: int) -> Iterator[torch.Tensor]:
-    """Rows in order of length, cut so that rows x longest row stays within the budget. (N,) -> (B,) indices each
+@dataclass
+class MicroBatch:
+    """Rows that go through the model together."""
 
-    A row longer than the budget is a micro-batch of its own.
+    rows: torch.Tensor  # (B,)
+    packing: Packing | None  # of these rows, in this order; None where each is a sequence of its own
+    tokens: int  # real tokens of the sequences
+    padded_tokens: int  # the same with padding
+
+
+def micro_batches(
+    model: PreTrainedModel, rollouts: Rollouts, rows: torch.Tensor, token_budget: int
+) -> Iterator[MicroBatch]:
+    """Cut the rows into micro-batches of at most `token_budget` padded tokens, the longest first. (N,) rows
+
+    Answers to one question share their prompt in runs, and short runs fill the sequences up to the length of the
+    longest one. A run longer than the budget is a micro-batch of its own. A model that does not take any mask gets
+    a sequence for each row.
     """
-    batch: list[int] = []
-    sizes = lengths.tolist()
-    for row in sorted(range(len(sizes)), key=sizes.__getitem__):
-        if batch and (len(batch) + 1) * sizes[row] > token_budget:
-            yield torch.tensor(batch)
-            batch = []
-        batch.append(row)
-    if batch:
-        yield torch.tensor(batch)
+    prompts = (rollouts.attention_mask & ~rollouts.response_mask).sum(1).tolist()
+    answers = rollouts.lengths.tolist()
+    packable = takes_any_mask(model)
+    if packable:
+        runs = shared_prompt_runs(rollouts, rows, token_budget, model.config.hidden_size)
+    else:
+        runs = [[row] for row in rows.tolist()]
+    lengths = {run[0]: run_length(prompts[run[0]], [answers[i] for i in run]) + (not packable) for run in runs}
+    left = sorted(runs, key=lambda run: lengths[run[0]], reverse=True)
+    while left:
+        width = lengths[left[0][0]]
+        sequences: list[list[list[int]]] = []
+        filled: list[int] = []
+        waiting = []
+        for run in left:  # into the first sequence with room, or else into a new one that it nearly fills
+            length = lengths[run[0]]
+            place = next((i for i, used in enumerate(filled) if packable and used + length <= width), len(filled))
+            if place == len(filled):
+                if filled and ((len(filled) + 1) * width > token_budget or length < 0.85 * width):
+                    waiting.append(run)
+                    continue
+                sequences.append([])
+                filled.append(0)
+            sequences[place].append(run)
+            filled[place] += length
+        left = waiting
+        members = [row for sequence in sequences for run in sequence for row in run]
+        packing = [[len(run) for run in sequence] for sequence in sequences] if packable else None
+        yield MicroBatch(torch.tensor(members, device=rows.device), packing, sum(filled), len(filled) * max(filled))
+
+
+def shared_prompt_runs(rollouts: Rollouts, rows: torch.Tensor, token_budget: int, hidden_size: int) -> list[list[int]]:
+    """Rows that share their prompt, as many together as saves more than it costs. (N,) rows -> runs of rows
+
+    Each of k answers of n tokens behind one prompt of p tokens costs about 12H² (p/k + n) products for the matrices
+    of a layer, and 2H (p + kn)²/k for attention, which computes the others' tokens for nothing. The sum is least
+    where kn is about √(6Hp).
+    """
+    prompts = (rollouts.attention_mask & ~rollouts.response_mask).sum(1).tolist()
+    answers = rollouts.lengths.tolist()
+    runs: list[list[int]] = []
+    for row in sorted(rows.tolist(), key=lambda i: (i // rollouts.group_size, answers[i])):
+        prompt = prompts[row]
+        most = min(token_budget, prompt + math.sqrt(6 * hidden_size * prompt))
+        if runs and runs[-1][0] // rollouts.group_size == row // rollouts.group_size:
+            extended = [*runs[-1], row]
+            if run_length(prompt, [answers[i] for i in extended]) <= most:
+                runs[-1] = extended
+                continue
+        runs.append([row])
+    return runs

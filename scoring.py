@@ -11,15 +11,18 @@ from __future__ import annotations
 from typing import overload
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from rollout import CHUNK_ELEMENTS, autocast, head_scale_and_cap, hidden_states
+from compiling import compiled
+from decoding import autocast, head_scale_and_cap, hidden_states
+from rollout import CHUNK_ELEMENTS
 
 SCORERS = ("gradient", "token", "none")
 SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
 SKETCH_SEED = 0  # the sketch is the same in every step and every run
 GRADIENT_ELEMENTS = 2**28  # of sketched gradients held at one time: 1 GB, and at least one group
-ROW_TOKENS = 16_384  # padded tokens that `gradient_gram` runs through the model at a time, always whole groups
+ROW_TOKENS = 16_384  # padded tokens that `answer_states` runs through the model at a time
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,15 +39,17 @@ def distinctiveness(
     group_size: int,
     *,
     temperature: float = 1.0,
+    hidden: list[torch.Tensor | None] | None = None,
 ) -> torch.Tensor:
     """d of equation (2), symmetric, in [0, 1], 0 on the diagonal. (N, T), (N, T), (N, T) -> (P, G, G)
 
-    A further scorer is one more branch here and one more name in SCORERS.
+    `hidden`: see `gradient_gram`. A further scorer is one more branch here and one more name in SCORERS.
 
     Raises ValueError for a scorer that has no distinctiveness.
     """
     if scorer == "gradient":
-        gram = gradient_gram(model, input_ids, attention_mask, response_mask, group_size, temperature=temperature)
+        tokens = (input_ids, attention_mask, response_mask)
+        gram = gradient_gram(model, *tokens, group_size, temperature=temperature, hidden=hidden)
         return gradient_distinctiveness(gram)
     if scorer == "token":
         return token_distinctiveness(input_ids, response_mask, group_size)
@@ -105,6 +110,7 @@ def gradient_gram(
     temperature: float = ...,
     token_weights: None = None,
     exact: bool = ...,
+    hidden: list[torch.Tensor | None] | None = ...,
 ) -> torch.Tensor: ...
 @overload
 def gradient_gram(
@@ -117,6 +123,7 @@ def gradient_gram(
     temperature: float = ...,
     token_weights: torch.Tensor,
     exact: bool = ...,
+    hidden: list[torch.Tensor | None] | None = ...,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 @torch.no_grad()
 def gradient_gram(
@@ -129,6 +136,7 @@ def gradient_gram(
     temperature: float = 1.0,
     token_weights: torch.Tensor | None = None,
     exact: bool = False,
+    hidden: list[torch.Tensor | None] | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Inner products ⟨G_i, G_j⟩ of the answers' gradients with respect to the output embedding. Equation (2).
 
@@ -138,90 +146,110 @@ def gradient_gram(
     (N, T), (N, T), (N, T) -> (P, G, G). With `token_weights` w (N, T−1), also ⟨G_i, G̃_j⟩ with
     G̃_j = Σ_t w_t (∂ℓ_t/∂z_t) h_tᵀ, the pushes of (5) and (7): two tensors (P, G, G), the second not symmetric.
 
+    `hidden` holds for each answer the states h_t that its tokens were sampled from, (S, H), or None; answers without
+    are run through the model.
+
     By default the vocabulary side is sketched into SKETCH_WIDTH buckets, in time linear in the tokens; where the
     vocabulary is no larger than that, nothing is lost. `exact` contracts token by token, in O((G·T)²·V).
     """
-    groups = len(input_ids) // group_size
-    width = min(SKETCH_WIDTH, model.config.vocab_size)
-    row_elements = width * (model.config.hidden_size + input_ids.shape[1])  # of an answer's gradient and its sketches
-    step = max(1, min(ROW_TOKENS // input_ids.shape[1], GRADIENT_ELEMENTS // row_elements) // group_size)
+    mask = response_mask.bool()
+    lengths = mask.sum(1).tolist()
+    states = answer_states(model, input_ids, attention_mask, mask, hidden or [None] * len(lengths))
+    targets = input_ids[mask].split(lengths)  # (N, T) -> N times (S,)
+    weights = [torch.ones_like(h[:, 0]) for h in states]
+    if token_weights is not None:
+        weights = list(token_weights[mask[:, 1:]].to(states[0].dtype).split(lengths))
+    if exact:
+        step = group_size
+    else:  # the answers' sketched gradients, and their tokens' sketches, are held at one time
+        width = min(SKETCH_WIDTH, model.config.vocab_size)
+        rows = GRADIENT_ELEMENTS // (width * (model.config.hidden_size + max(lengths)))
+        step = max(1, rows // group_size) * group_size
     grams, crosses = [], []
-    for start in range(0, groups, step):
-        rows = slice(start * group_size, (start + step) * group_size)
-        mask = response_mask[rows, 1:].bool()  # (n, T) -> (n, T−1): the hidden state at t predicts token t + 1
-        with autocast(model):
-            hidden = hidden_states(model, input_ids[rows], attention_mask[rows].bool())[:, :-1].float()
-        targets = input_ids[rows, 1:]
-        weights = None if token_weights is None else token_weights[rows].to(hidden.dtype)
-        if exact:
-            for first in range(0, len(mask), group_size):
-                group = slice(first, first + group_size)
-                own = None if weights is None else weights[group]
-                gram, cross = exact_gram(model, hidden[group], targets[group], mask[group], own, temperature)
-                grams.append(gram[None])
-                crosses.append(cross[None])
-            continue
-        gram, cross = sketched_gram(model, hidden, targets, mask, weights, group_size, temperature)
+    for start in range(0, len(lengths), step):
+        part = slice(start, start + step)
+        contract = exact_gram if exact else sketched_gram
+        gram, cross = contract(model, states[part], targets[part], weights[part], group_size, temperature)
         grams.append(gram)
         crosses.append(cross)
     return torch.cat(grams) if token_weights is None else (torch.cat(grams), torch.cat(crosses))
 
 
+def answer_states(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    known: list[torch.Tensor | None],
+) -> list[torch.Tensor]:
+    """The hidden states that predict each answer's tokens, in fp32; those not known by a forward pass.
+
+    (N, T), (N, T), (N, T) -> N times (S, H)
+    """
+    assert len(known) == len(input_ids), f"{len(known)} hidden states for {len(input_ids)} answers"
+    states = [None if own is None else own.float() for own in known]
+    missing = [i for i, own in enumerate(states) if own is None]
+    step = max(1, ROW_TOKENS // input_ids.shape[1])
+    for start in range(0, len(missing), step):
+        rows = missing[start : start + step]
+        with autocast(model):
+            made = hidden_states(model, input_ids[rows], attention_mask[rows].bool())
+        for i, own in zip(rows, made, strict=True):
+            states[i] = own[:-1][response_mask[i, 1:]].float()  # (T, H) -> (S, H): the state at t predicts token t + 1
+    return [own for own in states if own is not None]
+
+
 def sketched_gram(
     model: PreTrainedModel,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    mask: torch.Tensor,
-    weights: torch.Tensor | None,
+    states: list[torch.Tensor],
+    targets: tuple[torch.Tensor, ...],
+    weights: list[torch.Tensor],
     group_size: int,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ (the same without weights) with the vocabulary side in K buckets.
+    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ of n answers with the vocabulary side in K buckets.
 
-    (n, S, H), (n, S), (n, S), (n, S) -> (n/G, G, G) twice
+    n times (S, H), n times (S,), n times (S,) -> (n/G, G, G) twice
     """
     width = min(SKETCH_WIDTH, model.config.vocab_size)
-    selected, chosen = hidden[mask], targets[mask]  # (n, S, H) -> (M, H), (n, S) -> (M,)
     size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
     pieces = [
         sketch(vocabulary_gradients(model, h, t, temperature), width)
-        for h, t in zip(selected.split(size), chosen.split(size), strict=True)
+        for h, t in zip(torch.cat(states).split(size), torch.cat(targets).split(size), strict=True)
     ]
-    sketches = hidden.new_zeros(*mask.shape, width)
-    sketches[mask] = torch.cat(pieces)  # (M, K) -> (n, S, K)
-    states = hidden * mask[:, :, None]
-    gradients = torch.bmm(sketches.transpose(1, 2), states)  # (n, K, S) @ (n, S, H) -> (n, K, H)
-    gradients = gradients.view(-1, group_size, width * hidden.shape[2])  # (n, K, H) -> (n/G, G, K·H)
+    sketches = pad_sequence(list(torch.cat(pieces).split([len(h) for h in states])), batch_first=True)  # (n, S, K)
+    padded = pad_sequence(states, batch_first=True)  # (n, S, H)
+
+    def gradients_of(weights: list[torch.Tensor] | None) -> torch.Tensor:
+        weighted = padded if weights is None else padded * pad_sequence(weights, batch_first=True)[:, :, None]
+        gradients = torch.bmm(sketches.transpose(1, 2), weighted)  # (n, K, S) @ (n, S, H) -> (n, K, H)
+        return gradients.view(-1, group_size, gradients[0].numel())  # (n, K, H) -> (n/G, G, K·H)
+
+    gradients = gradients_of(None)
     gram = gradients @ gradients.transpose(1, 2)
-    if weights is None:
+    if all(bool((w == 1).all()) for w in weights):
         return gram, gram
-    pushes = torch.bmm(sketches.transpose(1, 2), states * weights[:, :, None])
-    pushes = pushes.view(-1, group_size, width * hidden.shape[2])
-    return gram, gradients @ pushes.transpose(1, 2)
+    return gram, gradients @ gradients_of(weights).transpose(1, 2)
 
 
 def exact_gram(
     model: PreTrainedModel,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
-    mask: torch.Tensor,
-    weights: torch.Tensor | None,
+    states: list[torch.Tensor],
+    targets: tuple[torch.Tensor, ...],
+    weights: list[torch.Tensor],
+    group_size: int,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for one group, as sums over pairs of tokens: k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s).
 
-    (G, S, H), (G, S), (G, S), (G, S) -> (G, G) twice
+    G times (S, H), G times (S,), G times (S,) -> (1, G, G) twice
     """
-    states = hidden[mask].double()  # (G, S, H) -> (M, H)
-    outer = vocabulary_gradients(model, hidden[mask], targets[mask], temperature).double()
-    kernel = (states @ states.T) * (outer @ outer.T)  # (M, M)
-    owner = torch.zeros(len(states), len(mask), dtype=states.dtype, device=states.device)
-    owner[torch.arange(len(states), device=states.device), mask.nonzero()[:, 0]] = (
-        1  # (M, G): which answer a token belongs to
-    )
+    h, outer = torch.cat(states), vocabulary_gradients(model, torch.cat(states), torch.cat(targets), temperature)
+    kernel = (h.double() @ h.double().T) * (outer.double() @ outer.double().T)  # (M, M)
+    # (M, G): which answer a token belongs to
+    owner = torch.block_diag(*[torch.ones(len(own), 1, dtype=kernel.dtype, device=kernel.device) for own in states])
     rows = owner.T @ kernel
-    gram = (rows @ owner).float()
-    return gram, gram if weights is None else (rows @ (owner * weights[mask].double()[:, None])).float()
+    return (rows @ owner).float()[None], (rows @ (owner * torch.cat(weights).double()[:, None])).float()[None]
 
 
 def vocabulary_gradients(
@@ -304,3 +332,17 @@ def rectified_advantages(
     if scale == "std":
         advantages = advantages / (rewards.std(dim=1, correction=0, keepdim=True) + eps)
     return advantages
+
+
+@compiled
+def mask_and_advantages(
+    d: torch.Tensor, cross: torch.Tensor | None, rewards: torch.Tensor, threshold: float, scale: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mask of (3), or with `cross` that of (5), and the advantages (4) under it, fused into one kernel on a GPU.
+
+    Where d is NaN, a pair was not scored and is kept.
+
+    (P, G, G), (P, G, G), (P, G) -> (P, G, G) bool, (P, G)
+    """
+    mask = distinct_pairs(d, threshold) | d.isnan() if cross is None else safe_pairs(cross, rewards)
+    return mask, rectified_advantages(rewards, mask, scale=scale)

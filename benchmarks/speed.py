@@ -39,6 +39,7 @@ import transformers  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 import dagrpo  # noqa: E402
+import decoding  # noqa: E402
 import rollout  # noqa: E402
 import scoring  # noqa: E402
 
@@ -149,7 +150,7 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
     @torch.no_grad()
     def generate() -> int:
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-        with rollout.autocast(model):
+        with decoding.autocast(model):
             output = model.generate(  # type: ignore[operator]
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=True, temperature=1.0,
                 top_k=0, top_p=1.0, num_return_sequences=group_size, max_new_tokens=limit,
@@ -206,7 +207,7 @@ def update_once(model: PreTrainedModel, side: str, rows: int, length: int) -> No
             logps, _ = rollout.token_logps(model, input_ids, attention_mask, response_mask)
             logps.sum().backward()
         return
-    with rollout.autocast(model):
+    with decoding.autocast(model):
         logits = model(input_ids=input_ids, attention_mask=attention_mask.long()).logits[:, :-1].float()
         logps = logits.log_softmax(-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
         (logps * response_mask[:, 1:]).sum().backward()

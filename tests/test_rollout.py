@@ -130,11 +130,11 @@ def test_where_memory_runs_out_half_as_many_questions_are_decoded_at_once(model,
     expected = rollout.sample(model, tokenizer, PROMPTS, 2, max_new_tokens=6, seed=0)
     decode, tried = rollout.decode, []
 
-    def decode_one_question(model, tokenizer, prompt_ids, *rest, **options):
+    def decode_one_question(model, prompt_ids, *rest, **options):
         tried.append(len(prompt_ids))
         if len(prompt_ids) > 1:
             raise torch.OutOfMemoryError("out of memory")
-        return decode(model, tokenizer, prompt_ids, *rest, **options)
+        return decode(model, prompt_ids, *rest, **options)
 
     monkeypatch.setattr(rollout, "decode", decode_one_question)
     with pytest.warns(UserWarning, match=r"[42] answers at once"):
@@ -184,45 +184,6 @@ def test_pad_token_that_is_the_eos_token_keeps_the_eos_in_the_loss(model, tokeni
     assert ended and all(answer[-1] == 1 and 1 not in answer[:-1] for answer in ended)
 
 
-def test_sampled_frequencies_are_the_softmax():
-    """Chi-square over 40,000 draws from ten tokens; 33.7 is the 0.9999 quantile at 9 degrees of freedom."""
-    logits = torch.linspace(-2, 2, 10).expand(40_000, 10)
-    keys = torch.tensor([rollout.noise_key(0, i) for i in range(40_000)])
-    for position in (0, 1, 511):
-        chosen, logps = rollout.choose_tokens(logits, rollout.uniform_noise(keys, position), 0.7, 1.0)
-        expected = (logits[0] / 0.7).softmax(-1) * 40_000
-        counts = torch.bincount(chosen, minlength=10)
-        assert float(((counts - expected) ** 2 / expected).sum()) < 33.7
-        torch.testing.assert_close(logps, (logits / 0.7).log_softmax(-1).gather(1, chosen[:, None]).squeeze(1))
-
-
-def test_noise_is_uniform_and_independent_between_rows_and_positions():
-    keys = torch.tensor([rollout.noise_key("a", i) for i in range(2_000)])
-    noise = torch.stack([rollout.uniform_noise(keys, position) for position in range(50)])
-    assert float(noise.min()) >= 0 and float(noise.max()) < 1
-    assert abs(float(noise.mean()) - 0.5) < 0.005 and abs(float(noise.var()) - 1 / 12) < 0.002
-    assert abs(float(torch.corrcoef(noise).triu(1).sum()) / 1225) < 0.005
-
-
-def test_tokens_of_probability_zero_are_never_chosen():
-    """Also at the largest noise there is, and with trailing words that the softmax gives nothing."""
-    logits = torch.full((3, 1000), -torch.inf)
-    logits[:, 100:200] = 0.0
-    noise = torch.tensor([0.0, 0.5, 1 - 2**-23])
-    chosen, _ = rollout.choose_tokens(logits, noise, 1.0, 1.0)
-    assert chosen.tolist() == [100, 150, 199]
-
-
-def test_top_p_keeps_the_likeliest_tokens_that_reach_it():
-    """Probabilities 0.5, 0.3, 0.2 at top_p 0.7: the first two; log-probabilities stay those of the full softmax."""
-    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(2_000, 3)
-    keys = torch.tensor([rollout.noise_key(i) for i in range(2_000)])
-    chosen, logps = rollout.choose_tokens(logits, rollout.uniform_noise(keys, 0), 1.0, 0.7)
-    assert set(chosen.tolist()) == {1, 2}
-    assert abs(float((chosen == 1).float().mean()) - 0.625) < 0.04
-    torch.testing.assert_close(logps[chosen == 1][0].exp(), torch.tensor(0.5))
-
-
 def test_prompt_and_answer_beyond_the_positions_of_the_model_are_an_error(model, tokenizer):
     with pytest.raises(ValueError, match=r"--max-new-tokens 250.*256 positions"):
         rollout.sample(model, tokenizer, ["seven++"], 2, max_new_tokens=250)
@@ -251,9 +212,9 @@ def test_with_a_chat_template_the_prompt_asks_for_a_box(tokenizer, monkeypatch):
 
 
 def test_rows_are_moved_to_the_left_and_cut_to_the_longest(model, tokenizer):
-    answers = [[5, 6, 1], [7, 1], [8, 9, 10, 1]]
+    pairs = [([3, 4], [5, 6, 1]), ([3, 4, 5, 6], [7, 1]), ([3], [8, 9, 10, 1])]
     record = rollout.assemble(
-        model, tokenizer, [[3, 4], [3, 4, 5, 6], [3]], answers, 1, [[-1.0] * len(a) for a in answers]
+        model, tokenizer, [rollout.Answer(prompt, answer, [-1.0] * len(answer)) for prompt, answer in pairs], 1
     )
     part = record.rows(torch.tensor([2, 0]))
     assert part.input_ids.tolist() == [[3, 8, 9, 10, 1], [3, 4, 5, 6, 1]]
@@ -298,12 +259,91 @@ def test_checkpointing_changes_no_gradient_and_keeps_less_even_where_the_model_h
     assert not model.training
 
 
-def test_micro_batches_hold_every_row_once_within_the_budget():
-    lengths = torch.tensor([5, 30, 7, 7, 12, 1, 50, 9])
-    batches = [batch.tolist() for batch in rollout.micro_batches(lengths, 30)]
-    assert sorted(row for batch in batches for row in batch) == list(range(8))
-    assert all(len(batch) * max(lengths[i] for i in batch) <= 30 or len(batch) == 1 for batch in batches)
-    assert batches == [[5, 0, 2, 3], [7, 4], [1], [6]]
+def drawn_rollouts(model, tokenizer, questions=6, size=5, seed=0):
+    """Groups of answers of 1 to 60 tokens to prompts of 2 to 20, without a sampler."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(least, most):
+        length = int(torch.randint(least, most + 1, (), generator=generator))
+        return torch.randint(2, 64, (length,), generator=generator).tolist()
+
+    prompts = [draw(2, 20) for _ in range(questions)]
+    return rollout.assemble(
+        model, tokenizer, [rollout.Answer(prompt, [*draw(0, 59), 1]) for prompt in prompts for _ in range(size)], size
+    )
+
+
+@pytest.mark.parametrize("budget", [1, 64, 300, 100_000])
+def test_micro_batches_hold_every_row_once_within_the_budget(model, tokenizer, budget):
+    record = drawn_rollouts(model, tokenizer)
+    rows = torch.arange(30)[torch.arange(30) % 4 != 1]
+    batches = list(rollout.micro_batches(model, record, rows, budget))
+    assert sorted(row for batch in batches for row in batch.rows.tolist()) == rows.tolist()
+    for batch in batches:
+        assert sum(map(sum, batch.packing)) == len(batch.rows)
+        assert batch.padded_tokens <= budget or len(batch.rows) == 1
+        assert batch.tokens <= batch.padded_tokens
+        row = 0
+        for run in (run for sequence in batch.packing for run in sequence):
+            assert len({int(i) // 5 for i in batch.rows[row : row + run]}) == 1, "a run is of one question"
+            row += run
+
+
+def test_padding_of_micro_batches_is_below_a_tenth(model, tokenizer):
+    record = drawn_rollouts(model, tokenizer, questions=60)
+    batches = list(rollout.micro_batches(model, record, torch.arange(300), 4_096))
+    assert 1 - sum(batch.tokens for batch in batches) / sum(batch.padded_tokens for batch in batches) < 0.1
+
+
+def test_shared_prompts_save_most_of_the_prompts_tokens(model, tokenizer):
+    """With a prompt of 100 tokens and five answers of 10, sequences hold 145 tokens in place of 5 times 109."""
+    answers = [rollout.Answer([3] * 100, [4] * 9 + [1]) for _ in range(5)]
+    record = rollout.assemble(model, tokenizer, answers, 5)
+    (batch,) = rollout.micro_batches(model, record, torch.arange(5), 10_000)
+    assert batch.tokens == 100 + 5 * 9 and batch.packing == [[5]]
+
+
+@pytest.mark.parametrize("budget", [40, 300, 100_000])
+def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradients(model, tokenizer, budget):
+    record = drawn_rollouts(model, tokenizer)
+    weights = torch.randn(record.input_ids.shape)
+    packed_share = 0
+    for batch in rollout.micro_batches(model, record, torch.arange(30), budget):
+        part = record.rows(batch.rows)
+        tokens = (part.input_ids, part.attention_mask, part.response_mask)
+        own_weights = weights[batch.rows][:, : part.input_ids.shape[1] - 1]
+        results = []
+        for packing in (None, batch.packing):
+            logps, entropies = rollout.token_logps(model, *tokens, temperature=0.8, packing=packing)
+            model.zero_grad()
+            ((logps + 0.3 * entropies) * own_weights).sum().backward()
+            gradients = [parameter.grad.clone() for parameter in model.parameters()]
+            results.append((logps.detach(), entropies.detach(), gradients))
+        (logps, entropies, gradients), (packed_logps, packed_entropies, packed_gradients) = results
+        torch.testing.assert_close(packed_logps, logps, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed_entropies, entropies, atol=1e-4, rtol=1e-4)
+        for ours, expected in zip(packed_gradients, gradients, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-3 * float(expected.abs().max()), rtol=1e-3)
+        packed_share += any(run > 1 for sequence in batch.packing for run in sequence)
+    assert packed_share, "at least one prompt was shared"
+
+
+def test_a_packing_that_joins_answers_to_different_prompts_is_an_error(model, tokenizer):
+    answers = [rollout.Answer([3, 4], [5, 1]), rollout.Answer([3, 4, 5], [5, 1])]
+    part = rollout.assemble(model, tokenizer, answers, 1)
+    with pytest.raises(AssertionError, match="one prompt"):
+        rollout.token_logps(model, part.input_ids, part.attention_mask, part.response_mask, packing=[[2]])
+
+
+def test_a_model_that_does_not_take_any_mask_gets_a_sequence_for_each_row(model, tokenizer):
+    """Sliding windows, state spaces, soft-capped attention: such a model sees rows as they are."""
+    record = drawn_rollouts(model, tokenizer)
+    model.config._attn_implementation = "eager"
+    batches = list(rollout.micro_batches(model, record, torch.arange(30), 200))
+    assert all(batch.packing is None for batch in batches)
+    for batch in batches:
+        longest = int(record.attention_mask[batch.rows].sum(1).max())
+        assert batch.padded_tokens == len(batch.rows) * longest <= 200
 
 
 # --- loading -----------------------------------------------------------------------------------------------------

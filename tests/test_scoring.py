@@ -135,9 +135,22 @@ def test_gram_counts_the_eos(model):
 def test_gram_does_not_depend_on_the_cut_into_micro_batches(model, monkeypatch):
     batch = padded_batch(ROWS * 3, 64)
     whole = scoring.gradient_gram(model, *batch, 4)
-    monkeypatch.setattr(scoring, "ROW_TOKENS", 1)  # one group at a time
+    monkeypatch.setattr(scoring, "ROW_TOKENS", 1)  # one row at a time through the model
+    monkeypatch.setattr(scoring, "GRADIENT_ELEMENTS", 1)  # one group at a time
     monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
     torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4), whole, rtol=1e-5, atol=1e-4)
+
+
+def test_gram_from_kept_hidden_states_needs_the_model_for_the_other_answers_only(model, monkeypatch):
+    batch = padded_batch(ROWS, 64)
+    whole = scoring.gradient_gram(model, *batch, 4)
+    states = scoring.answer_states(model, *batch, [None] * 8)
+    known = [None if row in (2, 5) else own for row, own in enumerate(states)]
+    ran = []
+    plain = scoring.hidden_states
+    monkeypatch.setattr(scoring, "hidden_states", lambda m, ids, mask: ran.append(len(ids)) or plain(m, ids, mask))
+    torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4, hidden=known), whole, rtol=1e-5, atol=1e-4)
+    assert sum(ran) == 2
 
 
 def test_tied_head_leaves_the_input_side_out():

@@ -1,0 +1,524 @@
+"""From tokens to the next token: the forward pass, the head, and answers decoded one token at a time.
+
+Shapes: P questions, N rows, T tokens, H hidden size, V vocabulary, L places of the key-value cache, D head size.
+
+`decode` computes each prompt once and gives its cache to all answers of the question. Then it runs `FastSteps`, this
+project's own forward pass of one token a row, for the architectures in FAST_MODELS, and `PlainSteps`, the model's own,
+for every other. Answers that have ended leave the batch. On CUDA the steps are replayed as CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from compiling import compiled
+
+FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
+STOP_CHECK = 8  # tokens between two looks at which answers have ended: each look makes a GPU wait for the CPU
+GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Forward pass and head
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def autocast(model: PreTrainedModel) -> torch.autocast:
+    """bf16 matrix products on CUDA over fp32 weights; nothing on a CPU or for weights of another type."""
+    enabled = model.device.type == "cuda" and model.dtype == torch.float32
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def hidden_states(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: DynamicCache | None = None
+) -> torch.Tensor:
+    """Last hidden states; positions count real tokens, so that padding on the left changes nothing.
+
+    (N, S) tokens, (N, T) mask of the cached and the new ones -> (N, S, H)
+    """
+    positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+    output = model.base_model(
+        input_ids=input_ids,
+        attention_mask=attention_mask.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return output.last_hidden_state
+
+
+def takes_any_mask(model: PreTrainedModel) -> bool:
+    """Does every layer attend through PyTorch's own attention to whatever a (N, 1, T, T) mask allows?"""
+    layers = DynamicCache(config=model.config).layers
+    return model.config._attn_implementation == "sdpa" and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """What the model's head makes of hidden states, in fp32. (..., H) -> (..., V)"""
+    logits = model.get_output_embeddings()(hidden).float()
+    scale, cap = head_scale_and_cap(model)
+    if scale != 1:
+        logits = logits * scale
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def head_scale_and_cap(model: PreTrainedModel) -> tuple[float, float | None]:
+    """What some heads do to logits: a factor (Cohere, Granite) and a soft cap (Gemma 2)."""
+    scale = getattr(model.config, "logit_scale", None) or 1.0
+    divisor = getattr(model.config, "logits_scaling", None) or 1.0
+    return scale / divisor, getattr(model.config, "final_logit_softcapping", None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Choosing tokens
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def uniform_noise(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers in [0, 1), each a function of its key and its position alone. (N, 1), (S,) int64 -> (N, S)
+
+    The mixing function of SplitMix64 (Steele, Lea, Flood 2014). int64 products wrap around, as they should.
+    """
+    mixed = keys + (positions + 1) * -7046029254386353131
+    for shift, multiplier in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        mixed = (mixed ^ ((mixed >> shift) & ((1 << (64 - shift)) - 1))) * multiplier
+    mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
+    return ((mixed >> 41) & ((1 << 23) - 1)).float() / (1 << 23)  # 23 bits: 1 is never reached, also after rounding
+
+
+def choose_tokens(
+    logits: torch.Tensor, noise: torch.Tensor, temperature: float, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Next tokens, and their log-probabilities under the full softmax. (N, V), (N,) -> (N,), (N,)
+
+    The noise picks a place in the cumulative distribution. Temperature 0 takes the likeliest token.
+    """
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    if temperature == 0:
+        chosen = logits.argmax(-1, keepdim=True)
+    else:
+        probabilities = logits.softmax(-1)
+        if top_p < 1:
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            beyond = ordered.cumsum(-1) - ordered >= top_p  # the likeliest token is never beyond
+            probabilities = probabilities.scatter(1, order, ordered.masked_fill(beyond, 0.0))
+        cumulative = probabilities.cumsum(-1)
+        chosen = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
+    logps = logits.gather(1, chosen) - logits.logsumexp(-1, keepdim=True)
+    return chosen.squeeze(1), logps.squeeze(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One token for every row
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Layer:
+    """The weights of one layer as `decoder_layer` uses them: matrices that read the same input are joined."""
+
+    input_norm: torch.Tensor  # (H,)
+    qkv: torch.Tensor  # (queries + keys + values, H)
+    qkv_bias: torch.Tensor | None
+    query_norm: torch.Tensor | None  # (D,), Qwen3
+    key_norm: torch.Tensor | None
+    output: torch.Tensor
+    output_bias: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+def joined(modules: list[Any], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of linear maps of one input, as one map; a missing bias beside others counts as 0."""
+    weight = torch.cat([module.weight for module in modules]).to(dtype)
+    if all(module.bias is None for module in modules):
+        return weight, None
+    biases = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules]
+    return weight, torch.cat(biases).to(dtype)
+
+
+@dataclass
+class PromptCache:
+    """Keys and values of P prompts, one layer's, and which rows share them: at most R rows to a prompt."""
+
+    keys: torch.Tensor  # (P, K, W, D)
+    values: torch.Tensor
+    bias: torch.Tensor  # (P·K, 1, W) 0 on real tokens, −inf on padding
+    slots: torch.Tensor  # (N,) row n is answer slots[n] mod R of prompt slots[n] // R
+    rows_each: int  # R
+
+
+def attend(
+    queries: torch.Tensor, prompts: PromptCache, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """Attention of one token a row to the prompt that it shares with other rows, and to its own answer.
+
+    The prompt's keys are read once for all rows that share it; one softmax runs over both parts.
+
+    (N, K, Q/K, D), (N, K, L, D) twice, (1, 1, L) -> (N, Q·D). Q query heads, K key-value heads, D head size
+    """
+    rows, kv_heads, heads_each, size = queries.shape
+    count, width, each = len(prompts.keys), prompts.keys.shape[2], prompts.rows_each
+
+    def by_prompt(x: torch.Tensor) -> torch.Tensor:
+        """(N, K, Q/K, S) -> (P·K, R·Q/K, S)"""
+        x = x.new_zeros(count * each, *x.shape[1:]).index_copy(0, prompts.slots, x)
+        x = x.view(count, each, kv_heads, heads_each, -1).transpose(1, 2)
+        return x.reshape(count * kv_heads, each * heads_each, -1)
+
+    def by_row(x: torch.Tensor) -> torch.Tensor:
+        """(P·K, R·Q/K, S) -> (N·K, Q/K, S)"""
+        x = x.view(count, kv_heads, each, heads_each, -1).transpose(1, 2)
+        x = x.reshape(count * each, kv_heads, heads_each, -1)[prompts.slots]
+        return x.reshape(rows * kv_heads, heads_each, -1)
+
+    scale = size**-0.5
+    prompt_keys, prompt_values = prompts.keys.view(-1, width, size), prompts.values.view(-1, width, size)
+    keys, values = keys.view(-1, keys.shape[2], size), values.view(-1, values.shape[2], size)
+    queries_by_row = queries.reshape(-1, heads_each, size)
+    shared = by_row(torch.baddbmm(prompts.bias, by_prompt(queries), prompt_keys.transpose(1, 2), alpha=scale))
+    own = torch.baddbmm(bias, queries_by_row, keys.transpose(1, 2), alpha=scale)
+    weights = torch.cat([shared, own], dim=2).softmax(-1, dtype=torch.float32).to(values.dtype)  # (N·K, Q/K, W + L)
+    on_prompt = by_prompt(weights[:, :, :width].view(rows, kv_heads, heads_each, width))
+    attended = by_row(torch.bmm(on_prompt, prompt_values)) + torch.bmm(weights[:, :, width:], values)
+    return attended.view(rows, -1)
+
+
+@compiled
+def decoder_layer(
+    x: torch.Tensor,
+    layer: Layer,
+    prompts: PromptCache,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    place: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """One layer for one token a row; writes its key and value to `place` of the answers' cache.
+
+    (N, H), (N, K, L, D) twice, (1, 1, L), (N, 1, D) twice, (1,) -> (N, H)
+    """
+    rows, kv_heads, _, size = keys.shape
+    h = F.rms_norm(x, x.shape[-1:], layer.input_norm, eps).to(layer.qkv.dtype)
+    heads = F.linear(h, layer.qkv, layer.qkv_bias).view(rows, -1, size)  # (N, Q + 2K, D)
+    queries_keys, value = heads[:, :-kv_heads], heads[:, -kv_heads:]
+    if layer.query_norm is not None and layer.key_norm is not None:
+        queries = F.rms_norm(queries_keys[:, :-kv_heads], (size,), layer.query_norm, eps)
+        key = F.rms_norm(queries_keys[:, -kv_heads:], (size,), layer.key_norm, eps)
+        queries_keys = torch.cat([queries, key], dim=1)
+    queries_keys = (queries_keys * cos + queries_keys.roll(size // 2, -1) * sin).to(value.dtype)
+    keys.index_copy_(2, place, queries_keys[:, -kv_heads:, None])  # (N, K, D) -> (N, K, 1, D)
+    values.index_copy_(2, place, value[:, :, None])
+    queries = queries_keys[:, :-kv_heads].reshape(rows, kv_heads, -1, size)  # (N, Q, D) -> (N, K, Q/K, D)
+    x = x + F.linear(attend(queries, prompts, keys, values, bias), layer.output, layer.output_bias)
+    h = F.rms_norm(x, x.shape[-1:], layer.mlp_norm, eps).to(layer.qkv.dtype)
+    gate, up = F.linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+    return x + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
+
+
+def is_fast(model: PreTrainedModel) -> bool:
+    """Is this one of FAST_MODELS in a form that `decoder_layer` computes: full attention, rotation fixed by place?"""
+    config = model.config
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    modules = model.base_model.modules()
+    return (
+        config.model_type in FAST_MODELS
+        and rotation not in ("dynamic", "longrope")  # these depend on the length of the sequence
+        and config.hidden_act == "silu"
+        and takes_any_mask(model)
+        and all(type(m) is torch.nn.Linear for m in modules if hasattr(m, "in_features"))  # no adapters, no packing
+    )
+
+
+class FastSteps:
+    """One token for every row by `decoder_layer`, over a key-value cache of fixed size.
+
+    On CUDA the weights are copied to bf16 once, and each pair of (rows, places read) is a CUDA graph. The copy of the
+    weights lives as long as this object, one rollout; during it nothing else of a training needs memory.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: DynamicCache,
+        prompt_mask: torch.Tensor,
+        group_size: int,
+        max_new_tokens: int,
+    ) -> None:
+        base: Any = model.base_model
+        config, device = model.config, model.device
+        on_cuda = device.type == "cuda"
+        dtype = torch.bfloat16 if on_cuda and model.dtype == torch.float32 else model.dtype
+        self.eps = config.rms_norm_eps
+        self.embedding, self.final_norm = base.embed_tokens.weight, base.norm.weight
+        self.layers = []
+        for block in base.layers:
+            attention, mlp = block.self_attn, block.mlp
+            qkv, qkv_bias = joined([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+            output, output_bias = joined([attention.o_proj], dtype)
+            gate_up, gate_up_bias = joined([mlp.gate_proj, mlp.up_proj], dtype)
+            down, down_bias = joined([mlp.down_proj], dtype)
+            query_norm, key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+            self.layers.append(
+                Layer(
+                    input_norm=block.input_layernorm.weight,
+                    qkv=qkv,
+                    qkv_bias=qkv_bias,
+                    query_norm=query_norm and query_norm.weight,
+                    key_norm=key_norm and key_norm.weight,
+                    output=output,
+                    output_bias=output_bias,
+                    mlp_norm=block.post_attention_layernorm.weight,
+                    gate_up=gate_up,
+                    gate_up_bias=gate_up_bias,
+                    down=down,
+                    down_bias=down_bias,
+                )
+            )
+
+        self.rows, self.group_of = len(prompt_mask) * group_size, torch.arange(len(prompt_mask), device=device)
+        self.group_of = self.group_of.repeat_interleave(group_size)  # (P,) -> (N,) the prompt of each row
+        self.prompt_lengths = prompt_mask.sum(1).repeat_interleave(group_size)  # (P,) -> (N,)
+        places = torch.arange(int(self.prompt_lengths.max()) + max_new_tokens, device=device)[None]
+        cos, sin = base.rotary_emb(self.embedding[:1], places)  # (1, L, D)
+        half = cos.shape[2] // 2
+        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=1)
+
+        self.prompts: list[PromptCache] = []
+        self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values of the answers, (N, K, S, D)
+        for cached in cache.layers:
+            keys, values = (getattr(cached, name).to(dtype) for name in ("keys", "values"))  # (P, K, W, D)
+            kv_heads, size = keys.shape[1], keys.shape[3]
+            padding = prompt_mask.logical_not().repeat_interleave(kv_heads, dim=0)[:, None]  # (P·K, 1, W)
+            no_padding = torch.zeros(padding.shape, dtype=dtype, device=device)
+            bias = no_padding.masked_fill(padding, -torch.inf)
+            slots = torch.arange(self.rows, device=device)
+            self.prompts.append(PromptCache(keys, values, bias, slots, group_size))
+            # Zeros, because a place that is not filled yet has weight 0, and 0 times garbage may not be 0.
+            room = torch.zeros(2, self.rows, kv_heads, max_new_tokens, size, dtype=dtype, device=device)
+            self.caches.append((room[0], room[1]))
+        self.bias = torch.full((1, 1, max_new_tokens), -torch.inf, dtype=dtype, device=device)  # 0 where filled
+        self.use_graphs = on_cuda
+        self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
+
+    def __call__(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
+        """Hidden states after one more token in every row, the one at `position` of the answer. (N,) -> (N, H)"""
+        inputs = (tokens, self.prompt_lengths + position, torch.full((1,), position, device=tokens.device))
+        if not self.use_graphs:
+            return self.step(position + 1, decoder_layer.eager, *inputs)
+        places = min(self.bias.shape[2], (position // GRAPH_PLACES + 1) * GRAPH_PLACES)
+        if (self.rows, places) not in self.graphs:
+            step = functools.partial(self.step, places, decoder_layer)
+            plain = functools.partial(self.step, places, decoder_layer.eager)
+            try:
+                self.graphs[self.rows, places] = captured(step, plain, *inputs)
+            except RuntimeError as error:
+                self.use_graphs = False
+                warnings.warn(f"no CUDA graph could be made, decoding goes on without: {error}", stacklevel=2)
+                return plain(*inputs)
+        return self.graphs[self.rows, places](*inputs)
+
+    def step(
+        self,
+        places: int,
+        layer_function: Callable[..., torch.Tensor],
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        place: torch.Tensor,
+    ) -> torch.Tensor:
+        """The same, reading the first `places` of the answers' cache. (N,) tokens, (N,) positions, (1,) -> (N, H)"""
+        self.bias.index_fill_(2, place, 0.0)
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]  # (L, D) -> (N, 1, D)
+        x = F.embedding(tokens, self.embedding)
+        for layer, prompts, (keys, values) in zip(self.layers, self.prompts, self.caches, strict=True):
+            keys, values = keys[: self.rows, :, :places], values[: self.rows, :, :places]
+            x = layer_function(x, layer, prompts, keys, values, self.bias[:, :, :places], cos, sin, place, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.final_norm, self.eps)
+
+    def rows_to_keep(self, going: int) -> int:
+        """How many rows the batch should have when `going` answers go on: on CUDA a half, a quarter, ..., one shape
+        each; else just those, unless moving the cache together would cost more than they save."""
+        if self.use_graphs:
+            rows = self.rows
+            while rows // 2 >= going:
+                rows //= 2
+            return rows
+        return going if going <= 0.85 * self.rows else self.rows
+
+    def keep(self, rows: torch.Tensor, position: int) -> None:
+        """Go on with these rows, in ascending order; the cache holds answers up to `position`. (B,)"""
+        self.rows = len(rows)
+        for pair in self.caches:
+            for room in pair:
+                room[: self.rows, :, : position + 1] = room[rows, :, : position + 1]
+        self.prompt_lengths = self.prompt_lengths[rows]
+        live, prompt, counts = self.group_of[rows].unique_consecutive(return_inverse=True, return_counts=True)
+        self.group_of = prompt
+        each = int(counts.max())
+        first = counts.cumsum(0) - counts  # the first row of each prompt
+        slots = prompt * each + torch.arange(self.rows, device=rows.device) - first[prompt]
+        for number, old in enumerate(self.prompts):
+            bias = old.bias.view(len(old.keys), -1, old.bias.shape[2])[live].view(-1, 1, old.bias.shape[2])
+            self.prompts[number] = PromptCache(old.keys[live], old.values[live], bias, slots, each)
+
+
+def captured(
+    step: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *inputs: torch.Tensor
+) -> Callable[..., torch.Tensor]:
+    """`step` as a CUDA graph: all its kernels by one launch. To run it again on equal inputs must change nothing.
+
+    Raises RuntimeError where the graph gives other values than `plain`, the same without compiler and graph.
+    """
+    expected = plain(*inputs)
+    static = [tensor.clone() for tensor in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, and sets up libraries, which a capture must not do
+        step(*static)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step(*static)
+
+    def replay(*inputs: torch.Tensor) -> torch.Tensor:
+        for own, given in zip(static, inputs, strict=True):
+            own.copy_(given)
+        graph.replay()
+        return result.clone()
+
+    if not torch.allclose(replay(*inputs), expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
+        raise RuntimeError("its values differ from those of the same step without it.")
+    return replay
+
+
+class PlainSteps:
+    """One token for every row by the model's own forward pass and cache: for any architecture."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: DynamicCache,
+        prompt_mask: torch.Tensor,
+        group_size: int,
+        max_new_tokens: int,
+    ) -> None:
+        self.model, self.cache, self.width = model, cache, prompt_mask.shape[1]
+        cache.batch_repeat_interleave(group_size)  # (P, ...) -> (N, ...)
+        mask = F.pad(prompt_mask, (0, max_new_tokens), value=True)
+        self.attention_mask = mask.repeat_interleave(group_size, dim=0)  # (P, T) -> (N, T)
+
+    def __call__(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
+        seen = self.attention_mask[:, : self.width + position + 1]
+        return hidden_states(self.model, tokens[:, None], seen, self.cache)[:, -1]  # (N, 1, H) -> (N, H)
+
+    def rows_to_keep(self, going: int) -> int:
+        return going if going <= 0.85 * len(self.attention_mask) else len(self.attention_mask)
+
+    def keep(self, rows: torch.Tensor, position: int) -> None:
+        self.cache.batch_select_indices(rows)
+        self.attention_mask = self.attention_mask[rows]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole answers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Decoded:
+    """The answers of N rows, in order, padded on the right."""
+
+    tokens: torch.Tensor  # (N, S)
+    logps: torch.Tensor  # (N, S) of each token under the full softmax at the temperature
+    lengths: torch.Tensor  # (N,) tokens up to the first stop token and with it
+    hidden: torch.Tensor | None  # (N, S, H) the states that each token was chosen from, where they were asked for
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    keys: torch.Tensor,
+    *,
+    stops: list[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    keep_hidden: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Decoded:
+    """Answers to P prompts, N/P to each: a row's random choices depend on its key alone. (N,) keys -> N rows"""
+    device, group_size = model.device, len(keys) // len(prompt_ids)
+    width = max(map(len, prompt_ids))
+    input_ids = torch.zeros(len(prompt_ids), width, dtype=torch.long)
+    prompt_mask = torch.zeros(len(prompt_ids), width, dtype=torch.bool)
+    for i, ids in enumerate(prompt_ids):
+        input_ids[i, width - len(ids) :] = torch.tensor(ids)
+        prompt_mask[i, width - len(ids) :] = True
+    input_ids, prompt_mask = input_ids.to(device), prompt_mask.to(device)
+    stop_tokens = torch.tensor(stops, device=device)
+
+    with autocast(model):
+        cache = DynamicCache(config=model.config)
+        hidden = hidden_states(model, input_ids, prompt_mask, cache)[:, -1]  # (P, H)
+        hidden = hidden.repeat_interleave(group_size, dim=0)  # (P, H) -> (N, H)
+        kind = FastSteps if is_fast(model) else PlainSteps
+        steps = kind(model, cache, prompt_mask, group_size, max_new_tokens)
+
+        answers = Decoded(
+            tokens=torch.zeros(len(keys), max_new_tokens, dtype=torch.long, device=device),
+            logps=torch.zeros(len(keys), max_new_tokens, device=device),
+            lengths=torch.full((len(keys),), max_new_tokens, device=device),
+            hidden=None,
+        )
+        if keep_hidden:
+            dtype = torch.bfloat16 if device.type == "cuda" else hidden.dtype
+            answers.hidden = torch.zeros(len(keys), max_new_tokens, hidden.shape[1], dtype=dtype, device=device)
+        active = torch.arange(len(keys), device=device)  # rows still in the batch
+        ended = torch.zeros(len(keys), dtype=torch.bool, device=device)  # of the active rows
+        chosen = input_ids.new_zeros(0)
+        for start in range(0, max_new_tokens, STOP_CHECK):
+            block = range(start, min(start + STOP_CHECK, max_new_tokens))
+            noise = uniform_noise(keys[active][:, None], torch.arange(block.start, block.stop, device=device))
+            made = []
+            for position in block:
+                if position:
+                    hidden = steps(chosen, position - 1)
+                logits = logits_from_hidden(model, hidden)
+                chosen, logps = choose_tokens(logits, noise[:, position - start], temperature, top_p)
+                made.append((chosen, logps, hidden))
+            columns = slice(block.start, block.stop)
+            tokens, logps, states = (torch.stack(column, 1) for column in zip(*made, strict=True))  # (B, 8, ...)
+            answers.tokens[active, columns], answers.logps[active, columns] = tokens, logps
+            if answers.hidden is not None:
+                answers.hidden[active, columns] = states.to(answers.hidden.dtype)
+            is_stop = torch.isin(tokens, stop_tokens)
+            newly = is_stop.any(1) & ~ended
+            answers.lengths[active[newly]] = start + 1 + is_stop[newly].int().argmax(1)
+            ended |= newly
+            going = int((~ended).sum())
+            if progress is not None:
+                progress(len(block) * going)
+            if going == 0:
+                break
+            if (count := steps.rows_to_keep(going)) < len(active):
+                kept = ended.sort(stable=True).indices[:count].sort().values  # those that go on, and others to fill
+                steps.keep(kept, block.stop - 2)  # the last tokens are not in the cache yet
+                chosen, active, ended = chosen[kept], active[kept], ended[kept]
+    return answers

@@ -1,0 +1,109 @@
+"""torch.compile: fused functions equal their eager twins, and a machine without a compiler runs the eager one."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from conftest import random_model
+from transformers.cache_utils import DynamicCache
+
+import compiling
+import dagrpo
+import decoding
+import scoring
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@needs_compiler
+def test_fused_loss_equals_the_eager_one_values_and_gradients():
+    torch.manual_seed(0)
+    mask = torch.rand(4, 9) < 0.8
+    anchors = torch.tensor([False, True, False, False])
+    old, reference = -2 * torch.rand(4, 9), -2 * torch.rand(4, 9)
+    advantages, denominators = torch.randn(4), torch.full((4,), 30.0)
+    options = {"lowest": 0.8, "highest": 1.2, "gamma": 0.1, "shaped": True, "kl": 0.05, "entropy_bonus": 0.01}
+    results = []
+    for function in (dagrpo.loss_and_sums.eager, torch.compile(dagrpo.loss_and_sums.eager, dynamic=True)):
+        torch.manual_seed(1)
+        logps = (old + 0.4 * torch.randn(4, 9)).requires_grad_()
+        entropies = torch.rand(4, 9).requires_grad_()
+        loss, sums = function(logps, old, advantages, mask, anchors, denominators, reference, entropies, **options)
+        loss.backward()
+        results.append((loss.detach(), sums, logps.grad, entropies.grad))
+    for eager, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, eager, atol=1e-6, rtol=1e-5)
+    assert results[0][2].abs().sum() > 0 and results[0][3].abs().sum() > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("auto", [False, True])
+def test_fused_mask_and_advantages_equal_the_eager_ones(auto):
+    torch.manual_seed(0)
+    d = torch.rand(5, 6, 6)
+    d = (d + d.transpose(1, 2)) / 2
+    d[2] = torch.nan  # a group that was not scored
+    cross = torch.randn(5, 6, 6) if auto else None
+    rewards = (torch.rand(5, 6) < 0.5).float()
+    mask, advantages = scoring.mask_and_advantages.eager(d, cross, rewards, 0.5, "std")
+    fused = torch.compile(scoring.mask_and_advantages.eager, dynamic=True)
+    fused_mask, fused_advantages = fused(d, cross, rewards, 0.5, "std")
+    assert torch.equal(fused_mask, mask) and not mask.all()
+    assert auto or mask[2].all()
+    torch.testing.assert_close(fused_advantages, advantages, atol=1e-6, rtol=1e-5)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_fused_decoding_layer_equals_the_eager_one_and_fills_the_cache_alike():
+    model = random_model()
+    results = []
+    for layer in (decoding.decoder_layer.eager, torch.compile(decoding.decoder_layer.eager, dynamic=True)):
+        cache = DynamicCache(config=model.config)
+        mask = torch.tensor([[True] * 4, [False, True, True, True]])
+        decoding.hidden_states(model, torch.tensor([[5, 6, 7, 8], [0, 9, 10, 11]]), mask, cache)
+        steps = decoding.FastSteps(model, cache, mask, 3, 6)
+        hidden = []
+        for position in (0, 1):
+            place = torch.tensor([position])
+            tokens = torch.arange(6) + 20 + position
+            hidden.append(steps.step(6, layer, tokens, steps.prompt_lengths + position, place))
+        results.append([*hidden, *[room for pair in steps.caches for room in pair]])
+    for eager, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, eager, atol=1e-5, rtol=1e-4)
+
+
+def test_without_a_compiler_the_eager_function_runs_and_says_so_once(monkeypatch):
+    def broken(*_, **__):
+        def run(*_):
+            raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no compiler"), None)
+
+        return run
+
+    monkeypatch.setattr(compiling.torch, "compile", broken)
+    state = {}
+
+    def double(x):
+        return 2 * x
+
+    with pytest.warns(UserWarning, match="double runs without"):
+        assert compiling.with_compiler(double, state, torch.tensor(3.0)) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compiling.with_compiler(double, state, torch.tensor(4.0)) == 8
+
+
+def test_an_error_of_the_function_itself_is_not_taken_for_a_missing_compiler():
+    def divide(x):
+        raise ZeroDivisionError("its own")
+
+    with pytest.raises(ZeroDivisionError):
+        compiling.with_compiler(divide, {"run": divide}, torch.tensor(1.0))
+
+
+def test_on_a_cpu_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(compiling.torch, "compile", lambda *_, **__: pytest.fail("compiled on a CPU"))
+    assert compiling.compiled(lambda x: x + 1)(torch.tensor(1)) == 2
