@@ -24,6 +24,7 @@ from compiling import compiled
 
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
 STOP_CHECK = 8  # tokens between two looks at which answers have ended: each look makes a GPU wait for the CPU
+SHARED_PROMPT = 64  # tokens from which on answers read one copy of their prompt's cache: below, copies are faster
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
 
 
@@ -162,15 +163,22 @@ class PromptCache:
 
 
 def attend(
-    queries: torch.Tensor, prompts: PromptCache, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor
+    queries: torch.Tensor, prompts: PromptCache | None, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """Attention of one token a row to the prompt that it shares with other rows, and to its own answer.
+    """Attention of one token a row to its own cache, and before that to a prompt that it shares with other rows.
 
-    The prompt's keys are read once for all rows that share it; one softmax runs over both parts.
+    A shared prompt's keys are read once for all its rows; one softmax runs over both parts.
 
-    (N, K, Q/K, D), (N, K, L, D) twice, (1, 1, L) -> (N, Q·D). Q query heads, K key-value heads, D head size
+    (N, K, Q/K, D), (N, K, L, D) twice, (1 or N·K, 1, L) -> (N, Q·D). Q query heads, K key-value heads, D head size
     """
     rows, kv_heads, heads_each, size = queries.shape
+    scale = size**-0.5
+    keys, values = keys.view(-1, keys.shape[2], size), values.view(-1, values.shape[2], size)
+    queries_by_row = queries.reshape(-1, heads_each, size)
+    own = torch.baddbmm(bias, queries_by_row, keys.transpose(1, 2), alpha=scale)
+    if prompts is None:
+        weights = own.softmax(-1, dtype=torch.float32).to(values.dtype)
+        return torch.bmm(weights, values).view(rows, -1)
     count, width, each = len(prompts.keys), prompts.keys.shape[2], prompts.rows_each
 
     def by_prompt(x: torch.Tensor) -> torch.Tensor:
@@ -185,12 +193,8 @@ def attend(
         x = x.reshape(count * each, kv_heads, heads_each, -1)[prompts.slots]
         return x.reshape(rows * kv_heads, heads_each, -1)
 
-    scale = size**-0.5
     prompt_keys, prompt_values = prompts.keys.view(-1, width, size), prompts.values.view(-1, width, size)
-    keys, values = keys.view(-1, keys.shape[2], size), values.view(-1, values.shape[2], size)
-    queries_by_row = queries.reshape(-1, heads_each, size)
     shared = by_row(torch.baddbmm(prompts.bias, by_prompt(queries), prompt_keys.transpose(1, 2), alpha=scale))
-    own = torch.baddbmm(bias, queries_by_row, keys.transpose(1, 2), alpha=scale)
     weights = torch.cat([shared, own], dim=2).softmax(-1, dtype=torch.float32).to(values.dtype)  # (N·K, Q/K, W + L)
     on_prompt = by_prompt(weights[:, :, :width].view(rows, kv_heads, heads_each, width))
     attended = by_row(torch.bmm(on_prompt, prompt_values)) + torch.bmm(weights[:, :, width:], values)
@@ -201,7 +205,7 @@ def attend(
 def decoder_layer(
     x: torch.Tensor,
     layer: Layer,
-    prompts: PromptCache,
+    prompts: PromptCache | None,
     keys: torch.Tensor,
     values: torch.Tensor,
     bias: torch.Tensor,
@@ -210,9 +214,9 @@ def decoder_layer(
     place: torch.Tensor,
     eps: float,
 ) -> torch.Tensor:
-    """One layer for one token a row; writes its key and value to `place` of the answers' cache.
+    """One layer for one token a row; writes its key and value to `place` of the row's own cache.
 
-    (N, H), (N, K, L, D) twice, (1, 1, L), (N, 1, D) twice, (1,) -> (N, H)
+    (N, H), (N, K, L, D) twice, (1 or N·K, 1, L), (N, 1, D) twice, (1,) -> (N, H)
     """
     rows, kv_heads, _, size = keys.shape
     h = F.rms_norm(x, x.shape[-1:], layer.input_norm, eps).to(layer.qkv.dtype)
@@ -300,29 +304,44 @@ class FastSteps:
         half = cos.shape[2] // 2
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=1)
 
-        self.prompts: list[PromptCache] = []
-        self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values of the answers, (N, K, S, D)
+        # What a row's own cache begins with: its answer, or before that a copy of a short prompt.
+        width = prompt_mask.shape[1]
+        self.own_prompt = width if width < SHARED_PROMPT else 0
+        capacity = self.own_prompt + max_new_tokens
+        self.prompts: list[PromptCache | None] = []
+        self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer: keys and values, (N, K, L, D)
         for cached in cache.layers:
             keys, values = (getattr(cached, name).to(dtype) for name in ("keys", "values"))  # (P, K, W, D)
             kv_heads, size = keys.shape[1], keys.shape[3]
             padding = prompt_mask.logical_not().repeat_interleave(kv_heads, dim=0)[:, None]  # (P·K, 1, W)
-            no_padding = torch.zeros(padding.shape, dtype=dtype, device=device)
-            bias = no_padding.masked_fill(padding, -torch.inf)
-            slots = torch.arange(self.rows, device=device)
-            self.prompts.append(PromptCache(keys, values, bias, slots, group_size))
+            padding_bias = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill(padding, -torch.inf)
             # Zeros, because a place that is not filled yet has weight 0, and 0 times garbage may not be 0.
-            room = torch.zeros(2, self.rows, kv_heads, max_new_tokens, size, dtype=dtype, device=device)
+            room = torch.zeros(2, self.rows, kv_heads, capacity, size, dtype=dtype, device=device)
             self.caches.append((room[0], room[1]))
-        self.bias = torch.full((1, 1, max_new_tokens), -torch.inf, dtype=dtype, device=device)  # 0 where filled
+            if self.own_prompt:
+                room[0, :, :, :width] = keys.repeat_interleave(group_size, dim=0)  # (P, ...) -> (N, ...)
+                room[1, :, :, :width] = values.repeat_interleave(group_size, dim=0)
+                self.prompts.append(None)
+            else:
+                slots = torch.arange(self.rows, device=device)
+                self.prompts.append(PromptCache(keys, values, padding_bias, slots, group_size))
+        # Added to what a row attends to in its own cache: 0 where filled, else −inf. All rows alike, but for padding.
+        alike = self.rows * kv_heads if self.own_prompt else 1
+        self.bias = torch.full((alike, 1, capacity), -torch.inf, dtype=dtype, device=device)
+        if self.own_prompt:
+            by_row = padding_bias.view(-1, kv_heads, 1, width).repeat_interleave(group_size, dim=0)
+            self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
+        self.kv_heads = kv_heads
         self.use_graphs = on_cuda
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
     def __call__(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
         """Hidden states after one more token in every row, the one at `position` of the answer. (N,) -> (N, H)"""
-        inputs = (tokens, self.prompt_lengths + position, torch.full((1,), position, device=tokens.device))
+        place = self.own_prompt + position
+        inputs = (tokens, self.prompt_lengths + position, torch.full((1,), place, device=tokens.device))
         if not self.use_graphs:
-            return self.step(position + 1, decoder_layer.eager, *inputs)
-        places = min(self.bias.shape[2], (position // GRAPH_PLACES + 1) * GRAPH_PLACES)
+            return self.step(place + 1, decoder_layer.eager, *inputs)
+        places = min(self.bias.shape[2], (place // GRAPH_PLACES + 1) * GRAPH_PLACES)
         if (self.rows, places) not in self.graphs:
             step = functools.partial(self.step, places, decoder_layer)
             plain = functools.partial(self.step, places, decoder_layer.eager)
@@ -342,7 +361,7 @@ class FastSteps:
         positions: torch.Tensor,
         place: torch.Tensor,
     ) -> torch.Tensor:
-        """The same, reading the first `places` of the answers' cache. (N,) tokens, (N,) positions, (1,) -> (N, H)"""
+        """The same, reading the first `places` of the rows' caches. (N,) tokens, (N,) positions, (1,) -> (N, H)"""
         self.bias.index_fill_(2, place, 0.0)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]  # (L, D) -> (N, 1, D)
         x = F.embedding(tokens, self.embedding)
@@ -363,19 +382,22 @@ class FastSteps:
 
     def keep(self, rows: torch.Tensor, position: int) -> None:
         """Go on with these rows, in ascending order; the cache holds answers up to `position`. (B,)"""
-        self.rows = len(rows)
+        used = self.own_prompt + position + 1
         for pair in self.caches:
             for room in pair:
-                room[: self.rows, :, : position + 1] = room[rows, :, : position + 1]
-        self.prompt_lengths = self.prompt_lengths[rows]
-        live, prompt, counts = self.group_of[rows].unique_consecutive(return_inverse=True, return_counts=True)
-        self.group_of = prompt
+                room[: len(rows), :, :used] = room[rows, :, :used]
+        if self.own_prompt:
+            kept = self.bias.view(-1, self.kv_heads, 1, self.bias.shape[2])[rows]
+            self.bias = kept.view(-1, 1, self.bias.shape[2])
+        self.rows, self.prompt_lengths = len(rows), self.prompt_lengths[rows]
+        live, self.group_of, counts = self.group_of[rows].unique_consecutive(return_inverse=True, return_counts=True)
         each = int(counts.max())
         first = counts.cumsum(0) - counts  # the first row of each prompt
-        slots = prompt * each + torch.arange(self.rows, device=rows.device) - first[prompt]
+        slots = self.group_of * each + torch.arange(self.rows, device=rows.device) - first[self.group_of]
         for number, old in enumerate(self.prompts):
-            bias = old.bias.view(len(old.keys), -1, old.bias.shape[2])[live].view(-1, 1, old.bias.shape[2])
-            self.prompts[number] = PromptCache(old.keys[live], old.values[live], bias, slots, each)
+            if old is not None:
+                bias = old.bias.view(len(old.keys), -1, old.bias.shape[2])[live].view(-1, 1, old.bias.shape[2])
+                self.prompts[number] = PromptCache(old.keys[live], old.values[live], bias, slots, each)
 
 
 def captured(

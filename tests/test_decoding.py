@@ -119,9 +119,13 @@ def test_top_p_keeps_the_likeliest_tokens_that_reach_it():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_own_forward_pass_equals_the_models_own_before_and_after_rows_leave(name):
-    """Two prompts of unlike length, three answers each; then rows 1, 3 and 4 go on; then only the second prompt's."""
+def test_own_forward_pass_equals_the_models_own_before_and_after_rows_leave(name, shared, monkeypatch):
+    """With prompts shared by their answers, and copied to each.
+
+    Two prompts of unlike length, three answers each; then rows 1, 3 and 4 go on; then only the second prompt's."""
+    monkeypatch.setattr(decoding, "SHARED_PROMPT", 0 if shared else 1_000)
     model = model_of(name)
     assert decoding.is_fast(model)
     prompts = [[5, 6, 7, 8, 9], [10, 11]]
