@@ -28,6 +28,7 @@ from decoding import autocast, decode, hidden_states, logits_from_hidden, takes_
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 CHUNK_ELEMENTS = 2**25  # logits held at one time: 128 MB in fp32, small beside any model that has a large vocabulary
+SMALL_BATCH = 512  # padded tokens; below, another micro-batch costs more time than the padding it saves
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
 
 Packing = list[list[int]]  # sequences of runs; a run is the number of rows that share one prompt
@@ -525,7 +526,9 @@ def micro_batches(
             length = lengths[run[0]]
             place = next((i for i, used in enumerate(filled) if packable and used + length <= width), len(filled))
             if place == len(filled):
-                if filled and ((len(filled) + 1) * width > token_budget or length < 0.85 * width):
+                padded = len(filled) * width
+                wasteful = length < 0.85 * width and padded >= SMALL_BATCH
+                if filled and (padded + width > token_budget or wasteful):
                     waiting.append(run)
                     continue
                 sequences.append([])
