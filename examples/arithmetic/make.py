@@ -83,28 +83,34 @@ def apply_all(value: int, operations: list[tuple[str, int]]) -> int:
     return value
 
 
+def draw_quantity(
+    rng: random.Random, length: int, ceiling: int, starts: tuple[int, int] = (2, 20), largest: int = 9
+) -> tuple[int, list[tuple[str, int]]]:
+    """A start and `length` operations on it: every value on the way in 0..ceiling, and the last one not 0.
+
+    `starts`: the least and the largest start; `largest`: the largest number that is added or subtracted.
+    """
+    while True:
+        start = rng.randint(*starts)
+        value, operations = start, []
+        for _ in range(length):
+            operation = rng.choice("++--*")
+            number = rng.randint(2, 3) if operation == "*" else rng.randint(1, largest)
+            operations.append((operation, number))
+            value = apply_all(value, operations[-1:])
+            if not 0 <= value <= ceiling:
+                break
+        else:
+            if value > 0:
+                return start, operations
+
+
 def draw_problem(rng: random.Random, level: int) -> Problem:
     """A random problem of the level: every intermediate value in 0..LARGEST, and no quantity worth nothing."""
     quantities, length = LEVELS[level]
     ceiling = {1: 60, 2: 40, 3: 30}[quantities]
-    starts, operations = [], []
-    for _ in range(quantities):
-        while True:
-            start = rng.randint(2, 20)
-            value, ops = start, []
-            for _ in range(length):
-                operation = rng.choice("++--*")
-                number = rng.randint(2, 3) if operation == "*" else rng.randint(1, 9)
-                ops.append((operation, number))
-                value = apply_all(value, ops[-1:])
-                if not 0 <= value <= ceiling:
-                    break
-            else:
-                if value > 0:
-                    break
-        starts.append(start)
-        operations.append(ops)
-    return Problem(level, ["x", "y", "z"][:quantities], starts, operations)
+    starts, operations = zip(*[draw_quantity(rng, length, ceiling) for _ in range(quantities)], strict=True)
+    return Problem(level, ["x", "y", "z"][:quantities], list(starts), list(operations))
 
 
 def write_out(
