@@ -1,0 +1,455 @@
+"""Does DaGRPO beat GRPO, SFT and hybrid training, by how much? A comparison at one budget on the embedded task.
+
+    python benchmarks/study.py grid       pick each method's learning rate on the validation set
+    python benchmarks/study.py run        train and measure every variant with every seed
+    python benchmarks/study.py report     the tables, as Markdown
+    python benchmarks/study.py figures    the figures, as PNG and SVG (pip install matplotlib)
+    python benchmarks/study.py make       write the questions as JSONL, to look at
+
+`grid` and `run` take up where they stopped: each (variant, seed) is a cell, kept as one JSON file in benchmarks/study/
+with the commit, the configuration and a hash of the model and data that made it, and is run again only where
+configuration or hash are others. A change of the code alone does not show in them: delete the cells after one. --quick
+does all of it in a tiny version, in runs/study-quick.
+
+One budget: every variant starts from the same model and sees the same questions in the same order, the same number of
+rollouts (but for `dapo`, which samples groups without signal again, and `sft`, which samples none) and of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import study_tasks
+import torch
+from study_report import METHODS, Cells, draw, markdown, mean, norm_summary
+from study_tasks import BENCHMARKS, ROOT, Row
+from tqdm import tqdm
+
+import dagrpo
+import rollout
+from anchors import read_questions
+from evaluate import evaluate
+
+FOLDER = ROOT / "benchmarks" / "study"
+QUICK_FOLDER = ROOT / "runs" / "study-quick"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every cell may spend. Counts of questions are per benchmark, or per level of training and validation."""
+
+    steps: int
+    questions: int  # a step
+    group_size: int
+    training_each: int
+    validation_each: int
+    benchmark_each: int
+    samples: int  # answers to each benchmark question: the k of avg@k
+    eval_every: int  # steps between evaluations on the validation set
+    learning_rates: tuple[float, ...]
+    grid_seeds: tuple[int, ...]  # others than those of `run`, so that no cell was chosen for its own luck
+    seeds: tuple[int, ...]
+
+
+FULL = Budget(
+    steps=30, questions=24, group_size=8, training_each=120, validation_each=40, benchmark_each=300, samples=8,
+    eval_every=5, learning_rates=(5e-5, 1e-4, 2e-4, 4e-4), grid_seeds=(100, 101), seeds=tuple(range(8)),
+)  # fmt: skip
+QUICK = Budget(
+    steps=2, questions=4, group_size=4, training_each=4, validation_each=1, benchmark_each=2, samples=2,
+    eval_every=1, learning_rates=(1e-4, 2e-4), grid_seeds=(100,), seeds=(0,),
+)  # fmt: skip
+QUICK_RATE = 2e-4  # where --quick has no grid
+MAX_NEW_TOKENS = 160  # the longest right answer has about 120
+TEMPERATURE = 0.6  # of validation and benchmark answers
+
+BASE = "base"
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASE: {},  # the embedded model as it is: what there was to gain
+    # The baselines, as dagrpo.METHODS has them. For sft one answer a question: its anchor.
+    "sft": {"method": "sft", "group_size": 1},
+    "grpo": {"method": "grpo"},
+    "dr_grpo": {"method": "dr_grpo"},
+    "dapo": {"method": "dapo"},
+    "luffy": {"method": "luffy"},
+    # The method, with the scorer `gradient` at its threshold of 0.35.
+    "dagrpo": {},
+    # Its two mechanisms, one at a time: what does each add?
+    "dagrpo-no-mask": {"scorer": "none"},
+    "dagrpo-no-anchors": {"anchors": "none"},
+    # Does it matter how distinctiveness is scored, and what is masked?
+    "dagrpo-token": {"scorer": "token"},
+    "dagrpo-token-rectify": {"rectify": "token"},
+    # How sensitive is it to the threshold? 0.5 would mask every pair with a positive cosine.
+    "dagrpo-0.2": {"threshold": 0.2},
+    "dagrpo-0.3": {"threshold": 0.3},
+    "dagrpo-0.4": {"threshold": 0.4},
+    "dagrpo-0.45": {"threshold": 0.45},
+    "dagrpo-auto": {"threshold": "auto"},
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One cell
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def method_of(variant: str) -> str:
+    """The method whose learning rate the variant takes."""
+    return VARIANTS[variant].get("method", "dagrpo")
+
+
+def is_built(variant: str) -> bool:
+    """Does this version of dagrpo.py have all flags of the variant?"""
+    return set(VARIANTS[variant]) <= {field.name for field in fields(dagrpo.Config)}
+
+
+def configuration(variant: str, seed: int, rate: float, budget: Budget, folder: Path) -> dagrpo.Config:
+    """The run of a cell, on the questions in `folder`. On a CPU everywhere, so that cells of one study compare."""
+    return dagrpo.configure(
+        **{
+            "data": [str(folder / "training.jsonl")], "eval_data": [str(folder / "validation.jsonl")],
+            "out": str(folder / "run"), "device": "cpu", "seed": seed, "learning_rate": rate,
+            "steps": budget.steps, "questions": budget.questions, "group_size": budget.group_size,
+            "max_new_tokens": MAX_NEW_TOKENS, "eval_every": budget.eval_every, "eval_samples": 4,
+            "eval_temperature": TEMPERATURE, **VARIANTS[variant],
+        }
+    )  # fmt: skip
+
+
+def made_from(variant: str, seed: int, rate: float, budget: Budget, benchmarks: bool) -> dict[str, Any]:
+    """What a cell depends on: its configuration without paths, how it is measured, and a hash of model and data."""
+    config = asdict(configuration(variant, seed, rate, budget, Path()))
+    for path in ("model", "data", "eval_data", "out"):
+        del config[path]
+    if variant == BASE:  # nothing is trained
+        config = {"seed": seed, "max_new_tokens": MAX_NEW_TOKENS, "eval_samples": config["eval_samples"]}
+    config |= {"samples": budget.samples if benchmarks else 0, "sample_temperature": TEMPERATURE}
+    return {"configuration": config, "data": data_hash(budget)}
+
+
+@functools.cache
+def questions(budget: Budget) -> dict[str, list[Row]]:
+    return study_tasks.questions(budget.benchmark_each, budget.training_each, budget.validation_each)
+
+
+@functools.cache
+def data_hash(budget: Budget) -> str:
+    """Of the embedded model, its tokenizer, and every question."""
+    digest = hashlib.sha256(json.dumps(questions(budget), sort_keys=True).encode())
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        digest.update((dagrpo.EXAMPLE / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def is_finished(path: Path, wanted: dict[str, Any]) -> bool:
+    """Is there a cell made from what is wanted? A field that Config got since then must have its default."""
+    if not path.is_file():
+        return False
+    cell = json.loads(path.read_text(encoding="utf-8"))
+    defaults = {field.name: field.default for field in fields(dagrpo.Config)}
+    there = cell["configuration"]
+    new = wanted["configuration"].keys() - there.keys()
+    then = {**there, **{name: defaults.get(name) for name in new}}
+    return cell["data"] == wanted["data"] and then == wanted["configuration"]
+
+
+def run_cell(variant: str, seed: int, rate: float, budget: Budget, path: Path, benchmarks: bool = True) -> None:
+    """Train, measure, and write the cell to `path`; what the run prints is shown only where it fails."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            cell = measure_cell(variant, seed, rate, budget, benchmarks)
+    except Exception as error:
+        raise RuntimeError(f"{error!r}, after: {printed.getvalue()[-500:]}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)  # a cell that was interrupted leaves no file that looks finished
+
+
+def measure_cell(variant: str, seed: int, rate: float, budget: Budget, benchmarks: bool) -> dict[str, Any]:
+    """The cell: what made it, its validation curve, its training metrics by step, and its accuracy by benchmark."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        study_tasks.write_sets(folder, questions(budget))
+        config = configuration(variant, seed, rate, budget, folder)
+        steps: list[dict[str, Any]] = []
+        trained = config.model
+        if variant == BASE:
+            evaluations = [{"step": 0, **measure(config.model, ["validation"], folder, config.eval_samples, seed)}]
+        else:
+            dagrpo.train(config)
+            trained = str(folder / "run" / "model")
+            steps = [record for record in read_lines(folder / "run" / "metrics.jsonl") if "step" in record]
+            evaluations = read_lines(folder / "run" / "evaluations.jsonl")
+        _, tokenizer = rollout.load(trained, "cpu")
+        cell = {
+            "variant": variant,
+            "seed": seed,
+            "learning_rate": None if variant == BASE else rate,
+            "flags": VARIANTS[variant],
+            "commit": commit(),
+            **made_from(variant, seed, rate, budget, benchmarks),
+            "validation": {
+                "steps": [result["step"] for result in evaluations],
+                "accuracy": [result["accuracy"] for result in evaluations],
+                "length": [result["length"] for result in evaluations],
+                "right_length": [right_length(result["rows"], tokenizer) for result in evaluations],
+            },
+            "gradient_norm": norm_summary([record["grad_norm"] for record in steps]),
+            "curves": curves(steps),
+            "sampled_tokens": sum(record["sampled_tokens"] for record in steps),
+            "benchmarks": {},
+        }
+        if benchmarks:
+            sampled = measure(trained, BENCHMARKS, folder, budget.samples, seed)["levels"]
+            greedy = measure(trained, BENCHMARKS, folder, 1, seed, temperature=0.0)["levels"]
+            cell["benchmarks"] = {
+                name: {
+                    "sampled": sampled[name]["accuracy"],
+                    "greedy": greedy[name]["accuracy"],
+                    "length": sampled[name]["length"],
+                }
+                for name in BENCHMARKS
+            }
+    return rounded({**cell, "seconds": time.perf_counter() - start})
+
+
+def measure(
+    model_path: str, names: list[str], folder: Path, k: int, seed: int, temperature: float = TEMPERATURE
+) -> dict[str, Any]:
+    """evaluate() on the named sets at once; its `levels` are then the sets, not the levels of the questions."""
+    model, tokenizer = rollout.load(model_path, "cpu")
+    rows = [{**row, "level": name} for name in names for row in read_questions([str(folder / f"{name}.jsonl")])]
+    return evaluate(model, tokenizer, rows, k=k, temperature=temperature, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+
+
+def right_length(rows: list[dict[str, Any]], tokenizer: Any) -> float:
+    """Mean tokens of the right answers, without EOS; NaN where none is right."""
+    right = [text for row in rows for text, earned in zip(row["texts"], row["rewards"], strict=True) if earned > 0]
+    return mean([float(len(tokenizer(text, add_special_tokens=False)["input_ids"])) for text in right])
+
+
+def curves(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Training metrics by step; empty where nothing was trained."""
+    if not steps:
+        return {}
+    names = ("grad_norm", "no_signal", "masked_pairs", "anchored", "entropy", "reward", "length/mean")
+    by_name = {name: [record[name] for record in steps] for name in names if name in steps[0]}
+    by_name["skipped"] = [1 - record["trained_sequences"] for record in steps]
+    by_name["seconds"] = [sum(v for name, v in record.items() if name.startswith("seconds/")) for record in steps]
+    return by_name
+
+
+def rounded(value: Any) -> Any:
+    """The same structure with floats of five significant digits: more would be noise in the repository."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the code, with -dirty where files differ from it; `unknown` outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many cells
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run_cells(cells: list[dict[str, Any]], workers: int) -> None:
+    """Run those arguments of run_cell that are not finished, `workers` at once; ends the program where some failed."""
+    missing = [
+        cell
+        for cell in cells
+        if not is_finished(
+            cell["path"], made_from(*(cell[n] for n in ("variant", "seed", "rate", "budget", "benchmarks")))
+        )
+    ]
+    print(f"{len(cells) - len(missing)} of {len(cells)} cells are finished.")
+    if not missing:
+        return
+    failed = []
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(
+        min(workers, len(missing)), multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
+    )
+    futures: dict[Future[None], str] = {pool.submit(run_cell, **cell): cell["path"].stem for cell in missing}
+    try:
+        for future in tqdm(as_completed(futures), total=len(futures), desc="cells", unit="cell", file=sys.stderr):
+            if future.exception():
+                failed.append(f"{futures[future]}: {future.exception()}")
+                tqdm.write(f"failed: {failed[-1]}", file=sys.stderr)
+    except KeyboardInterrupt:
+        sys.exit("study.py: stopped. Finished cells are kept; the same command goes on from there.")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        sys.exit(f"study.py: {len(failed)} of {len(missing)} cells failed, the first one is {failed[0]}")
+
+
+def grid_path(folder: Path, method: str, rate: float, seed: int) -> Path:
+    return folder / "grid" / f"{method}-{rate:g}-seed{seed}.json"
+
+
+def grid_accuracies(method: str, budget: Budget, folder: Path) -> dict[float, float]:
+    """Validation accuracy after training by learning rate, mean over the grid's seeds; rates with all seeds only."""
+    found: dict[float, float] = {}
+    for rate in budget.learning_rates:
+        paths = {seed: grid_path(folder, method, rate, seed) for seed in budget.grid_seeds}
+        if all(is_finished(path, made_from(method, seed, rate, budget, False)) for seed, path in paths.items()):
+            cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths.values()]
+            found[rate] = mean([cell["validation"]["accuracy"][-1] for cell in cells])
+    return found
+
+
+def picked_rate(accuracies: dict[float, float]) -> float:
+    """The learning rate of the highest accuracy; of equal ones, the smaller."""
+    return max(sorted(accuracies), key=lambda rate: accuracies[rate])
+
+
+def learning_rates(budget: Budget, folder: Path, methods: list[str]) -> dict[str, float]:
+    """The picked rate of each method. Ends the program where the grid has not been run."""
+    rates = {}
+    for method in methods:
+        accuracies = grid_accuracies(method, budget, folder)
+        if set(accuracies) == set(budget.learning_rates):
+            rates[method] = picked_rate(accuracies)
+        elif budget == QUICK:
+            rates[method] = QUICK_RATE
+        else:
+            sys.exit(f"study.py: the learning rate of {method} is not picked yet: run study.py grid first.")
+    return rates
+
+
+def load_cells(folder: Path) -> Cells:
+    """The cells in the folder, variants in the order of VARIANTS. Ends the program where they do not compare."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    if not found:
+        sys.exit(f"study.py: no cells in {folder}: run study.py run first.")
+    if len({cell["data"] for cell in found}) > 1:
+        sys.exit(f"study.py: the cells in {folder} are of different models or questions: run study.py run again.")
+    cells: Cells = {
+        variant: {cell["seed"]: cell for cell in sorted(found, key=lambda c: c["seed"]) if cell["variant"] == variant}
+        for variant in VARIANTS
+    }
+    return {variant: by_seed for variant, by_seed in cells.items() if by_seed}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
+    """Write the training set, the validation set and the nine benchmarks as JSONL."""
+    folder = arguments.folder or ROOT / "runs" / "study-questions"
+    study_tasks.write_sets(folder, questions(budget))
+    for name, rows in questions(budget).items():
+        print(f"{name:12} {len(rows):>5} questions, such as: {rows[0]['problem']}")
+    print(f"Written to {folder}.")
+
+
+def grid(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
+    """Train every method at every learning rate of the grid, and show what the validation set picks."""
+    cells = [
+        {"variant": method, "seed": seed, "rate": rate, "budget": budget, "benchmarks": False,
+         "path": grid_path(folder, method, rate, seed)}
+        for seed in budget.grid_seeds for method in METHODS for rate in budget.learning_rates
+    ]  # fmt: skip
+    run_cells(cells, arguments.workers)
+    print(f"Validation accuracy after training, mean of {len(budget.grid_seeds)} seeds; * is picked\n")
+    print(f"{'method':10}" + "".join(f"{rate:>10g}" for rate in budget.learning_rates))
+    for method in METHODS:
+        accuracies = grid_accuracies(method, budget, folder)
+        best = picked_rate(accuracies)
+        print(f"{method:10}" + "".join(f"{value:>9.1%}{'*' if r == best else ' '}" for r, value in accuracies.items()))
+        if best in (budget.learning_rates[0], budget.learning_rates[-1]):
+            print(f"{'':10} {best:g} is at the edge of the grid: a rate beyond it might be better.")
+
+
+def run(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
+    """Train and measure every variant with every seed that is not finished."""
+    variants = []
+    for variant in arguments.only or VARIANTS:
+        if is_built(variant):
+            variants.append(variant)
+        else:
+            print(f"{variant}: skipped; this version of dagrpo.py has no such flag ({VARIANTS[variant]}).")
+    trained = {method_of(variant) for variant in variants if variant != BASE}
+    rates = {BASE: 0.0, **learning_rates(budget, folder, sorted(trained))}
+    cells = [
+        {"variant": variant, "seed": seed, "rate": rates[BASE if variant == BASE else method_of(variant)],
+         "budget": budget, "benchmarks": True, "path": folder / f"{variant}-seed{seed}.json"}
+        for seed in arguments.seeds or budget.seeds  # all variants of a seed first: an unfinished study is still paired
+        for variant in variants
+    ]  # fmt: skip
+    run_cells(cells, arguments.workers)
+
+
+def report(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
+    """Print the tables and statistics as Markdown."""
+    print(markdown(load_cells(folder)))
+
+
+def figures(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
+    """Draw the learning curves and the table of variants by benchmarks."""
+    for path in draw(load_cells(folder), arguments.out):
+        print(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for command in (grid, run, report, figures, make):
+        flags = commands.add_parser(command.__name__, help=command.__doc__)
+        flags.set_defaults(command=command)
+        flags.add_argument("--quick", action="store_true", help="a tiny version, in well under a minute")
+        flags.add_argument("--folder", type=Path, help="of the cells (make: of the questions)")
+        if command in (grid, run):
+            flags.add_argument("--workers", type=int, default=2, help="cells at once; they share the cores")
+        if command is run:
+            flags.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
+            flags.add_argument("--seeds", nargs="+", type=int, help="0 to 7 without this flag")
+        if command is figures:
+            flags.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the figures")
+    options = parser.parse_args(arguments)
+    if getattr(options, "workers", 1) < 1:
+        parser.error(f"--workers {options.workers}: it must be at least 1.")
+    folder = options.folder or (QUICK_FOLDER if options.quick else FOLDER)
+    options.command(options, QUICK if options.quick else FULL, folder)
+
+
+if __name__ == "__main__":
+    main()

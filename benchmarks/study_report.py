@@ -1,0 +1,272 @@
+"""What the cells of the study say: statistics paired by seed, tables as Markdown, figures.
+
+A cell is the dict that study.py writes for one (variant, seed). All figures of accuracy are shares in 0..1 here and
+percent or percentage points in tables. A figure that is not known is NaN, and a table shows it as –.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from study_tasks import BENCHMARKS, IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
+
+from evaluate import bootstrap
+
+Cell = dict[str, Any]
+Cells = dict[str, dict[int, Cell]]  # by variant and seed
+REFERENCE = "grpo"
+METHODS = ("sft", "grpo", "dr_grpo", "dapo", "luffy", "dagrpo")
+BASELINES = METHODS[:-1]
+ENOUGH_SEEDS = 8
+MEANS = {"mean of six": IN_DISTRIBUTION, "mean of three": OUT_OF_DISTRIBUTION, "mean of nine": BENCHMARKS}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def spikes(norms: list[float], factor: float = 10.0, at_least: int = 5) -> int:
+    """How many gradient norms exceed `factor` times the median of all before them, after the first `at_least`."""
+    return sum(norms[n] > factor * float(np.median(norms[:n])) for n in range(at_least, len(norms)))
+
+
+def norm_summary(norms: list[float]) -> dict[str, float]:
+    """p50, p99, largest and spikes of a run's gradient norms. A step on nothing has norm 0 and is left out."""
+    norms = [norm for norm in norms if norm > 0]
+    if not norms:
+        return {"p50": math.nan, "p99": math.nan, "max": math.nan, "spikes": 0}
+    p50, p99 = np.quantile(norms, [0.5, 0.99]).tolist()
+    return {"p50": p50, "p99": p99, "max": max(norms), "spikes": spikes(norms)}
+
+
+def paired_differences(ours: dict[int, float], others: dict[int, float]) -> np.ndarray:
+    """ours − others for every seed in both, in order of the seeds; where either is NaN the seed is left out."""
+    differences = np.array([ours[seed] - others[seed] for seed in sorted(ours.keys() & others.keys())])
+    return differences[~np.isnan(differences)]
+
+
+def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval over seeds; one value has no interval, and no value no mean: NaN."""
+    mean = float(values.mean()) if len(values) else math.nan
+    low, high = bootstrap(values, resamples=10_000) if len(values) > 1 else (math.nan, math.nan)
+    return mean, low, high
+
+
+def mean(values: list[float]) -> float:
+    """The mean of the values that are known, NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def accuracies(cells: dict[int, Cell], name: str, kind: str) -> dict[int, float]:
+    """Accuracy by seed on a benchmark, or the mean over those of MEANS. `kind`: sampled or greedy."""
+    names = MEANS.get(name, [name])
+    return {
+        seed: float(np.mean([cell["benchmarks"][benchmark][kind] for benchmark in names]))
+        for seed, cell in cells.items()
+    }
+
+
+def last_validation(cells: dict[int, Cell]) -> dict[int, float]:
+    return {seed: cell["validation"]["accuracy"][-1] for seed, cell in cells.items()}
+
+
+def best_baseline(cells: Cells) -> str:
+    """The baseline with the highest validation accuracy after training; the benchmarks have no say in it."""
+    there = [name for name in BASELINES if cells.get(name)]
+    return max(there, key=lambda name: mean(list(last_validation(cells[name]).values())), default=REFERENCE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float, form: str = ".1f") -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def with_interval(values: np.ndarray, scale: float = 100.0, form: str = "+.1f") -> str:
+    """Mean (low to high) in percentage points."""
+    middle, low, high = (scale * value for value in mean_and_interval(values))
+    return number(middle, form) + ("" if math.isnan(low) else f" ({number(low, form)} to {number(high, form)})")
+
+
+def accuracy_table(cells: Cells) -> str:
+    """Every variant on every benchmark: sampled accuracy in percent, mean over seeds."""
+    rows = []
+    for variant, by_seed in cells.items():
+        means = [mean(list(accuracies(by_seed, name, "sampled").values())) for name in [*BENCHMARKS, *MEANS]]
+        rates = sorted({cell["learning_rate"] for cell in by_seed.values()})
+        rows.append(
+            [
+                variant,
+                str(len(by_seed)),
+                ", ".join(f"{rate:g}" for rate in rates if rate) or "–",
+                number(100 * mean(list(last_validation(by_seed).values()))),
+                *(number(100 * value) for value in means),
+            ]
+        )
+    return table(["variant", "seeds", "learning rate", "validation", *BENCHMARKS, *MEANS], rows)
+
+
+def difference_table(cells: Cells, name: str, samples: int) -> str:
+    """Every variant on one benchmark or mean: accuracies in percent, paired differences in points with intervals."""
+    best = best_baseline(cells)
+    columns = list(dict.fromkeys([REFERENCE, best]))
+    rows = []
+    for variant, by_seed in cells.items():
+        row = [variant, str(len(by_seed))]
+        for kind in ("sampled", "greedy"):
+            own = accuracies(by_seed, name, kind)
+            row.append(number(100 * mean(list(own.values()))))
+            for other in columns:
+                differences = paired_differences(own, accuracies(cells.get(other, {}), name, kind))
+                row.append("–" if variant == other else with_interval(differences))
+        rows.append(row)
+    head = ["variant", "seeds"]
+    for kind in (f"avg@{samples}", "greedy"):
+        head += [kind, *(f"{kind} − {other} (95 %)" for other in columns)]
+    return table(head, rows)
+
+
+def stability_table(cells: Cells) -> str:
+    """Gradient norms, signal, entropy, masking, lengths and cost of the training, means over seeds."""
+    rows = []
+    for variant, by_seed in cells.items():
+        trained = [cell for cell in by_seed.values() if cell["curves"]]
+        if not trained:
+            continue
+        norms = [cell["gradient_norm"] for cell in trained]
+        ratios = np.array([norm["p99"] / norm["p50"] for norm in norms])
+        curves = [cell["curves"] for cell in trained]
+        right = [cell["validation"]["right_length"] for cell in trained]
+        seconds = mean([sum(cell["curves"]["seconds"]) for cell in trained])
+        row = [variant, str(len(trained))]
+        row += [number(mean([norm[name] for norm in norms]), ".3f") for name in ("p50", "p99", "max")]
+        row.append(with_interval(ratios[~np.isnan(ratios)], scale=1.0, form=".2f"))
+        row.append(number(mean([float(norm["spikes"]) for norm in norms]), ".2f"))
+        for name in ("no_signal", "masked_pairs", "skipped"):
+            row.append(number(100 * mean([mean(curve[name]) for curve in curves])))
+        row += [number(mean([curve["entropy"][n] for curve in curves]), ".2f") for n in (0, -1)]
+        row += [number(mean([lengths[n] for lengths in right])) for n in (0, -1)]
+        row += [number(mean([float(cell["sampled_tokens"]) for cell in trained]), ",.0f"), number(seconds, ".0f")]
+        rows.append(row)
+    head = ["variant", "seeds", "grad p50", "p99", "max", "p99/p50 (95 %)", "spikes a run", "no signal %", "masked %"]
+    head += ["skipped %", "entropy first", "last", "right length first", "last", "sampled tokens", "seconds"]
+    return table(head, rows)
+
+
+def markdown(cells: Cells) -> str:
+    """The whole report."""
+    all_cells = [cell for by_seed in cells.values() for cell in by_seed.values()]
+    samples = {cell["configuration"]["samples"] for cell in all_cells}
+    k, temperature = max(samples), all_cells[0]["configuration"]["sample_temperature"]
+    fewest = min(len(by_seed) for by_seed in cells.values())
+    commits = sorted({cell["commit"] for cell in all_cells})
+    parts = [
+        "# Study",
+        f"{len(all_cells)} cells, {fewest} or more seeds a variant; made at {', '.join(commits)}. Accuracies in "
+        f"percent: mean of {k} answers a question at temperature {temperature:g} (avg@{k}), and the greedy answer. "
+        "Differences are in points, paired by seed, with 95 % bootstrap intervals over seeds: they say how far "
+        "another set of seeds could move them, not another set of questions, and with few seeds they are somewhat "
+        "too narrow. The variants are many: some of their intervals leave out zero by chance.",
+    ]
+    if fewest < ENOUGH_SEEDS:
+        few = [f"{variant} ({len(by_seed)})" for variant, by_seed in cells.items() if len(by_seed) < ENOUGH_SEEDS]
+        parts.append(f"**Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. Read their intervals with care.**")
+    parts.append(
+        f"Best baseline, by its accuracy on the validation set: {best_baseline(cells)}. Learning rates were picked on "
+        "the validation set too."
+    )
+    parts += [f"## Accuracy, avg@{k}", accuracy_table(cells)]
+    for name in [*reversed(MEANS), *BENCHMARKS]:
+        parts += [f"## {name[0].upper()}{name[1:]}", difference_table(cells, name, k)]
+    parts += [
+        "## Stability and cost",
+        "Means over steps and seeds. A spike is a gradient norm over 10 times the median of the steps before it. The "
+        "p99 of a short run is close to its maximum. Right length: tokens of right answers to the validation "
+        "questions, before and after training. Sampled tokens leave out anchors.",
+        stability_table(cells),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def band(cells: dict[int, Cell], curve: str) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """(steps, mean, low, high) of a validation curve, with 95 % bootstrap intervals over seeds. (S,) each
+
+    With one seed, low and high are the mean.
+    """
+    curves = [cell["validation"] for cell in cells.values()]
+    values = np.array([own[curve] for own in curves], dtype=float)  # (seeds, S)
+    figures = np.array([mean_and_interval(column[~np.isnan(column)]) for column in values.T])  # (S, 3)
+    figures = np.where(np.isnan(figures), figures[:, :1], figures)
+    return curves[0]["steps"], figures[:, 0], figures[:, 1], figures[:, 2]
+
+
+def draw(cells: Cells, folder: Path) -> list[Path]:
+    """Write the figures as PNG and SVG; returns their paths. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"font.size": 8, "svg.hashsalt": "study"})  # the salt: the same SVG every time
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in (("study-learning", learning_figure), ("study-benchmarks", benchmark_figure)):
+        figure(cells, pyplot)
+        for suffix in (".png", ".svg"):
+            paths.append(folder / (name + suffix))
+            metadata = {"Date": None} if suffix == ".svg" else None
+            pyplot.savefig(paths[-1], dpi=200, bbox_inches="tight", metadata=metadata)
+        pyplot.close()
+    return paths
+
+
+def learning_figure(cells: Cells, pyplot: Any) -> None:
+    """DaGRPO beside each baseline: accuracy on the validation set; in the last panel, the length of right answers."""
+    panels = [(name, "accuracy") for name in BASELINES] + [(REFERENCE, "right_length")]
+    figure, axes = pyplot.subplots(2, 3, figsize=(8, 4.6), layout="constrained")
+    for axis, (baseline, curve) in zip(axes.flat, panels, strict=True):
+        for variant, style, shade in ((baseline, "--", "0.75"), ("dagrpo", "-", "0.55")):
+            if not cells.get(variant):
+                continue
+            steps, middle, low, high = band(cells[variant], curve)
+            scale = 100 if curve == "accuracy" else 1
+            axis.fill_between(steps, scale * low, scale * high, color=shade, alpha=0.5, linewidth=0)
+            axis.plot(steps, scale * middle, style, color="black", label=variant, linewidth=1.2)
+        axis.set_xlabel("step")
+        axis.set_ylabel("validation accuracy, %" if curve == "accuracy" else "tokens of right answers")
+        axis.legend(frameon=False)
+    seeds = sorted({len(by_seed) for by_seed in cells.values()})
+    figure.suptitle(f"Mean and 95 % interval over {' to '.join(map(str, seeds[:1] + seeds[1:][-1:]))} seeds")
+
+
+def benchmark_figure(cells: Cells, pyplot: Any) -> None:
+    """Variant by benchmark: sampled accuracy in percent, darker is higher, each number in its field."""
+    columns = [*BENCHMARKS, *MEANS]
+    values = np.array([[mean(list(accuracies(own, n, "sampled").values())) for n in columns] for own in cells.values()])
+    _, axis = pyplot.subplots(figsize=(8, 0.8 + 0.28 * len(cells)))
+    axis.imshow(100 * values, cmap="Greys", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(100 * values):
+        axis.text(column, row, number(value), ha="center", va="center", color="white" if value > 55 else "black")
+    axis.set_xticks(range(len(columns)), [name.replace(" of ", "\nof ") for name in columns])
+    axis.set_yticks(range(len(cells)), list(cells))
+    axis.axvline(len(IN_DISTRIBUTION) - 0.5, color="black", linewidth=1)
+    axis.axvline(len(BENCHMARKS) - 0.5, color="black", linewidth=1)
+    axis.tick_params(length=0)
+    axis.set_title("avg@k, percent, mean over seeds")

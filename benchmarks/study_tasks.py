@@ -1,0 +1,124 @@
+"""The questions of the study: nine benchmarks, a training set and a validation set, all drawn from fixed seeds.
+
+The problems come from examples/arithmetic/make.py, which made the embedded model and what it was pretrained on. Six
+benchmarks are its levels, from routine to never solved by the embedded model; three change one thing that training
+never shows. No question is in two of the sets, and none is in train.jsonl or held_out.jsonl of the example, but for
+the training set, which is drawn from train.jsonl.
+
+Pretraining left out held_out.jsonl only. Of level 1 there are so few problems that it has shown most of them to the
+model, with answers of every quality; from level 3 up there are too many for that.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "arithmetic")]
+
+import make  # noqa: E402
+
+Row = dict[str, Any]
+IN_DISTRIBUTION = [f"level-{level}" for level in make.LEVELS]
+OUT_OF_DISTRIBUTION = ["longer", "larger", "reordered"]
+BENCHMARKS = IN_DISTRIBUTION + OUT_OF_DISTRIBUTION
+SEEDS = {"training": 1, "validation": 2, "levels": 3, "longer": 4, "larger": 5, "reordered": 6}
+
+
+def longer(rng: random.Random) -> Row:
+    """Level 6 with a fourth operation on one quantity: ten in all, where training has nine at most.
+
+    The embedded model hardly goes beyond the lengths that it was pretrained on: trained ones solve a few percent. A
+    single quantity with five operations would be no better, and answers at once hit some of those by chance.
+    """
+    lengths = rng.sample([4, 3, 3], 3)
+    starts, operations = zip(*[make.draw_quantity(rng, length, 30) for length in lengths], strict=True)
+    return as_row(make.Problem(0, ["x", "y", "z"], list(starts), list(operations)))
+
+
+def larger(rng: random.Random) -> Row:
+    """Levels 3 and 4 with a result between 41 and 60 on the way: in training, two quantities stay at 40 or less."""
+    length = make.LEVELS[rng.choice([3, 4])][1]
+    while True:
+        starts, operations = zip(*[make.draw_quantity(rng, length, 60) for _ in "xy"], strict=True)
+        problem = make.Problem(0, ["x", "y"], list(starts), list(operations))
+        if largest_value(problem) > 40 and problem.answer <= make.LARGEST:
+            return as_row(problem)
+
+
+def largest_value(problem: make.Problem) -> int:
+    """The largest value that a quantity has on the way."""
+    return max(
+        make.apply_all(start, operations[:n])
+        for start, operations in zip(problem.starts, problem.operations, strict=True)
+        for n in range(len(operations) + 1)
+    )
+
+
+def reordered(rng: random.Random) -> Row:
+    """Levels 3 to 6 with the question's sum in another order: in training, it is x + y or x + y + z."""
+    problem = make.draw_problem(rng, rng.choice([3, 4, 5, 6]))
+    names = problem.names
+    while names == problem.names:
+        names = rng.sample(problem.names, len(problem.names))
+    row = as_row(problem)
+    row["problem"] = row["problem"].replace(" + ".join(problem.names), " + ".join(names))
+    return row
+
+
+def as_row(problem: make.Problem) -> Row:
+    return {"problem": problem.text, "answer": str(problem.answer)}
+
+
+def draw_distinct(
+    draw: Callable[[random.Random], Row], rng: random.Random, count: int, excluded: set[str]
+) -> list[Row]:
+    """`count` rows of `draw`, none of whose problems is in `excluded` or drawn twice; they join `excluded`."""
+    rows: list[Row] = []
+    while len(rows) < count:
+        row = draw(rng)
+        if row["problem"] not in excluded:
+            excluded.add(row["problem"])
+            rows.append(row)
+    return rows
+
+
+def questions(each: int, training_each: int, validation_each: int) -> dict[str, list[Row]]:
+    """Rows by name: `training`, `validation` and the nine BENCHMARKS.
+
+    `each`: problems a benchmark; `training_each`, `validation_each`: of each level. Smaller sets are not the first
+    part of larger ones.
+    """
+    example = {name: read_rows(make.HERE / f"{name}.jsonl") for name in ("train", "held_out")}
+    excluded = {row["problem"] for rows in example.values() for row in rows}
+    rng = random.Random(SEEDS["training"])
+    sets = {
+        "training": [
+            row
+            for level in make.LEVELS
+            for row in rng.sample([row for row in example["train"] if row["level"] == level], training_each)
+        ],
+        "validation": make.draw_questions(random.Random(SEEDS["validation"]), validation_each, excluded),
+    }
+    levels = make.draw_questions(random.Random(SEEDS["levels"]), each, excluded)
+    for level, name in zip(make.LEVELS, IN_DISTRIBUTION, strict=True):
+        sets[name] = [row for row in levels if row["level"] == level]
+    for name, draw in zip(OUT_OF_DISTRIBUTION, (longer, larger, reordered), strict=True):
+        sets[name] = draw_distinct(draw, random.Random(SEEDS[name]), each, excluded)
+    return sets
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_sets(folder: Path, sets: dict[str, list[Row]]) -> None:
+    """One JSONL file for each set of questions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in sets.items():
+        make.write_jsonl(folder / f"{name}.jsonl", rows)
