@@ -23,6 +23,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -44,6 +45,7 @@ import dagrpo
 import rollout
 from anchors import read_questions
 from evaluate import evaluate
+from flags import ConfigError
 
 FOLDER = ROOT / "benchmarks" / "study"
 QUICK_FOLDER = ROOT / "runs" / "study-quick"
@@ -203,10 +205,9 @@ def measure_cell(variant: str, seed: int, rate: float, budget: Budget, benchmark
         cell = {
             "variant": variant,
             "seed": seed,
-            "learning_rate": None if variant == BASE else rate,
+            "learning_rate": 0.0 if variant == BASE else rate,
             "flags": VARIANTS[variant],
             "commit": commit(),
-            **made_from(variant, seed, rate, budget, benchmarks),
             "validation": {
                 "steps": [result["step"] for result in evaluations],
                 "accuracy": [result["accuracy"] for result in evaluations],
@@ -229,7 +230,8 @@ def measure_cell(variant: str, seed: int, rate: float, budget: Budget, benchmark
                 }
                 for name in BENCHMARKS
             }
-    return rounded({**cell, "seconds": time.perf_counter() - start})
+    cell["seconds"] = time.perf_counter() - start
+    return {**rounded(cell), **made_from(variant, seed, rate, budget, benchmarks)}
 
 
 def measure(
@@ -259,12 +261,23 @@ def curves(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def rounded(value: Any) -> Any:
-    """The same structure with floats of five significant digits: more would be noise in the repository."""
+    """The same with floats of five significant digits, as more would be noise, and None for NaN, which JSON lacks."""
     if isinstance(value, dict):
         return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [rounded(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.5g}")
+    return value
+
+
+def with_nan(value: Any) -> Any:
+    """The same with NaN for None."""
+    if isinstance(value, dict):
+        return {name: with_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_nan(item) for item in value]
+    return math.nan if value is None else value
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -353,11 +366,14 @@ def learning_rates(budget: Budget, folder: Path, methods: list[str]) -> dict[str
 
 def load_cells(folder: Path) -> Cells:
     """The cells in the folder, variants in the order of VARIANTS. Ends the program where they do not compare."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    found = [with_nan(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
     if not found:
         sys.exit(f"study.py: no cells in {folder}: run study.py run first.")
-    if len({cell["data"] for cell in found}) > 1:
-        sys.exit(f"study.py: the cells in {folder} are of different models or questions: run study.py run again.")
+    steps = {cell["configuration"]["steps"] for cell in found if cell["variant"] != BASE}
+    if len({cell["data"] for cell in found}) > 1 or len(steps) > 1:
+        sys.exit(
+            f"study.py: the cells in {folder} are of different questions, models or steps: run study.py run again."
+        )
     cells: Cells = {
         variant: {cell["seed"]: cell for cell in sorted(found, key=lambda c: c["seed"]) if cell["variant"] == variant}
         for variant in VARIANTS
@@ -448,7 +464,10 @@ def main(arguments: list[str] | None = None) -> None:
     if getattr(options, "workers", 1) < 1:
         parser.error(f"--workers {options.workers}: it must be at least 1.")
     folder = options.folder or (QUICK_FOLDER if options.quick else FOLDER)
-    options.command(options, QUICK if options.quick else FULL, folder)
+    try:
+        options.command(options, QUICK if options.quick else FULL, folder)
+    except (ConfigError, ImportError) as error:
+        sys.exit(f"study.py: {error}")
 
 
 if __name__ == "__main__":

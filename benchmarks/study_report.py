@@ -269,4 +269,5 @@ def benchmark_figure(cells: Cells, pyplot: Any) -> None:
     axis.axvline(len(IN_DISTRIBUTION) - 0.5, color="black", linewidth=1)
     axis.axvline(len(BENCHMARKS) - 0.5, color="black", linewidth=1)
     axis.tick_params(length=0)
-    axis.set_title("avg@k, percent, mean over seeds")
+    k = max(cell["configuration"]["samples"] for by_seed in cells.values() for cell in by_seed.values())
+    axis.set_title(f"avg@{k}, percent, mean over seeds")

@@ -1,0 +1,291 @@
+"""The study: disjoint questions, statistics that can be computed by hand, cells that are run once, and a tiny run."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import study
+import study_report
+import study_tasks
+
+import anchors
+import dagrpo
+import rollout
+
+NAN = math.nan
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return study_tasks.questions(30, 5, 5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Questions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_no_question_is_in_two_sets_or_was_held_out_of_pretraining(sets):
+    assert list(sets) == ["training", "validation", *study_tasks.BENCHMARKS]
+    problems = [row["problem"] for rows in sets.values() for row in rows]
+    example = {row["problem"] for name in ("train", "held_out") for row in example_rows(name)}
+    assert len(problems) == len(set(problems)) == 11 * 30
+    assert {row["problem"] for row in sets["training"]} == example & set(problems)
+
+
+def example_rows(name: str) -> list[dict]:
+    return anchors.read_questions([str(dagrpo.EXAMPLE / f"{name}.jsonl")])
+
+
+def test_the_answers_are_what_the_problems_say(sets):
+    for rows in sets.values():
+        for row in rows:
+            *quantities, asked = row["problem"].rstrip(".").split(". ")
+            values = dict(map(value_of, quantities))
+            assert sum(values[name] for name in asked.removeprefix("Find ").split(" + ")) == int(row["answer"])
+
+
+def value_of(sentence: str) -> tuple[str, int]:
+    """`Let x = 7, add 5` -> (x, 12)"""
+    first, *operations = sentence.removeprefix("Let ").split(", ")
+    name, start = first.split(" = ")
+    value = int(start)
+    for operation in operations:
+        word, number = operation.split(" ")
+        value = {"add": value + int(number), "subtract": value - int(number), "times": value * int(number)}[word]
+    return name, value
+
+
+def test_the_model_can_read_every_question_and_has_room_to_answer(sets):
+    model, tokenizer = rollout.load(str(dagrpo.EXAMPLE), "cpu")
+    for rows in sets.values():
+        for row in rows:
+            ids = tokenizer(row["problem"])["input_ids"]
+            assert tokenizer.unk_token_id not in ids
+            assert len(ids) + 1 + study.MAX_NEW_TOKENS <= model.config.max_position_embeddings
+
+
+def test_the_questions_out_of_distribution_differ_from_training_as_they_are_meant_to(sets):
+    training = example_rows("train")
+    count = lambda row: len(re.findall("add|subtract|times", row["problem"]))  # noqa: E731
+    assert max(map(count, training)) < min(map(count, sets["longer"]))
+    asked = {re.search("Find .*", row["problem"])[0] for row in training}
+    assert not asked & {re.search("Find .*", row["problem"])[0] for row in sets["reordered"]}
+    two = [row for row in training if row["level"] in (3, 4)]
+    assert max(map(largest_result, two)) < min(map(largest_result, sets["larger"]))
+
+
+def largest_result(row: dict) -> int:
+    """The largest value of a quantity after any of its operations, read from the text."""
+    largest = 0
+    for sentence in row["problem"].split(". ")[:-1]:
+        parts = sentence.split(", ")
+        largest = max(largest, *(value_of(", ".join(parts[:n]))[1] for n in range(1, len(parts) + 1)))
+    return largest
+
+
+def test_the_seeds_alone_fix_the_questions(sets):
+    assert study_tasks.questions(30, 5, 5) == sets
+
+
+def test_the_real_study_is_large_enough():
+    assert study.FULL.benchmark_each >= 300 and len(study.FULL.seeds) >= study_report.ENOUGH_SEEDS
+    assert not set(study.FULL.seeds) & set(study.FULL.grid_seeds)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_spike_is_measured_by_what_came_before_it():
+    assert study_report.spikes([1.0, 1.0, 1.0, 1.0, 1.0, 11.0, 9.0, 10.5]) == 2  # 11 and 10.5 against a median of 1
+    assert study_report.spikes([50.0, 1.0, 1.0]) == 0  # nothing to compare the first ones with
+    assert study_report.spikes([1.0] * 5 + [10.0]) == 0  # exactly ten times is not over ten times
+
+
+def test_steps_without_an_update_do_not_lower_the_median_norm():
+    assert study_report.norm_summary([0.0, 2.0, 0.0, 4.0]) == {
+        "p50": 3.0,
+        "p99": pytest.approx(3.98),
+        "max": 4.0,
+        "spikes": 0,
+    }
+    assert math.isnan(study_report.norm_summary([0.0])["p99"])
+
+
+def test_differences_are_paired_by_seed_and_unknown_ones_left_out():
+    ours, others = {2: 0.5, 0: 0.7, 1: NAN, 3: 0.9}, {0: 0.4, 1: 0.2, 2: 0.6}
+    assert study_report.paired_differences(ours, others) == pytest.approx([0.3, -0.1])
+
+
+def test_an_interval_needs_two_seeds():
+    assert study_report.mean_and_interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)  # means 0, ½, 1 at ¼, ½, ¼
+    assert study_report.mean_and_interval(np.array([0.2, 0.2, 0.2])) == pytest.approx((0.2, 0.2, 0.2))
+    middle, low, high = study_report.mean_and_interval(np.array([0.3]))
+    assert middle == 0.3 and math.isnan(low) and math.isnan(high)
+    assert all(map(math.isnan, study_report.mean_and_interval(np.array([]))))
+
+
+def cell(variant: str, seed: int, accuracy: float, validation: float, **changes: object) -> dict:
+    """A cell with the same sampled accuracy on all benchmarks; greedy is 0.1 more."""
+    return {
+        "variant": variant, "seed": seed, "learning_rate": 1e-4, "commit": "abc", "data": "d",
+        "configuration": {"samples": 8, "sample_temperature": 0.6, "steps": 30},
+        "validation": {"steps": [0, 5], "accuracy": [0.1, validation], "right_length": [NAN, 30.0]},
+        "gradient_norm": {"p50": 1.0, "p99": 4.0, "max": 5.0, "spikes": 1},
+        "curves": {name: [0.5, 0.25] for name in ("no_signal", "masked_pairs", "skipped", "entropy", "seconds")},
+        "sampled_tokens": 1000,
+        "benchmarks": {name: {"sampled": accuracy, "greedy": accuracy + 0.1} for name in study_tasks.BENCHMARKS},
+        **changes,
+    }  # fmt: skip
+
+
+def by_seed(variant: str, accuracies: list[float], validation: float) -> dict[int, dict]:
+    return {seed: cell(variant, seed, accuracy, validation) for seed, accuracy in enumerate(accuracies)}
+
+
+@pytest.fixture
+def cells():
+    return {
+        "grpo": by_seed("grpo", [0.4, 0.6], 0.5),
+        "dapo": by_seed("dapo", [0.9, 0.9], 0.3),
+        "luffy": by_seed("luffy", [0.5, 0.5], 0.8),
+        "dagrpo": by_seed("dagrpo", [0.5, 0.8], 0.9),
+    }
+
+
+def test_the_best_baseline_is_picked_on_validation_not_on_the_benchmarks(cells):
+    assert study_report.best_baseline(cells) == "luffy"
+
+
+def test_the_table_holds_paired_differences_in_points(cells):
+    rows = study_report.difference_table(cells, "mean of nine", 8).splitlines()
+    assert "avg@8 − grpo (95 %)" in rows[0] and "greedy − luffy (95 %)" in rows[0]
+    columns = [column.strip() for column in rows[-1].strip("|").split("|")]
+    # 0.5 − 0.4 and 0.8 − 0.6 against grpo; 0 and 0.3 against luffy.
+    assert columns[:5] == ["dagrpo", "2", "65.0", "+15.0 (+10.0 to +20.0)", "+15.0 (+0.0 to +30.0)"]
+    assert columns[5] == "75.0"
+
+
+def test_the_mean_of_nine_weighs_every_benchmark_alike():
+    own = cell("grpo", 0, 0.0, 0.5)
+    own["benchmarks"]["level-1"]["sampled"] = 0.9
+    assert study_report.accuracies({0: own}, "mean of nine", "sampled")[0] == pytest.approx(0.1)
+    assert study_report.accuracies({0: own}, "mean of six", "sampled")[0] == pytest.approx(0.15)
+    assert study_report.accuracies({0: own}, "mean of three", "sampled")[0] == 0
+
+
+def test_the_report_says_how_few_seeds_there_are_and_bears_what_is_not_known(cells):
+    text = study_report.markdown(cells)
+    assert "Fewer than 8 seeds: grpo (2), dapo (2), luffy (2), dagrpo (2)" in text
+    assert "nan" not in text
+    assert "| grpo | 2 | 1.000 | 4.000 | 5.000 | 4.00 (4.00 to 4.00) | 1.00 | 37.5 |" in text
+
+
+def test_of_equal_learning_rates_the_smaller_is_picked():
+    assert study.picked_rate({4e-4: 0.7, 1e-4: 0.7, 2e-4: 0.6}) == 1e-4
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cells
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_run_again_only_where_configuration_or_data_changed(tmp_path):
+    path = tmp_path / "cell.json"
+    wanted = study.made_from("dagrpo", 0, 1e-4, study.QUICK, True)
+    assert not study.is_finished(path, wanted)
+    path.write_text(json.dumps(wanted))
+    assert study.is_finished(path, wanted)
+    assert not study.is_finished(path, study.made_from("dagrpo", 0, 2e-4, study.QUICK, True))
+    assert not study.is_finished(path, study.made_from("dagrpo", 1, 1e-4, study.QUICK, True))
+    assert not study.is_finished(path, {**wanted, "data": "others"})
+
+
+def test_a_flag_that_is_new_leaves_finished_cells_as_they_are_unless_it_is_set(tmp_path):
+    path = tmp_path / "cell.json"
+    wanted = study.made_from("dagrpo", 0, 1e-4, study.QUICK, True)
+    before = {name: value for name, value in wanted["configuration"].items() if name != "kl"}
+    path.write_text(json.dumps({**wanted, "configuration": before}))
+    assert study.is_finished(path, wanted)
+    changed = {**wanted, "configuration": {**wanted["configuration"], "kl": 0.1}}
+    assert not study.is_finished(path, changed)
+
+
+def test_every_variant_that_is_built_is_a_valid_run():
+    for variant in filter(study.is_built, study.VARIANTS):
+        config = study.configuration(variant, 3, 1e-4, study.FULL, Path())
+        assert (config.seed, config.learning_rate, config.steps) == (3, 1e-4, study.FULL.steps)
+        assert config.method == study.method_of(variant)
+
+
+def test_a_variant_without_its_flag_is_skipped_with_a_message(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "VARIANTS", {"not-built": {"no_such_flag": 1}})
+    study.main(["run", "--quick", "--folder", str(tmp_path)])
+    assert "not-built: skipped" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_that_fails_leaves_no_file_and_shows_what_it_printed(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        print("step 1")
+        raise ValueError("out of luck")
+
+    monkeypatch.setattr(study, "measure_cell", fail)
+    with pytest.raises(RuntimeError, match=r"out of luck.*step 1"):
+        study.run_cell("grpo", 0, 1e-4, study.QUICK, tmp_path / "cell.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_study_does_not_start_without_picked_learning_rates(tmp_path):
+    with pytest.raises(SystemExit, match=r"run study\.py grid first"):
+        study.main(["run", "--only", "grpo", "--folder", str(tmp_path)])
+
+
+def test_a_rate_counts_only_with_all_seeds_of_the_grid(tmp_path):
+    for rate, accuracy in zip(study.QUICK.learning_rates, (0.6, 0.5), strict=True):
+        path = study.grid_path(tmp_path, "grpo", rate, 100)
+        path.parent.mkdir(exist_ok=True)
+        made = study.made_from("grpo", 100, rate, study.QUICK, False)
+        path.write_text(json.dumps({**made, "validation": {"accuracy": [0.9, accuracy]}}))
+    assert study.grid_accuracies("grpo", study.QUICK, tmp_path) == {1e-4: 0.6, 2e-4: 0.5}
+    assert study.learning_rates(study.QUICK, tmp_path, ["grpo"]) == {"grpo": 1e-4}
+    path.unlink()
+    assert study.grid_accuracies("grpo", study.QUICK, tmp_path) == {1e-4: 0.6}
+
+
+def test_cells_of_different_questions_are_not_compared(tmp_path):
+    for seed, data in enumerate("ab"):
+        (tmp_path / f"{seed}.json").write_text(json.dumps(cell("grpo", seed, 0.5, 0.5, data=data)))
+    with pytest.raises(SystemExit, match="different questions"):
+        study.load_cells(tmp_path)
+
+
+def test_a_tiny_study_runs_once_and_is_reported(tmp_path, capsys):
+    command = ["run", "--quick", "--only", "base", "grpo", "dagrpo", "--workers", "1", "--folder", str(tmp_path)]
+    study.main(command)
+    written = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert set(written) == {"base-seed0.json", "grpo-seed0.json", "dagrpo-seed0.json"}
+    study.main(command)
+    assert "3 of 3 cells are finished" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
+
+    result = json.loads((tmp_path / "dagrpo-seed0.json").read_text())
+    assert result["validation"]["steps"] == [0, 1, 2]
+    assert len(result["curves"]["grad_norm"]) == 2 and result["sampled_tokens"] > 0
+    assert set(result["benchmarks"]) == set(study_tasks.BENCHMARKS)
+    assert (tmp_path / "dagrpo-seed0.json").stat().st_size < 10_000  # no answers in it
+
+    study.main(["report", "--folder", str(tmp_path)])
+    assert "| dagrpo | 1 |" in capsys.readouterr().out
+    pytest.importorskip("matplotlib")
+    study.main(["figures", "--folder", str(tmp_path), "--out", str(tmp_path / "figures")])
+    figures = {path.name: path.stat().st_size for path in (tmp_path / "figures").iterdir()}
+    names = {name + suffix for name in ("study-learning", "study-benchmarks") for suffix in (".png", ".svg")}
+    assert set(figures) == names and min(figures.values()) > 5_000
