@@ -249,6 +249,8 @@ def learning_figure(cells: Cells, pyplot: Any) -> None:
             scale = 100 if curve == "accuracy" else 1
             axis.fill_between(steps, scale * low, scale * high, color=shade, alpha=0.5, linewidth=0)
             axis.plot(steps, scale * middle, style, color="black", label=variant, linewidth=1.2)
+        if curve == "accuracy":
+            axis.set_ylim(0, 100)
         axis.set_xlabel("step")
         axis.set_ylabel("validation accuracy, %" if curve == "accuracy" else "tokens of right answers")
         axis.legend(frameon=False)
