@@ -22,6 +22,7 @@ Equation -> function:
     (1) A_i = (r_i − r̄)/(σ+ε) = 1/(G(σ+ε)) Σ_j (r_i − r_j)    scoring.rectified_advantages, nothing masked
     (2) d_ij = (1 − cos(G_i, G_j))/2, or from an alignment     scoring.gradient_gram, scoring.distinctiveness
     (3) m_ij = 1 where d_ij ≥ τ                                scoring.distinct_pairs
+        or, of the worse answer, single tokens                 scoring.colliding_tokens    (--rectify token)
     (4) Ã_i = 1/(G(σ+ε)) Σ_j m_ij (r_i − r_j)                  scoring.rectified_advantages
     (5) masked where g_i·g_j > |g_i|², i the better answer     scoring.safe_pairs          (--threshold auto)
     (6) hard question: pass rate ≤ --hard-below                anchors.is_hard, anchors.insert
@@ -108,6 +109,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 THRESHOLDS = {"gradient": 0.35, "token": 0.1, "none": 0.0}
 THRESHOLD_REASON = "pairs less distinct are masked (3), by default 0.35 (gradient) or 0.1 (token); auto: rule (5)"
+RECTIFY = ("pair", "token")
 LOSS_NORMS = ("token", "sequence", "constant")
 
 
@@ -126,6 +128,7 @@ class Config:
 
     method: str = flag("dagrpo", "a set of defaults; single flags override it", choices=tuple(METHODS), group="method")
     scorer: str = flag("gradient", "distinctiveness (2); none masks no pair, an ablation", choices=scoring.SCORERS)
+    rectify: str = flag("pair", "mask pairs whole, or of the worse answer the tokens that collide", choices=RECTIFY)
     threshold: float | str = flag("default", THRESHOLD_REASON, least=0, most=1, word="auto")
     anchors: str = flag("data", "verified solutions: data (field `solution`), a JSONL FILE, or none, an ablation")
     anchors_per_group: int = flag(1, "anchors that join a group, at most (6)", least=1)
@@ -163,7 +166,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.threshold == "default":
-            self.threshold = THRESHOLDS.get(self.scorer, 0.0)
+            self.threshold = "auto" if self.rectify == "token" else THRESHOLDS.get(self.scorer, 0.0)
         check(self)
 # fmt: on
 
@@ -171,6 +174,8 @@ class Config:
 def check(config: Config) -> None:
     """Raise ConfigError for the first field out of its range, or for two that do not go together."""
     check_ranges(config)
+    if config.rectify == "token" and (config.scorer != "gradient" or config.threshold != "auto"):
+        raise ConfigError("--rectify token: it masks tokens by rule (5), so --scorer gradient and --threshold auto.")
     if config.threshold == "auto" and config.scorer != "gradient":
         raise ConfigError(f"--threshold auto: it needs gradient norms, so --scorer gradient, not {config.scorer}.")
     if config.scorer == "none" and config.threshold != 0:
@@ -242,20 +247,51 @@ def rectify(
         else:
             d[scored], cross[scored] = displacement(model, part, config)
     mask, advantages = scoring.mask_and_advantages(d, cross, rewards, threshold, config.scale)
+    if config.rectify == "token" and cross is not None:
+        kept = torch.ones_like(mask)
+        advantages = scoring.rectified_advantages(rewards, kept, scale=config.scale)
+        withhold_colliding_tokens(model, rollouts, rewards, mask, cross, config)
+        mask = kept
     return mask, d, advantages
+
+
+def withhold_colliding_tokens(
+    model: PreTrainedModel,
+    rollouts: Rollouts,
+    rewards: torch.Tensor,
+    mask: torch.Tensor,
+    cross: torch.Tensor,
+    config: Config,
+) -> None:
+    """Token-level (3): sets `rollouts.withheld`. Each pair that rule (5) would mask stays, but for the tokens of its
+    worse answer that collide most: they lose that pair's part of their advantage (4).
+
+    N rows, (P, G), (P, G, G), (P, G, G)
+    """
+    size = rewards.shape[1]
+    weights = push_weights(model, rollouts, config)
+    lengths = rollouts.lengths.float()
+    for p, i, j in (~mask & (rewards[:, :, None] > rewards[:, None, :])).nonzero().tolist():
+        better, worse = p * size + i, p * size + j
+        part = rollouts.rows(torch.tensor([better, worse]))
+        tokens = (part.input_ids, part.attention_mask, part.response_mask)
+        states = scoring.answer_states(model, *tokens, part.hidden)
+        targets = part.input_ids[part.response_mask].split(part.lengths.tolist())
+        kernel = scoring.token_kernel(model, (states[0], states[1]), (targets[0], targets[1]), config.temperature)
+        answer = rollouts.response_mask[worse]
+        shares = kernel.sum(0) * weights[worse, answer[1:]]
+        if config.loss_norm == "sequence":
+            shares = shares / (lengths[better] * lengths[worse])
+        colliding = scoring.colliding_tokens(shares, float(cross[p, i, j] - cross[p, i, i]))
+        pair = torch.zeros(1, size, size, dtype=torch.bool, device=rewards.device)
+        pair[0, i, j] = pair[0, j, i] = True
+        share_of_pair = scoring.rectified_advantages(rewards[p : p + 1], pair, scale=config.scale)[0, j]
+        rollouts.withheld[worse, answer] += share_of_pair * colliding
 
 
 def displacement(model: PreTrainedModel, part: Rollouts, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     """d of (2), and the products g_i·g̃_j that rule (5) compares. N rows -> (P, G, G), (P, G, G)"""
-    weights = torch.ones_like(part.logps[:, 1:])
-    if config.anchor_objective == "shaped" and bool(part.anchor_mask.any()):
-        placed = part.rows(part.anchor_mask.nonzero().squeeze(1))
-        with torch.no_grad():
-            logps, _ = rollout.token_logps(
-                model, placed.input_ids, placed.attention_mask, placed.response_mask, temperature=config.temperature
-            )
-        slopes = config.gamma * logps.exp() / (logps.exp() + config.gamma) ** 2  # w_t of (5): ∂f/∂log π
-        weights[part.anchor_mask, : slopes.shape[1]] = slopes
+    weights = push_weights(model, part, config)
     gram, cross = scoring.gradient_gram(
         model, part.input_ids, part.attention_mask, part.response_mask, part.group_size,
         temperature=config.temperature, token_weights=weights, hidden=part.hidden,
@@ -264,6 +300,18 @@ def displacement(model: PreTrainedModel, part: Rollouts, config: Config) -> tupl
         lengths = part.lengths.view(-1, part.group_size)
         cross = cross / (lengths[:, :, None] * lengths[:, None, :])
     return scoring.gradient_distinctiveness(gram), cross
+
+
+@torch.no_grad()
+def push_weights(model: PreTrainedModel, rollouts: Rollouts, config: Config) -> torch.Tensor:
+    """w_t of (5): how much a token's push is its gradient. 1 on-policy; ∂f/∂log π for a shaped anchor. -> (N, T−1)"""
+    weights = torch.ones_like(rollouts.logps[:, 1:])
+    if config.anchor_objective == "shaped" and bool(rollouts.anchor_mask.any()):
+        tokens = (rollouts.input_ids, rollouts.attention_mask, rollouts.response_mask)
+        anchors_only = (values[rollouts.anchor_mask] for values in tokens)
+        logps, _ = rollout.token_logps(model, *anchors_only, temperature=config.temperature)
+        weights[rollouts.anchor_mask] = config.gamma * logps.exp() / (logps.exp() + config.gamma) ** 2
+    return weights
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -317,10 +365,14 @@ def policy_loss(
 
     On-policy J_t = min(ρ_t Ã, clip(ρ_t, 1−ε_low, 1+ε_high) Ã); for anchors J_t = f(π_t) Ã, or Ã log π_t.
 
-    (B, S), (B, S), (B,), (B, S), (B,), (B,) -> scalar, and sums over tokens for the log. The losses of all
-    micro-batches add up to the loss of the step, because `denominators` belong to the whole step.
+    (B, S), (B, S), (B,) or (B, S), (B, S), (B,), (B,) -> scalar, and sums over tokens for the log. Advantages are
+    of answers, or of tokens where some were withheld. The losses of all micro-batches add up to the loss of the
+    step, because `denominators` belong to the whole step.
     """
     assert logps.shape == old_logps.shape == response_mask.shape == (len(advantages), logps.shape[1])
+    if advantages.dim() == 1:
+        advantages = advantages[:, None].expand_as(logps)  # (B,) -> (B, S)
+    assert advantages.shape == logps.shape
     loss, sums = loss_and_sums(
         logps,
         old_logps,
@@ -362,7 +414,6 @@ def loss_and_sums(
     entropy_bonus: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(7) and (8) fused on a GPU. Arguments as in `policy_loss` -> scalar, and the sums that LOSS_SUMS names, (8,)"""
-    advantages = advantages[:, None]  # (B,) -> (B, 1)
     ratio = importance_ratio(logps, old_logps)
     objective = torch.minimum(ratio * advantages, ratio.clamp(lowest, highest) * advantages)
     off_policy = shaped_probability(logps, gamma) if shaped else logps
@@ -460,7 +511,7 @@ def train(config: Config) -> dict[str, Any]:
 
         # Steps 6 and 7: answers whose advantage is 0 are left out, unless a KL or entropy term needs them.
         with timed(seconds, "train", model):
-            trained = advantages.flatten() != 0
+            trained = (advantages.flatten() != 0) | (rollouts.withheld != 0).any(1)
             if config.kl or config.entropy_bonus:
                 trained = torch.ones_like(trained)
             rate = optimizer.param_groups[0]["lr"]
@@ -646,7 +697,7 @@ def accumulate_gradients(
             loss, counted = policy_loss(
                 logps,
                 part.logps[:, 1:] if config.updates > 1 else logps.detach(),
-                advantages[picked],
+                advantages[picked][:, None] - part.withheld[:, 1:],
                 part.response_mask[:, 1:],
                 part.anchor_mask,
                 denominators[picked],

@@ -38,6 +38,7 @@ def group_metrics(
         "no_signal": (advantages == 0).all(1).float().mean().item(),
         "masked_pairs": (~pair_mask & differ).sum().item() / max(1, int(differ.sum())),
         "trained_sequences": trained.float().mean().item(),
+        "masked_tokens": (rollouts.withheld != 0).sum().item() / max(1, int(rollouts.response_mask.sum())),
     }
     scores = d[differ & ~d.isnan()]
     if len(scores):

@@ -46,6 +46,7 @@ class Rollouts:
     response_mask: torch.Tensor  # (N, T) True on the answer's tokens, EOS among them: the policy's own choices
     anchor_mask: torch.Tensor  # (N,) True where the answer is a verified solution from elsewhere
     logps: torch.Tensor  # (N, T) log-probability of each answer token when it was sampled; 0 elsewhere
+    withheld: torch.Tensor  # (N, T) advantage that --rectify token takes from single tokens; 0 elsewhere
     truncated: torch.Tensor  # (N,) True where the answer reached the limit without an EOS
     texts: list[str]  # N answers, special tokens left out
     hidden: list[torch.Tensor | None]  # N times (S, H): the states its tokens were sampled from, where they were kept
@@ -285,6 +286,7 @@ def assemble(
         response_mask=response_mask.to(device),
         anchor_mask=torch.tensor([answer.is_anchor for answer in answers], device=device),
         logps=logps.to(device),
+        withheld=torch.zeros(shape, device=device),
         truncated=torch.tensor([answer.tokens[-1] not in stops for answer in answers], device=device),
         texts=tokenizer.batch_decode([answer.tokens for answer in answers], skip_special_tokens=True),
         hidden=[answer.hidden for answer in answers],

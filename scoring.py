@@ -252,6 +252,28 @@ def exact_gram(
     return (rows @ owner).float()[None], (rows @ (owner * torch.cat(weights).double()[:, None])).float()[None]
 
 
+def token_kernel(
+    model: PreTrainedModel,
+    states: tuple[torch.Tensor, torch.Tensor],
+    targets: tuple[torch.Tensor, torch.Tensor],
+    temperature: float,
+) -> torch.Tensor:
+    """k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s) for the tokens of two answers; its sum is ⟨G_i, G_j⟩. Equation (2).
+
+    Summed over s alone it is the share of token t in the collision. The vocabulary side is sketched as in
+    `gradient_gram`; the time is that of the product of the lengths.
+
+    (S_i, H) and (S_j, H), (S_i,) and (S_j,) -> (S_i, S_j)
+    """
+    width = min(SKETCH_WIDTH, model.config.vocab_size)
+    size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    outer = []
+    for h, chosen in zip(states, targets, strict=True):
+        pieces = zip(h.split(size), chosen.split(size), strict=True)
+        outer.append(torch.cat([sketch(vocabulary_gradients(model, *piece, temperature), width) for piece in pieces]))
+    return (states[0] @ states[1].T) * (outer[0] @ outer[1].T)
+
+
 def vocabulary_gradients(
     model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> torch.Tensor:
@@ -310,6 +332,18 @@ def safe_pairs(cross: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
     better = rewards[:, :, None] > rewards[:, None, :]
     displaced = better & (cross > own)
     return ~(displaced | displaced.transpose(1, 2))
+
+
+def colliding_tokens(shares: torch.Tensor, excess: float) -> torch.Tensor:
+    """The fewest tokens whose shares of a collision add up to `excess` or more: the largest ones, positive only.
+
+    `excess` is g_i·g̃_j − g_i·g̃_i: without these tokens of the worse answer j, rule (5) does not mask the pair.
+
+    (S,) -> (S,) bool
+    """
+    ordered, order = shares.sort(descending=True)
+    needed = (ordered.cumsum(0) - ordered < excess) & (ordered > 0)
+    return torch.zeros_like(needed).scatter(0, order, needed)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

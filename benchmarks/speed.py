@@ -1,14 +1,17 @@
 r"""How fast and how large: sampling, update, scoring and the whole step, side by side with what one would else run.
 
     python benchmarks/speed.py rollout               answers/s against Hugging Face generate, ragged lengths
+    python benchmarks/speed.py logps                 forward and backward of log-probabilities against full logits
     python benchmarks/speed.py memory                peak memory of an update against full logits, fresh processes
     python benchmarks/speed.py scoring               what scoring costs, and what skipping answers saves
     python benchmarks/speed.py scaling               seconds against tokens and group size, with a log-log fit
     python benchmarks/speed.py step                  the whole step against TRL's GRPOTrainer (pip install trl)
+    python benchmarks/speed.py compiling             what torch.compile costs and saves on this machine
 
 --model takes what dagrpo.py takes, and `random:1.5b`: random weights in the shape of Qwen2.5-1.5B, for which nothing is
-downloaded. Without it the embedded model runs. Each command prints a table of medians over alternating runs; --json
-FILE adds the figures to FILE as one line, with machine and versions.
+downloaded. Without it the embedded model runs. `rollout --against generate_batch` compares with continuous batching.
+Each command prints a table of medians over alternating runs; --json FILE adds the figures to FILE as one line, with
+machine and versions.
 """
 
 from __future__ import annotations
@@ -36,7 +39,14 @@ sys.path.insert(0, str(ROOT))
 import numpy  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+from transformers import (  # noqa: E402
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.cache_utils import DynamicCache  # noqa: E402
 
 import dagrpo  # noqa: E402
 import decoding  # noqa: E402
@@ -159,16 +169,30 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
         is_eos = (output[:, inputs["input_ids"].shape[1] :] == tokenizer.eos_token_id).long()
         return int((is_eos.cumsum(1) - is_eos == 0).sum())  # up to the first EOS and with it
 
-    speeds: dict[str, list[float]] = {"sample": [], "generate": []}
-    tokens: dict[str, list[int]] = {"sample": [], "generate": []}
+    @torch.no_grad()
+    def generate_batch() -> int:
+        inputs = [rollout.encode_prompt(tokenizer, prompt) for prompt in prompts for _ in range(group_size)]
+        settings = GenerationConfig(
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        with decoding.autocast(model):
+            answers = model.generate_batch(inputs=inputs, generation_config=settings)  # type: ignore[operator]
+        return sum(len(answer.generated_tokens) for answer in answers.values())
+
+    other = generate if arguments.against == "generate" else generate_batch
+    sides: list[tuple[str, Callable[[], int]]] = [("sample", ours), (arguments.against, other)]
+    speeds: dict[str, list[float]] = {name: [] for name, _ in sides}
+    tokens: dict[str, list[int]] = {name: [] for name, _ in sides}
     for turn in range(arguments.runs + 1):
-        for name, run in [("sample", ours), ("generate", generate)]:
+        for name, run in sides:
             torch.manual_seed(turn)
             seconds, made = seconds_of(model, run)
             if turn:  # the first run of each is a warm-up
                 speeds[name].append(made / seconds)
                 tokens[name].append(made)
-    ratios = [a / b for a, b in zip(speeds["sample"], speeds["generate"], strict=True)]
+    ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
+    share = bandwidth_share(model, prompts, tokenizer, group_size, limit)
     count = arguments.questions * group_size
     report(
         arguments,
@@ -179,10 +203,47 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
                 for n, v in speeds.items()
             ),
             *((f"{name}, tokens a run", f"{statistics.median(v):9.0f}") for name, v in tokens.items()),
-            ("sample / generate", f"{statistics.median(ratios):9.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"),
+            (f"sample / {arguments.against}", spread(ratios)),
+            ("share of the memory-bandwidth limit", f"{share:9.0%}   (a step of all {count} answers, halfway)"),
         ],
-        {"tokens_per_s": speeds, "ratio": statistics.median(ratios)},
+        {"tokens_per_s": speeds, "ratio": statistics.median(ratios), "bandwidth_share": share},
     )
+
+
+def spread(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):9.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+@torch.no_grad()
+def bandwidth_share(
+    model: PreTrainedModel, prompts: list[str], tokenizer: PreTrainedTokenizerBase, group_size: int, limit: int
+) -> float:
+    """Seconds to read weights and cache once at the speed of a large copy, over the seconds of a step of decoding.
+
+    1 is the limit of a step that reads everything once and computes for nothing.
+    """
+    ids = [rollout.encode_prompt(tokenizer, prompt) for prompt in prompts]
+    width = max(map(len, ids))
+    tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=model.device)
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in ids], device=model.device)
+    with decoding.autocast(model):
+        cache = DynamicCache(config=model.config)
+        decoding.hidden_states(model, tokens, mask, cache)
+        steps = decoding.FastSteps(model, cache, mask, group_size, limit)
+        chosen = tokens[:, -1].repeat_interleave(group_size)
+        position = limit // 2
+        step = [seconds_of(model, lambda: steps(chosen, position))[0] for _ in range(23)][3:]
+    used = steps.own_prompt + position + 1
+    weights = sum(
+        value.nbytes for layer in steps.layers for value in vars(layer).values() if isinstance(value, torch.Tensor)
+    )
+    own = sum(room[: steps.rows, :, :used].nbytes for pair in steps.caches for room in pair)
+    shared = sum(prompt.keys.nbytes + prompt.values.nbytes for prompt in steps.prompts if prompt is not None)
+    block = torch.empty(2**28 if model.device.type == "cuda" else 2**26, device=model.device)
+    target = torch.empty_like(block)
+    copy = [seconds_of(model, lambda: target.copy_(block))[0] for _ in range(8)][3:]
+    bandwidth = 2 * block.nbytes / statistics.median(copy)  # a copy reads and writes
+    return (weights + own + shared) / bandwidth / statistics.median(step)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,27 +251,60 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def batch_of(model: PreTrainedModel, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random token ids, of which the second half is the answer. -> (rows, length) three times"""
+def batch_of(
+    model: PreTrainedModel, rows: int, length: int, prompt: int, group_size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random token ids: answers behind prompts of `prompt` tokens, shared by groups. -> (rows, length) three times"""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, model.config.vocab_size, (rows, length), generator=generator).to(model.device)
+    ids = torch.randint(3, model.config.vocab_size, (rows, length), generator=generator)
+    ids[:, :prompt] = ids[::group_size, :prompt].repeat_interleave(group_size, dim=0)[:rows]
     response_mask = torch.zeros_like(ids, dtype=torch.bool)
-    response_mask[:, length // 2 :] = True
-    return ids, torch.ones_like(response_mask), response_mask
+    response_mask[:, prompt:] = True
+    return ids.to(model.device), torch.ones_like(response_mask).to(model.device), response_mask.to(model.device)
 
 
-def update_once(model: PreTrainedModel, side: str, rows: int, length: int) -> None:
+def update_once(model: PreTrainedModel, side: str, rows: int, length: int, prompt: int, group_size: int) -> None:
     """Forward and backward of one micro-batch: by `token_logps`, or by full logits as one would write it first."""
-    input_ids, attention_mask, response_mask = batch_of(model, rows, length)
+    input_ids, attention_mask, response_mask = batch_of(model, rows, length, prompt, group_size)
     if side != "full":
+        packing = [[min(group_size, rows - first)] for first in range(0, rows, group_size)]
         with rollout.checkpointed(model, side == "checkpointing"):
-            logps, _ = rollout.token_logps(model, input_ids, attention_mask, response_mask)
+            logps, _ = rollout.token_logps(model, input_ids, attention_mask, response_mask, packing=packing)
             logps.sum().backward()
         return
     with decoding.autocast(model):
         logits = model(input_ids=input_ids, attention_mask=attention_mask.long()).logits[:, :-1].float()
         logps = logits.log_softmax(-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
         (logps * response_mask[:, 1:]).sum().backward()
+
+
+def log_probabilities(arguments: argparse.Namespace) -> None:
+    """Seconds of forward and backward of one micro-batch, ours and with full logits."""
+    model, _ = load(arguments.model)
+    shape = (arguments.rows, arguments.length, arguments.prompt, arguments.group_size)
+    seconds: dict[str, list[float]] = {"ours": [], "full": []}
+    for turn in range(arguments.runs + 1):
+        for side in seconds:
+            spent, _ = seconds_of(model, functools.partial(update_once, model, side, *shape))
+            model.zero_grad(set_to_none=True)
+            if turn:  # the first run of each is a warm-up
+                seconds[side].append(spent)
+    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    report(
+        arguments,
+        f"Forward and backward of {batch_name(arguments)}: {name_of(arguments)}",
+        [
+            (f"token_logps, seconds (median of {arguments.runs})", f"{statistics.median(seconds['ours']):9.3f}"),
+            ("full logits", f"{statistics.median(seconds['full']):9.3f}"),
+            ("full logits / token_logps", spread(ratios)),
+        ],
+        {"seconds": seconds, "ratio": statistics.median(ratios)},
+    )
+
+
+def batch_name(arguments: argparse.Namespace) -> str:
+    answer = arguments.length - arguments.prompt
+    return f"{arguments.rows} answers of {answer} tokens, {arguments.group_size} behind a prompt of {arguments.prompt}"
 
 
 def resident(field: str) -> int:
@@ -222,6 +316,7 @@ def resident(field: str) -> int:
 def measure_memory(arguments: argparse.Namespace) -> None:
     """In a process of its own: print the peak above weights, gradients and optimizer states."""
     model, _ = load(arguments.model)
+    shape = (arguments.rows, arguments.length, arguments.prompt, arguments.group_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -229,13 +324,13 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        update_once(model, arguments.side, arguments.rows, arguments.length)
+        update_once(model, arguments.side, *shape)
         print(torch.cuda.max_memory_allocated() - before)
         return
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
-    update_once(model, arguments.side, arguments.rows, arguments.length)
+    update_once(model, arguments.side, *shape)
     print(resident("VmHWM") - before)
 
 
@@ -245,7 +340,8 @@ def memory(arguments: argparse.Namespace) -> None:
     for _ in range(arguments.runs):
         for side in peaks:
             command = [sys.executable, __file__, "measure", "--side", side, "--model", arguments.model]
-            command += ["--rows", str(arguments.rows), "--length", str(arguments.length)]
+            for flag in ("rows", "length", "prompt", "group_size"):
+                command += ["--" + flag.replace("_", "-"), str(getattr(arguments, flag))]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 sys.exit(f"the run of {side} failed:\n{done.stderr[-2000:]}")
@@ -253,8 +349,8 @@ def memory(arguments: argparse.Namespace) -> None:
     ours, layers, full = (statistics.median(peaks[side]) for side in peaks)
     report(
         arguments,
-        f"Peak memory of forward and backward above weights, gradients and states, {arguments.rows} x"
-        f" {arguments.length} tokens, half of them answers: {name_of(arguments)}",
+        f"Peak memory of forward and backward above weights, gradients and states, {batch_name(arguments)}:"
+        f" {name_of(arguments)}",
         [
             (f"token_logps (median of {arguments.runs})", f"{ours / 2**20:9.0f} MB"),
             ("token_logps with --checkpointing", f"{layers / 2**20:9.0f} MB"),
@@ -311,14 +407,14 @@ def scaling(arguments: argparse.Namespace) -> None:
     figures: dict[str, Any] = {}
 
     def logps(count: int, length: int) -> None:
-        update_once(model, "ours", count, length)
+        update_once(model, "ours", count, length, length // 2, min(count, 8))
         model.zero_grad(set_to_none=True)
 
     def score(count: int, length: int) -> None:
-        scoring.gradient_gram(model, *batch_of(model, count, length), count)
+        scoring.gradient_gram(model, *batch_of(model, count, length, length // 2, count), count)
 
     sizes = [64, 128, 256, 512]
-    groups = [4, 8, 16, 32]
+    groups = [8, 16, 32, 64]
     for name, run in [("log-probabilities and backward", logps), ("scoring", score)]:
         for axis, points in [
             ("tokens", [(8, length) for length in sizes]),
@@ -366,7 +462,7 @@ def whole_step(arguments: argparse.Namespace) -> None:
                 for n, v in seconds.items()
             ),
             *((f"{name}, tokens a step", f"{statistics.median(v):8.0f}") for name, v in tokens.items()),
-            ("trl / dagrpo", f"{statistics.median(ratios):8.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"),
+            ("trl / dagrpo", spread(ratios)),
         ],
         {"seconds": seconds, "ratio": statistics.median(ratios)},
     )
@@ -445,12 +541,68 @@ def step_of_trl(
     return [after - before for before, after in pairwise(marks)], made
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# torch.compile
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def compiling_cost(arguments: argparse.Namespace) -> None:
+    """Seconds of the first call of the fused loss and of the fused mask, and what a later call takes with and without.
+
+    Run with an empty TORCHINDUCTOR_CACHE_DIR: what was compiled before is read from there.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    questions, group_size, length = 16, 8, 128
+    answers = questions * group_size
+    torch.manual_seed(0)
+    logps = -torch.rand(answers, length, device=device).requires_grad_()
+    old = logps.detach() - 0.01
+    mask = torch.rand(answers, length, device=device) < 0.7
+    advantages = torch.randn(answers, length, device=device)
+    anchors, denominators = mask[:, 0], torch.full((answers,), 1000.0, device=device)
+    limits = {"lowest": 0.8, "highest": 1.2, "gamma": 0.1, "shaped": True, "kl": 0.0, "entropy_bonus": 0.0}
+    d = torch.rand(questions, group_size, group_size, device=device)
+    rewards = (torch.rand(questions, group_size, device=device) < 0.5).float()
+
+    def loss(function: Callable[..., Any]) -> None:
+        value, _ = function(logps, old, advantages, mask, anchors, denominators, None, None, **limits)
+        value.backward()
+
+    def masks(function: Callable[..., Any]) -> None:
+        function(d, None, rewards, 0.35, "std")
+
+    rows: list[tuple[str, str]] = []
+    figures: dict[str, Any] = {}
+    for name, run, eager in [
+        ("ratio and loss, with backward", loss, dagrpo.loss_and_sums.eager),
+        ("masks and advantages", masks, scoring.mask_and_advantages.eager),
+    ]:
+        fused = torch.compile(eager, dynamic=True)
+        start = time.perf_counter()
+        run(fused)
+        first = time.perf_counter() - start
+        calls: dict[str, list[float]] = {"eager": [], "fused": []}
+        for _ in range(200):
+            for side, function in (("eager", eager), ("fused", fused)):
+                start = time.perf_counter()
+                run(function)
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                calls[side].append(time.perf_counter() - start)
+        medians = {side: statistics.median(spent) for side, spent in calls.items()}
+        spelled = ", ".join(f"{side} {1e6 * second:.0f} µs" for side, second in medians.items())
+        rows.append((name, f"first call {first:.1f} s, then {spelled}"))
+        figures[name] = {"first_call": first, **medians}
+    report(arguments, f"torch.compile on {answers} answers of {length} tokens", rows, figures)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     for name, command in [
-        ("rollout", rollout_speed), ("memory", memory), ("measure", measure_memory), ("scoring", scoring_cost),
-        ("scaling", scaling), ("step", whole_step), ("measure-step", measure_step),
+        ("rollout", rollout_speed), ("logps", log_probabilities), ("memory", memory), ("measure", measure_memory),
+        ("scoring", scoring_cost), ("scaling", scaling), ("step", whole_step), ("measure-step", measure_step),
+        ("compiling", compiling_cost),
     ]:  # fmt: skip
         flags = commands.add_parser(name, help=command.__doc__)
         flags.set_defaults(command=command)
@@ -464,6 +616,8 @@ def main() -> None:
         flags.add_argument("--mean", type=float, default=0, help="end answers after so many tokens on average")
         flags.add_argument("--rows", type=int, default=16)
         flags.add_argument("--length", type=int, default=201)
+        flags.add_argument("--prompt", type=int, default=137, help="of the tokens of --length")
+        flags.add_argument("--against", default="generate", choices=("generate", "generate_batch"))
         flags.add_argument("--steps", type=int, default=4)
         flags.add_argument("--side", default="")
     arguments = parser.parse_args()

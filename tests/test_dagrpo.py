@@ -355,17 +355,22 @@ def test_mask_of_a_batch_is_the_threshold_on_its_distinctiveness(model, tokenize
     torch.testing.assert_close(advantages, dagrpo.scoring.rectified_advantages(rewards, d >= 0.5))
 
 
-@pytest.mark.parametrize("norm", ["token", "sequence"])
-def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(model, tokenizer, norm):
-    """The mask equals rule (5) on autograd's own gradients, each divided by its length under `sequence`."""
+def colliding_rollouts(model, tokenizer):
+    """Three groups of four answers that share text in part, whole, and twice over, so that some pairs displace."""
     torch.manual_seed(1)
     answers = []
-    for _ in range(3):  # answers that share text in part, whole, and twice over, so that some pairs displace
+    for _ in range(3):
         base, other = torch.randint(3, 64, (5,)).tolist(), torch.randint(3, 64, (4,)).tolist()
         answers += [[*base, 1], [*base, *base, 1], [*other, 1], [*base[:3], *other, 1]]
     answers = [rollout.Answer([5, 6, 7], answer, is_anchor=i in (2, 7)) for i, answer in enumerate(answers)]
-    rollouts = rollout.assemble(model, tokenizer, answers, 4)
     rewards = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 1, 0]])
+    return rollout.assemble(model, tokenizer, answers, 4), rewards
+
+
+@pytest.mark.parametrize("norm", ["token", "sequence"])
+def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(model, tokenizer, norm):
+    """The mask equals rule (5) on autograd's own gradients, each divided by its length under `sequence`."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer)
     config = Config(model="m", data=["d"], threshold="auto", loss_norm=norm)
     mask, _, _ = dagrpo.rectify(model, rollouts, rewards, config)
     head = model.get_output_embeddings().weight
@@ -385,6 +390,60 @@ def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(mod
                     g, own, other = gradients[4 * p + i], pushes[4 * p + i], pushes[4 * p + j]
                     assert bool(mask[p, i, j]) == bool(g @ other <= g @ own) == bool(mask[p, j, i])
     assert not mask.all() and mask.any()
+
+
+@pytest.mark.parametrize("norm", ["token", "sequence"])
+def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, tokenizer, norm):
+    """Against autograd: of each pair that rule (5) masks, the better answer's likelihood no longer falls."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer)
+    auto = Config(model="m", data=["d"], threshold="auto", loss_norm=norm)
+    mask, _, _ = dagrpo.rectify(model, rollouts, rewards, auto)
+    assert not rollouts.withheld.any(), "pairs are masked whole"
+    config = Config(model="m", data=["d"], rectify="token", loss_norm=norm)
+    kept, _, advantages = dagrpo.rectify(model, rollouts, rewards, config)
+    assert kept.all()
+    torch.testing.assert_close(advantages, dagrpo.scoring.rectified_advantages(rewards, kept))
+    displaced = ~mask & (rewards[:, :, None] > rewards[:, None, :])
+    worse = displaced.any(1).flatten()
+    assert torch.equal((rollouts.withheld != 0).any(1), worse) and worse.any()
+    head = model.get_output_embeddings().weight
+    deviation = rewards.std(dim=1, correction=0)
+    for p, i, j in displaced.nonzero().tolist():
+        if displaced[p, :, j].sum() > 1:
+            continue  # what is withheld from j is the sum over several better answers
+        gradients = []
+        for row in (4 * p + i, 4 * p + j):
+            ids = rollouts.input_ids[row][rollouts.attention_mask[row]]
+            answer = rollouts.response_mask[row][rollouts.attention_mask[row]][1:]
+            logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[answer, 0]
+            objective = dagrpo.shaped_probability(logps, 0.1) if rollouts.anchor_mask[row] else logps
+            withheld = rollouts.withheld[row][rollouts.response_mask[row]]
+            still = (withheld == 0).float()
+            length = len(logps) if norm == "sequence" else 1
+            pushes = (objective * weight / length for weight in (torch.ones_like(still), still))
+            values = [logps.sum() / length, *[push.sum() for push in pushes]]
+            gradients.append([torch.autograd.grad(v, head, retain_graph=True)[0].flatten() for v in values])
+            if row == 4 * p + j:  # what a token loses is this pair's part of its advantage
+                share = (rewards[p, j] - rewards[p, i]) / (4 * (deviation[p] + 1e-6))
+                torch.testing.assert_close(withheld[withheld != 0].unique(), share[None])
+        (better, own, _), (_, whole, left) = gradients
+        assert better @ whole > better @ own >= better @ left - 1e-4
+
+
+def test_withheld_advantage_reaches_the_gradient_of_the_loss(model, tokenizer):
+    """Withholding from two tokens equals the loss with those tokens' advantages lowered by hand."""
+    rollouts = small_rollouts(model, tokenizer)
+    rows, advantages = torch.arange(12), torch.randn(12)
+    row = int(rollouts.lengths.argmax())
+    places = rollouts.response_mask[row].nonzero()[:2, 0]
+    _, plain = gradients_of(model, rollouts, advantages, rows, 1_000)
+    rollouts.withheld[row, places] = 0.7
+    _, withheld = gradients_of(model, rollouts, advantages, rows, 1_000)
+    logps, _ = rollout.token_logps(model, rollouts.input_ids, rollouts.attention_mask, rollouts.response_mask)
+    taken = 0.7 * logps[row, places - 1].sum() / rollouts.lengths.sum()  # at ratio 1, ∂ρ = ∂log π
+    expected = torch.autograd.grad(taken, list(model.parameters()))
+    for before, after, difference in zip(plain, withheld, expected, strict=True):
+        torch.testing.assert_close(after - before, difference, atol=1e-5, rtol=1e-3)
 
 
 # --- flags -------------------------------------------------------------------------------------------------------
@@ -426,6 +485,9 @@ def test_single_flags_override_the_method_and_the_example(tmp_path):
         ("--scorer judgement", "--scorer judgement: it must be one of gradient, token, none."),
         ("--method ppo", "--method ppo: it must be one of dagrpo, grpo, dr_grpo, dapo, luffy, sft."),
         ("--threshold auto --scorer token", "--threshold auto: it needs gradient norms"),
+        ("--rectify token --scorer token", "--rectify token: it masks tokens by rule (5)"),
+        ("--rectify token --threshold 0.3", "--rectify token: it masks tokens by rule (5)"),
+        ("--rectify word", "--rectify word: it must be one of pair, token."),
         ("--threshold auto --method grpo", "--threshold auto: it needs gradient norms"),
         ("--threshold 0.5 --method grpo", "--threshold 0.5: with --scorer none no pair is masked"),
         ("--group-size 1", "--group-size 1: it must be at least 2"),
@@ -517,7 +579,7 @@ def read(path):
 ALWAYS = {
     "no_signal", "masked_pairs", "anchored", "trained_sequences", "clip_low", "clip_high", "entropy", "kl", "grad_norm",
     "tokens_per_s/rollout", "tokens_per_s/train", "seconds/rollout", "seconds/verify", "seconds/score", "seconds/train",
-    "peak_memory_gb", "loss", "learning_rate",
+    "peak_memory_gb", "loss", "learning_rate", "masked_tokens",
 }  # fmt: skip
 SAMPLED = {"reward", "solve_none", "solve_all", "length/mean", "length/max", "truncated"}
 RUNS = {
@@ -529,6 +591,7 @@ RUNS = {
     "sft": {"method": "sft"},
     "token scorer": {"scorer": "token"},
     "auto threshold": {"threshold": "auto"},
+    "tokens masked": {"rectify": "token"},
     "no mask": {"scorer": "none"},
     "no anchors": {"anchors": "none"},
     "plain anchors, two updates, kl": {"anchor_objective": "sft", "updates": 2, "kl": 0.1},
@@ -544,6 +607,7 @@ def test_every_method_runs_to_the_end(name, small_data, tmp_path, capsys):
     for record in records[1:]:
         assert set(record) >= (ALWAYS if name == "sft" else ALWAYS | SAMPLED)
         assert all(math.isfinite(value) for value in record.values())
+        assert not record["trained_sequences"] or 0 <= record["padding"] < 1
     sizes = {len(sample["answers"]) for sample in read(tmp_path / "samples.jsonl")}
     assert sizes == ({1} if name == "sft" else {4})
     first = read(tmp_path / "metrics.jsonl")[1]

@@ -314,3 +314,30 @@ def test_auto_masks_just_the_pairs_that_a_real_step_displaces(gamma):
             outcomes.append(kept)
             assert (change > 0) == kept, (trial, change, cross)
     assert outcomes.count(True) >= 4 and outcomes.count(False) >= 4
+
+
+# --- (3) token by token ------------------------------------------------------------------------------------------
+
+
+def test_token_kernel_adds_up_to_the_products_of_the_gradients(model):
+    batch = padded_batch(ROWS, 64)
+    gram = scoring.gradient_gram(model, *batch, 4, temperature=0.8)
+    states = scoring.answer_states(model, *batch, [None] * 8)
+    targets = batch[0][batch[2]].split(batch[2].sum(1).tolist())
+    for i, j in ((0, 1), (2, 3), (1, 1)):
+        kernel = scoring.token_kernel(model, (states[i], states[j]), (targets[i], targets[j]), 0.8)
+        assert kernel.shape == (len(targets[i]), len(targets[j]))
+        torch.testing.assert_close(kernel.sum(), gram[0, i, j], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shares", "excess", "expected"),
+    [
+        ([3.0, -1.0, 2.0, 0.5], 2.5, [True, False, False, False]),  # the largest is enough
+        ([3.0, -1.0, 2.0, 0.5], 3.5, [True, False, True, False]),
+        ([3.0, -1.0, 2.0, 0.5], 9.0, [True, False, True, True]),  # never one that parts the answers
+        ([3.0, -1.0, 2.0, 0.5], 0.0, [False, False, False, False]),
+    ],
+)
+def test_colliding_tokens_by_hand(shares, excess, expected):
+    assert scoring.colliding_tokens(torch.tensor(shares), excess).tolist() == expected
