@@ -24,7 +24,7 @@ def test_fused_loss_equals_the_eager_one_values_and_gradients():
     mask = torch.rand(4, 9) < 0.8
     anchors = torch.tensor([False, True, False, False])
     old, reference = -2 * torch.rand(4, 9), -2 * torch.rand(4, 9)
-    advantages, denominators = torch.randn(4), torch.full((4,), 30.0)
+    advantages, denominators = torch.randn(4, 9), torch.full((4,), 30.0)
     options = {"lowest": 0.8, "highest": 1.2, "gamma": 0.1, "shaped": True, "kl": 0.05, "entropy_bonus": 0.01}
     results = []
     for function in (dagrpo.loss_and_sums.eager, torch.compile(dagrpo.loss_and_sums.eager, dynamic=True)):
