@@ -82,9 +82,10 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def rows_for(data: str, embedded: str, count: int) -> list[dict[str, Any]]:
-    """The first questions of --data, or of a file of the embedded example."""
+    """Questions of --data, or of a file of the embedded example, evenly spaced: of all its levels."""
     path = Path(data) if data else EMBEDDED / embedded
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:count]]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[:: max(1, len(lines) // count)][:count]]
 
 
 class EndingHead(torch.nn.Module):
@@ -263,14 +264,26 @@ def batch_of(
     return ids.to(model.device), torch.ones_like(response_mask).to(model.device), response_mask.to(model.device)
 
 
-def update_once(model: PreTrainedModel, side: str, rows: int, length: int, prompt: int, group_size: int) -> None:
-    """Forward and backward of one micro-batch: by `token_logps`, or by full logits as one would write it first."""
+def update_once(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    side: str,
+    rows: int,
+    length: int,
+    prompt: int,
+    group_size: int,
+) -> None:
+    """Forward and backward of all rows at once: as a training does it, or by full logits as one writes it first."""
     input_ids, attention_mask, response_mask = batch_of(model, rows, length, prompt, group_size)
     if side != "full":
-        packing = [[min(group_size, rows - first)] for first in range(0, rows, group_size)]
+        answers = [rollout.Answer(ids[:prompt], ids[prompt:]) for ids in input_ids.tolist()]
+        record = rollout.assemble(model, tokenizer, answers, group_size)
         with rollout.checkpointed(model, side == "checkpointing"):
-            logps, _ = rollout.token_logps(model, input_ids, attention_mask, response_mask, packing=packing)
-            logps.sum().backward()
+            for batch in rollout.micro_batches(model, record, torch.arange(rows), rows * length):
+                part = record.rows(batch.rows)
+                tokens = (part.input_ids, part.attention_mask, part.response_mask)
+                logps, _ = rollout.token_logps(model, *tokens, packing=batch.packing)
+                logps.sum().backward()
         return
     with decoding.autocast(model):
         logits = model(input_ids=input_ids, attention_mask=attention_mask.long()).logits[:, :-1].float()
@@ -280,12 +293,12 @@ def update_once(model: PreTrainedModel, side: str, rows: int, length: int, promp
 
 def log_probabilities(arguments: argparse.Namespace) -> None:
     """Seconds of forward and backward of one micro-batch, ours and with full logits."""
-    model, _ = load(arguments.model)
+    model, tokenizer = load(arguments.model)
     shape = (arguments.rows, arguments.length, arguments.prompt, arguments.group_size)
     seconds: dict[str, list[float]] = {"ours": [], "full": []}
     for turn in range(arguments.runs + 1):
         for side in seconds:
-            spent, _ = seconds_of(model, functools.partial(update_once, model, side, *shape))
+            spent, _ = seconds_of(model, functools.partial(update_once, model, tokenizer, side, *shape))
             model.zero_grad(set_to_none=True)
             if turn:  # the first run of each is a warm-up
                 seconds[side].append(spent)
@@ -315,7 +328,7 @@ def resident(field: str) -> int:
 
 def measure_memory(arguments: argparse.Namespace) -> None:
     """In a process of its own: print the peak above weights, gradients and optimizer states."""
-    model, _ = load(arguments.model)
+    model, tokenizer = load(arguments.model)
     shape = (arguments.rows, arguments.length, arguments.prompt, arguments.group_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     for parameter in model.parameters():
@@ -324,13 +337,13 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        update_once(model, arguments.side, *shape)
+        update_once(model, tokenizer, arguments.side, *shape)
         print(torch.cuda.max_memory_allocated() - before)
         return
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
-    update_once(model, arguments.side, *shape)
+    update_once(model, tokenizer, arguments.side, *shape)
     print(resident("VmHWM") - before)
 
 
@@ -402,12 +415,12 @@ def scoring_cost(arguments: argparse.Namespace) -> None:
 
 def scaling(arguments: argparse.Namespace) -> None:
     """Seconds of log-probabilities with backward, and of scoring, against tokens an answer and answers a group."""
-    model, _ = load(arguments.model)
+    model, tokenizer = load(arguments.model)
     rows: list[tuple[str, str]] = []
     figures: dict[str, Any] = {}
 
     def logps(count: int, length: int) -> None:
-        update_once(model, "ours", count, length, length // 2, min(count, 8))
+        update_once(model, tokenizer, "ours", count, length, length // 2, min(count, 8))
         model.zero_grad(set_to_none=True)
 
     def score(count: int, length: int) -> None:
