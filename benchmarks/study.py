@@ -71,7 +71,7 @@ class Budget:
 # 20 steps: after 30, DaGRPO was at 98 % on the validation set (one seed, 2e-4), where no difference could show.
 FULL = Budget(
     steps=20, questions=24, group_size=8, training_each=80, validation_each=40, benchmark_each=300, samples=8,
-    eval_every=4, learning_rates=(5e-5, 1e-4, 2e-4, 4e-4), grid_seeds=(100, 101), seeds=tuple(range(8)),
+    eval_every=4, learning_rates=(1e-4, 2e-4, 4e-4, 8e-4), grid_seeds=(100, 101), seeds=tuple(range(8)),
 )  # fmt: skip
 QUICK = Budget(
     steps=2, questions=4, group_size=4, training_each=4, validation_each=1, benchmark_each=2, samples=2,
