@@ -33,6 +33,11 @@ def compiled(function: Callable[..., Any]) -> Any:
 def with_compiler(function: Callable[..., Any], state: dict[str, Any], *arguments: Any, **options: Any) -> Any:
     """`function` through torch.compile, or as it is where compiling fails; `state` keeps which of the two it is."""
     if "run" not in state:
+        import torch._dynamo.config
+        import torch.fx.experimental._config
+
+        torch._dynamo.config.recompile_limit = 64  # by default functions run uncompiled after eight shapes
+        torch.fx.experimental._config.use_duck_shape = False  # sizes that happen to be equal are not the same size
         state["run"] = torch.compile(function, dynamic=True)
     if state["run"] is not function:
         from torch._dynamo.exc import TorchDynamoException  # a second of imports that a CPU never needs

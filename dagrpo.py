@@ -269,24 +269,29 @@ def withhold_colliding_tokens(
     N rows, (P, G), (P, G, G), (P, G, G)
     """
     size = rewards.shape[1]
-    weights = push_weights(model, rollouts, config)
-    lengths = rollouts.lengths.float()
-    for p, i, j in (~mask & (rewards[:, :, None] > rewards[:, None, :])).nonzero().tolist():
-        better, worse = p * size + i, p * size + j
-        part = rollouts.rows(torch.tensor([better, worse]))
-        tokens = (part.input_ids, part.attention_mask, part.response_mask)
-        states = scoring.answer_states(model, *tokens, part.hidden)
-        targets = part.input_ids[part.response_mask].split(part.lengths.tolist())
-        kernel = scoring.token_kernel(model, (states[0], states[1]), (targets[0], targets[1]), config.temperature)
-        answer = rollouts.response_mask[worse]
-        shares = kernel.sum(0) * weights[worse, answer[1:]]
+    pairs = (~mask & (rewards[:, :, None] > rewards[:, None, :])).nonzero()  # (p, better, worse) of each
+    if len(pairs) == 0:
+        return
+    rows = (pairs[:, :1] * size + pairs[:, 1:]).unique()  # the answers in these pairs
+    part = rollouts.rows(rows)
+    lengths = part.lengths.tolist()
+    states = scoring.answer_states(model, part.input_ids, part.attention_mask, part.response_mask, part.hidden)
+    targets = part.input_ids[part.response_mask]
+    sketches = scoring.token_sketches(model, torch.cat(states), targets, config.temperature).split(lengths)
+    weights = push_weights(model, part, config)[part.response_mask[:, 1:]].split(lengths)
+    number = {row: n for n, row in enumerate(rows.tolist())}
+    for p, i, j in pairs.tolist():
+        better, worse = number[p * size + i], number[p * size + j]
+        kernel = scoring.token_kernel(states[better], sketches[better], states[worse], sketches[worse])
+        shares = kernel.sum(0) * weights[worse]
         if config.loss_norm == "sequence":
             shares = shares / (lengths[better] * lengths[worse])
         colliding = scoring.colliding_tokens(shares, float(cross[p, i, j] - cross[p, i, i]))
         pair = torch.zeros(1, size, size, dtype=torch.bool, device=rewards.device)
         pair[0, i, j] = pair[0, j, i] = True
         share_of_pair = scoring.rectified_advantages(rewards[p : p + 1], pair, scale=config.scale)[0, j]
-        rollouts.withheld[worse, answer] += share_of_pair * colliding
+        answer = rollouts.response_mask[p * size + j]
+        rollouts.withheld[p * size + j, answer] += share_of_pair * colliding
 
 
 def displacement(model: PreTrainedModel, part: Rollouts, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
@@ -506,6 +511,7 @@ def train(config: Config) -> dict[str, Any]:
         # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
         with timed(seconds, "score", model):
             pair_mask, d, advantages = rectify(model, rollouts, rewards, config)
+            rollouts.hidden = [None] * len(rollouts.hidden)  # their memory is the update's from here on
             if config.method == "sft":
                 advantages = torch.ones_like(rewards)
 

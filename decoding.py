@@ -24,7 +24,9 @@ from compiling import compiled
 
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
 STOP_CHECK = 8  # tokens between two looks at which answers have ended: each look makes a GPU wait for the CPU
-SHARED_PROMPT = 64  # tokens from which on answers read one copy of their prompt's cache: below, copies are faster
+SHARED_PROMPT = (
+    64  # tokens from which on answers read one copy of their prompt's cache on a CPU: below, copies are faster
+)
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
 
 
@@ -60,7 +62,8 @@ def hidden_states(
 def takes_any_mask(model: PreTrainedModel) -> bool:
     """Does every layer attend through PyTorch's own attention to whatever a (N, 1, T, T) mask allows?"""
     layers = DynamicCache(config=model.config).layers
-    return model.config._attn_implementation == "sdpa" and all(type(layer) is DynamicLayer for layer in layers)
+    own = model.config._attn_implementation == "sdpa" and all(type(layer) is DynamicLayer for layer in layers)
+    return own and not getattr(model.config, "alibi", False)  # ALiBi makes its bias from the mask of single tokens
 
 
 def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -144,6 +147,9 @@ class Layer:
 
 def joined(modules: list[Any], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of linear maps of one input, as one map; a missing bias beside others counts as 0."""
+    if len(modules) == 1:  # a copy only where the type is another
+        bias = modules[0].bias
+        return modules[0].weight.to(dtype), None if bias is None else bias.to(dtype)
     weight = torch.cat([module.weight for module in modules]).to(dtype)
     if all(module.bias is None for module in modules):
         return weight, None
@@ -172,6 +178,9 @@ def attend(
     (N, K, Q/K, D), (N, K, L, D) twice, (1 or N·K, 1, L) -> (N, Q·D). Q query heads, K key-value heads, D head size
     """
     rows, kv_heads, heads_each, size = queries.shape
+    if queries.is_cuda:  # PyTorch's own kernel keeps scores in fp32, as in training; on a CPU it is slower than this
+        mask = bias.view(rows, kv_heads, 1, -1)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).reshape(rows, -1)
     scale = size**-0.5
     keys, values = keys.view(-1, keys.shape[2], size), values.view(-1, values.shape[2], size)
     queries_by_row = queries.reshape(-1, heads_each, size)
@@ -253,8 +262,9 @@ def is_fast(model: PreTrainedModel) -> bool:
 class FastSteps:
     """One token for every row by `decoder_layer`, over a key-value cache of fixed size.
 
-    On CUDA the weights are copied to bf16 once, and each pair of (rows, places read) is a CUDA graph. The copy of the
-    weights lives as long as this object, one rollout; during it nothing else of a training needs memory.
+    Joined weights are copies (on CUDA all are, in bf16) that live as long as this object, which is one call of
+    `decode`: while gradients, which are as large or larger, do not exist. On CUDA each pair of (rows, places read) is a
+    CUDA graph.
     """
 
     def __init__(
@@ -304,19 +314,20 @@ class FastSteps:
         half = cos.shape[2] // 2
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=1)
 
-        # What a row's own cache begins with: its answer, or before that a copy of a short prompt.
+        # What a row's own cache begins with: its answer, or before that a copy of its prompt.
         width = prompt_mask.shape[1]
-        self.own_prompt = width if width < SHARED_PROMPT else 0
+        self.own_prompt = width if on_cuda or width < SHARED_PROMPT else 0
         capacity = self.own_prompt + max_new_tokens
         self.prompts: list[PromptCache | None] = []
         self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer: keys and values, (N, K, L, D)
         for cached in cache.layers:
-            keys, values = (getattr(cached, name).to(dtype) for name in ("keys", "values"))  # (P, K, W, D)
+            keys, values = (getattr(cached, name).to(dtype).contiguous() for name in ("keys", "values"))  # (P, K, W, D)
             kv_heads, size = keys.shape[1], keys.shape[3]
             padding = prompt_mask.logical_not().repeat_interleave(kv_heads, dim=0)[:, None]  # (P·K, 1, W)
             padding_bias = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill(padding, -torch.inf)
-            # Zeros, because a place that is not filled yet has weight 0, and 0 times garbage may not be 0.
-            room = torch.zeros(2, self.rows, kv_heads, capacity, size, dtype=dtype, device=device)
+            # A graph reads places that are not filled yet; their weight is 0, but 0 times garbage may not be 0.
+            new_room = torch.zeros if on_cuda else torch.empty
+            room = new_room(2, self.rows, kv_heads, capacity, size, dtype=dtype, device=device)
             self.caches.append((room[0], room[1]))
             if self.own_prompt:
                 room[0, :, :, :width] = keys.repeat_interleave(group_size, dim=0)  # (P, ...) -> (N, ...)
@@ -333,6 +344,7 @@ class FastSteps:
             self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
         self.kv_heads = kv_heads
         self.use_graphs = on_cuda
+        self.pool = torch.cuda.graph_pool_handle() if on_cuda else None  # one for all graphs: only one runs at a time
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
     def __call__(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
@@ -346,7 +358,9 @@ class FastSteps:
             step = functools.partial(self.step, places, decoder_layer)
             plain = functools.partial(self.step, places, decoder_layer.eager)
             try:
-                self.graphs[self.rows, places] = captured(step, plain, *inputs)
+                self.graphs[self.rows, places] = captured(self.pool, step, plain, *inputs)
+            except torch.OutOfMemoryError:
+                raise  # `rollout.sample` goes on with fewer answers
             except RuntimeError as error:
                 self.use_graphs = False
                 warnings.warn(f"no CUDA graph could be made, decoding goes on without: {error}", stacklevel=2)
@@ -375,7 +389,7 @@ class FastSteps:
         each; else just those, unless moving the cache together would cost more than they save."""
         if self.use_graphs:
             rows = self.rows
-            while rows // 2 >= going:
+            while rows // 2 >= max(going, 2):  # torch.compile would compile anew for a single row
                 rows //= 2
             return rows
         return going if going <= 0.85 * self.rows else self.rows
@@ -390,6 +404,7 @@ class FastSteps:
             kept = self.bias.view(-1, self.kv_heads, 1, self.bias.shape[2])[rows]
             self.bias = kept.view(-1, 1, self.bias.shape[2])
         self.rows, self.prompt_lengths = len(rows), self.prompt_lengths[rows]
+        self.graphs.clear()  # their numbers of rows do not come back
         live, self.group_of, counts = self.group_of[rows].unique_consecutive(return_inverse=True, return_counts=True)
         each = int(counts.max())
         first = counts.cumsum(0) - counts  # the first row of each prompt
@@ -401,9 +416,11 @@ class FastSteps:
 
 
 def captured(
-    step: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *inputs: torch.Tensor
+    pool: Any, step: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *inputs: torch.Tensor
 ) -> Callable[..., torch.Tensor]:
-    """`step` as a CUDA graph: all its kernels by one launch. To run it again on equal inputs must change nothing.
+    """`step` as a CUDA graph with memory from `pool`: all its kernels by one launch.
+
+    To run `step` again on equal inputs must change nothing.
 
     Raises RuntimeError where the graph gives other values than `plain`, the same without compiler and graph.
     """
@@ -415,7 +432,7 @@ def captured(
         step(*static)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         result = step(*static)
 
     def replay(*inputs: torch.Tensor) -> torch.Tensor:
@@ -429,8 +446,40 @@ def captured(
     return replay
 
 
+class GrowingLayer(DynamicLayer):
+    """A layer of the model's own cache that grows by blocks: appending one token does not copy all earlier ones."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        key_states = key_states.to(value_states.dtype)  # under autocast the rotary embedding leaves keys in fp32
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.room = (key_states[:, :, :0], value_states[:, :, :0])
+        old = self.get_seq_length()
+        new = old + key_states.shape[2]
+        if self.room[0].shape[0] != key_states.shape[0] or self.room[0].shape[2] < new:
+            batch, heads = key_states.shape[:2]
+            grown = [s.new_empty(batch, heads, new + 64, s.shape[3]) for s in (key_states, value_states)]
+            if old and self.keys is not None and self.values is not None:
+                grown[0][:, :, :old].copy_(self.keys)
+                grown[1][:, :, :old].copy_(self.values)
+            self.room = (grown[0], grown[1])
+        keys, values = self.room
+        keys[:, :, old:new], values[:, :, old:new] = key_states, value_states
+        self.keys, self.values = keys[:, :, :new], values[:, :, :new]
+        return self.keys, self.values
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty cache for the model, whose layers of full attention grow by blocks."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
 class PlainSteps:
-    """One token for every row by the model's own forward pass and cache: for any architecture."""
+    """One token for every row by the model's own forward pass and cache: for any model with keys and values."""
 
     def __init__(
         self,
@@ -496,10 +545,11 @@ def decode(
     input_ids, prompt_mask = input_ids.to(device), prompt_mask.to(device)
     stop_tokens = torch.tensor(stops, device=device)
 
-    with autocast(model):
-        cache = DynamicCache(config=model.config)
+    cache = new_cache(model)
+    with autocast(model):  # closed before the steps: it keeps a bf16 copy of every weight until its end
         hidden = hidden_states(model, input_ids, prompt_mask, cache)[:, -1]  # (P, H)
-        hidden = hidden.repeat_interleave(group_size, dim=0)  # (P, H) -> (N, H)
+    hidden = hidden.repeat_interleave(group_size, dim=0)  # (P, H) -> (N, H)
+    with autocast(model):
         kind = FastSteps if is_fast(model) else PlainSteps
         steps = kind(model, cache, prompt_mask, group_size, max_new_tokens)
 

@@ -149,11 +149,13 @@ def memory_estimate(
         "optimizer": 8 * parameters,
         "activations": tokens * config.num_hidden_layers * layer + logits,
         "autocast": 2 * parameters if model.device.type == "cuda" else 0,  # bf16 copies of the weights
+        "decoder": width * parameters,  # joined copies of them, while sampling
         "cache": rollout.cache_bytes(model, length) * min(answers, rollout.rows_at_once(model, length)),
     }
     estimate = {name: value / 1e9 for name, value in estimate.items()}
-    # The cache is gone when the backward pass begins.
-    estimate["total"] = sum(estimate.values()) - min(estimate["cache"], estimate["activations"])
+    updating = estimate["gradients"] + estimate["autocast"] + estimate["activations"]
+    sampling = estimate["decoder"] + estimate["cache"]
+    estimate["total"] = estimate["weights"] + estimate["optimizer"] + max(updating, sampling)
     estimate["available"] = total_memory_gb(model)
     return estimate
 

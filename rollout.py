@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache
 
 from decoding import autocast, decode, hidden_states, logits_from_hidden, takes_any_mask
 
@@ -99,7 +100,8 @@ def load(
     many CPUs multiply bf16 matrices a hundred times slower. The device is the GPU where there is one.
 
     Raises FileNotFoundError for a missing `.gguf` file, ImportError where a package that reads it is missing (`gguf`,
-    `accelerate`), and NotImplementedError for a head that computes something `logits_from_hidden` does not know.
+    `accelerate`), and NotImplementedError for a head that computes something `logits_from_hidden` does not know, or
+    for layers that keep another state than keys and values.
     """
     source = model
     options: dict[str, Any] = {}
@@ -121,6 +123,7 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_cache(policy)
     check_head(policy)
     return policy, tokenizer
 
@@ -166,11 +169,12 @@ def noise_key(*parts: int | str) -> int:
 
 
 def cache_bytes(model: PreTrainedModel, length: int) -> int:
-    """Key-value cache of one sequence of `length` tokens."""
+    """Key-value cache of one sequence of `length` tokens, with the hidden states that may be kept of it."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * length * (4 if model.device.type == "cpu" else 2)
+    numbers = 2 * config.num_hidden_layers * heads * width + config.hidden_size
+    return numbers * length * (4 if model.device.type == "cpu" else 2)
 
 
 def rows_at_once(model: PreTrainedModel, length: int) -> int:
@@ -328,6 +332,15 @@ def replace_groups(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def check_cache(model: PreTrainedModel) -> None:
+    """Raise NotImplementedError for a model that keeps another state than keys and values: rows could not leave."""
+    if not all(hasattr(layer, "batch_repeat_interleave") for layer in DynamicCache(config=model.config).layers):
+        raise NotImplementedError(
+            f"{type(model).__name__} has layers that keep another state than keys and values (linear attention, a "
+            "state space, a convolution). Answers cannot be sampled from it here; take one of attention layers only."
+        )
+
+
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Raise NotImplementedError where `logits_from_hidden` is not what the model itself computes."""
@@ -338,7 +351,7 @@ def check_head(model: PreTrainedModel) -> None:
     if not torch.allclose(ours, own, rtol=1e-2, atol=1e-3 * float(own.abs().max())):
         raise NotImplementedError(
             f"The output head of {type(model).__name__} computes more than a linear map, a factor and a soft cap. "
-            "Add what it does to rollout.logits_from_hidden and to scoring.vocabulary_gradients."
+            "Add what it does to decoding.logits_from_hidden and to scoring.vocabulary_gradients."
         )
 
 

@@ -211,13 +211,8 @@ def sketched_gram(
 
     n times (S, H), n times (S,), n times (S,) -> (n/G, G, G) twice
     """
-    width = min(SKETCH_WIDTH, model.config.vocab_size)
-    size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
-    pieces = [
-        sketch(vocabulary_gradients(model, h, t, temperature), width)
-        for h, t in zip(torch.cat(states).split(size), torch.cat(targets).split(size), strict=True)
-    ]
-    sketches = pad_sequence(list(torch.cat(pieces).split([len(h) for h in states])), batch_first=True)  # (n, S, K)
+    by_token = token_sketches(model, torch.cat(states), torch.cat(targets), temperature)  # (M, K)
+    sketches = pad_sequence(list(by_token.split([len(h) for h in states])), batch_first=True)  # (n, S, K)
     padded = pad_sequence(states, batch_first=True)  # (n, S, H)
 
     def gradients_of(weights: list[torch.Tensor] | None) -> torch.Tensor:
@@ -252,26 +247,26 @@ def exact_gram(
     return (rows @ owner).float()[None], (rows @ (owner * torch.cat(weights).double()[:, None])).float()[None]
 
 
+def token_sketches(
+    model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """∂ℓ_t/∂z_t of each token, the vocabulary side in K buckets, a chunk at a time. (M, H), (M,) -> (M, K)"""
+    width = min(SKETCH_WIDTH, model.config.vocab_size)
+    size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    pieces = zip(states.split(size), targets.split(size), strict=True)
+    return torch.cat([sketch(vocabulary_gradients(model, h, chosen, temperature), width) for h, chosen in pieces])
+
+
 def token_kernel(
-    model: PreTrainedModel,
-    states: tuple[torch.Tensor, torch.Tensor],
-    targets: tuple[torch.Tensor, torch.Tensor],
-    temperature: float,
+    states: torch.Tensor, sketches: torch.Tensor, other_states: torch.Tensor, other_sketches: torch.Tensor
 ) -> torch.Tensor:
     """k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s) for the tokens of two answers; its sum is ⟨G_i, G_j⟩. Equation (2).
 
-    Summed over s alone it is the share of token t in the collision. The vocabulary side is sketched as in
-    `gradient_gram`; the time is that of the product of the lengths.
+    Summed over s alone it is the share of token t in the collision.
 
-    (S_i, H) and (S_j, H), (S_i,) and (S_j,) -> (S_i, S_j)
+    (S_i, H), (S_i, K), (S_j, H), (S_j, K) -> (S_i, S_j)
     """
-    width = min(SKETCH_WIDTH, model.config.vocab_size)
-    size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
-    outer = []
-    for h, chosen in zip(states, targets, strict=True):
-        pieces = zip(h.split(size), chosen.split(size), strict=True)
-        outer.append(torch.cat([sketch(vocabulary_gradients(model, *piece, temperature), width) for piece in pieces]))
-    return (states[0] @ states[1].T) * (outer[0] @ outer[1].T)
+    return (states @ other_states.T) * (sketches @ other_sketches.T)
 
 
 def vocabulary_gradients(

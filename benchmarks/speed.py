@@ -221,8 +221,10 @@ def bandwidth_share(
 ) -> float:
     """Seconds to read weights and cache once at the speed of a large copy, over the seconds of a step of decoding.
 
-    1 is the limit of a step that reads everything once and computes for nothing.
+    1 is the limit of a step that reads everything once. NaN where the model takes its own forward pass.
     """
+    if not decoding.is_fast(model):
+        return math.nan
     ids = [rollout.encode_prompt(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, ids))
     tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=model.device)

@@ -355,14 +355,14 @@ def test_mask_of_a_batch_is_the_threshold_on_its_distinctiveness(model, tokenize
     torch.testing.assert_close(advantages, dagrpo.scoring.rectified_advantages(rewards, d >= 0.5))
 
 
-def colliding_rollouts(model, tokenizer):
+def colliding_rollouts(model, tokenizer, anchors=(2, 7)):
     """Three groups of four answers that share text in part, whole, and twice over, so that some pairs displace."""
     torch.manual_seed(1)
     answers = []
     for _ in range(3):
         base, other = torch.randint(3, 64, (5,)).tolist(), torch.randint(3, 64, (4,)).tolist()
         answers += [[*base, 1], [*base, *base, 1], [*other, 1], [*base[:3], *other, 1]]
-    answers = [rollout.Answer([5, 6, 7], answer, is_anchor=i in (2, 7)) for i, answer in enumerate(answers)]
+    answers = [rollout.Answer([5, 6, 7], answer, is_anchor=i in anchors) for i, answer in enumerate(answers)]
     rewards = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 1, 0]])
     return rollout.assemble(model, tokenizer, answers, 4), rewards
 
@@ -395,7 +395,7 @@ def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(mod
 @pytest.mark.parametrize("norm", ["token", "sequence"])
 def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, tokenizer, norm):
     """Against autograd: of each pair that rule (5) masks, the better answer's likelihood no longer falls."""
-    rollouts, rewards = colliding_rollouts(model, tokenizer)
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=(0, 1, 2))
     auto = Config(model="m", data=["d"], threshold="auto", loss_norm=norm)
     mask, _, _ = dagrpo.rectify(model, rollouts, rewards, auto)
     assert not rollouts.withheld.any(), "pairs are masked whole"
@@ -406,6 +406,7 @@ def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, to
     displaced = ~mask & (rewards[:, :, None] > rewards[:, None, :])
     worse = displaced.any(1).flatten()
     assert torch.equal((rollouts.withheld != 0).any(1), worse) and worse.any()
+    anchors_tested = 0  # shaped anchors as the worse answer
     head = model.get_output_embeddings().weight
     deviation = rewards.std(dim=1, correction=0)
     for p, i, j in displaced.nonzero().tolist():
@@ -420,14 +421,32 @@ def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, to
             withheld = rollouts.withheld[row][rollouts.response_mask[row]]
             still = (withheld == 0).float()
             length = len(logps) if norm == "sequence" else 1
-            pushes = (objective * weight / length for weight in (torch.ones_like(still), still))
-            values = [logps.sum() / length, *[push.sum() for push in pushes]]
+            values = [logps.sum() / length, objective.sum() / length, (objective * still).sum() / length]
+            values += [value / length for value in objective]
             gradients.append([torch.autograd.grad(v, head, retain_graph=True)[0].flatten() for v in values])
             if row == 4 * p + j:  # what a token loses is this pair's part of its advantage
                 share = (rewards[p, j] - rewards[p, i]) / (4 * (deviation[p] + 1e-6))
                 torch.testing.assert_close(withheld[withheld != 0].unique(), share[None])
-        (better, own, _), (_, whole, left) = gradients
+        (better, own, *_), (_, whole, left, *by_token) = gradients
         assert better @ whole > better @ own >= better @ left - 1e-4
+        least = min(better @ by_token[t] for t in withheld.nonzero()[:, 0])
+        assert better @ left + least > better @ own, "one token less, and the pair displaces"
+        anchors_tested += int(rollouts.anchor_mask[4 * p + j])
+    assert anchors_tested or norm == "sequence", "a longer answer's push is smaller there, and collides with none"
+
+
+def test_what_is_withheld_for_several_better_answers_adds_up(model, tokenizer):
+    """Two equal right answers collide with one wrong answer at the same tokens."""
+    base = [9, 20, 33, 14, 41]
+    answers = [[*base, 1], [*base, 1], [*base, *base, 1]]
+    found = []
+    for rewards in ([1.0, 1.0, 0.0], [1.0, 0.0, 0.0]):
+        rollouts = rollout.assemble(model, tokenizer, [rollout.Answer([5, 6, 7], answer) for answer in answers], 3)
+        config = Config(model="m", data=["d"], rectify="token", scale="none")
+        dagrpo.rectify(model, rollouts, torch.tensor([rewards]), config)
+        found.append(rollouts.withheld[2])
+    assert found[1].any()
+    torch.testing.assert_close(found[0], 2 * found[1])
 
 
 def test_withheld_advantage_reaches_the_gradient_of_the_loss(model, tokenizer):
@@ -608,6 +627,7 @@ def test_every_method_runs_to_the_end(name, small_data, tmp_path, capsys):
         assert set(record) >= (ALWAYS if name == "sft" else ALWAYS | SAMPLED)
         assert all(math.isfinite(value) for value in record.values())
         assert not record["trained_sequences"] or 0 <= record["padding"] < 1
+        assert record.get("sampler_gap", 0.0) < 1e-4, "sampler and trainer compute the same policy"
     sizes = {len(sample["answers"]) for sample in read(tmp_path / "samples.jsonl")}
     assert sizes == ({1} if name == "sft" else {4})
     first = read(tmp_path / "metrics.jsonl")[1]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from conftest import padded_batch, random_model
-from transformers import CohereConfig, CohereForCausalLM
+from transformers import CohereConfig, CohereForCausalLM, FalconConfig, FalconForCausalLM, MambaConfig, MambaForCausalLM
 
+import anchors
 import rollout
+import scoring
 
 PROMPTS = ["a+b=", "what is 2*(3+4)?", "x", "find the sum of 1 and 2."]
 ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1)]
@@ -303,6 +307,13 @@ def test_shared_prompts_save_most_of_the_prompts_tokens(model, tokenizer):
     assert batch.tokens == 100 + 5 * 9 and batch.packing == [[5]]
 
 
+def test_runs_of_a_shared_prompt_end_where_attention_costs_more_than_the_prompt(model, tokenizer):
+    """√(6·32·20) is 62: beside a prompt of 20 tokens, three answers of 20 further tokens make a run, not four."""
+    record = rollout.assemble(model, tokenizer, [rollout.Answer([3] * 20, [4] * 20 + [1]) for _ in range(8)], 8)
+    runs = rollout.shared_prompt_runs(record, torch.arange(8), 100_000, 32)
+    assert [len(run) for run in runs] == [3, 3, 2]
+
+
 @pytest.mark.parametrize("budget", [40, 300, 100_000])
 def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradients(model, tokenizer, budget):
     record = drawn_rollouts(model, tokenizer)
@@ -346,6 +357,26 @@ def test_a_model_that_does_not_take_any_mask_gets_a_sequence_for_each_row(model,
         assert batch.padded_tokens == len(batch.rows) * longest <= 200
 
 
+def test_kept_hidden_states_stay_with_their_answers(model, tokenizer):
+    """Through replaced groups, anchors and reordered rows, scoring gives the same with them as without."""
+    sampled = rollout.sample(model, tokenizer, PROMPTS[:3], 3, max_new_tokens=12, seed=0, keep_hidden=True)
+    others = rollout.sample(model, tokenizer, PROMPTS[3:], 3, max_new_tokens=20, seed=0, keep_hidden=True)
+    placed = rollout.replace_groups(model, tokenizer, sampled, [1], others)
+    rows = [{"problem": f"q{p}", "answer": "1"} for p in range(3)]
+    known = anchors.Anchors(solutions={"q2": [([7, 8, 9, 1], 1.0)]})
+    placed, _ = anchors.insert(
+        model, tokenizer, placed, torch.zeros(3, 3), rows, known,
+        count=1, hard_below=0.0, every_group=False, rng=random.Random(0),
+    )  # fmt: skip
+    part = placed.rows(torch.tensor([8, 6, 7, 2, 0, 1, 3, 5, 4]))
+    assert [own is None for own in part.hidden] == part.anchor_mask.tolist() and part.anchor_mask.any()
+    tokens = (part.input_ids, part.attention_mask, part.response_mask)
+    expected = scoring.gradient_gram(model, *tokens, 3)
+    torch.testing.assert_close(
+        scoring.gradient_gram(model, *tokens, 3, hidden=part.hidden), expected, rtol=1e-3, atol=1e-2
+    )
+
+
 # --- loading -----------------------------------------------------------------------------------------------------
 
 
@@ -387,3 +418,20 @@ def test_a_head_that_computes_something_else_is_refused(model):
     model.forward = lambda **inputs: type("Output", (), {"logits": plain(**inputs).logits.square()})
     with pytest.raises(NotImplementedError, match="output head of Qwen2ForCausalLM"):
         rollout.check_head(model)
+
+
+def test_a_model_that_keeps_another_state_than_keys_and_values_is_refused():
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1))
+    with pytest.raises(NotImplementedError, match="attention layers only"):
+        rollout.check_cache(model)
+
+
+def test_rows_of_a_model_with_alibi_are_not_packed(tokenizer):
+    """It reads its mask as one of tokens."""
+    config = FalconConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True, bos_token_id=None,
+        eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    record = drawn_rollouts(FalconForCausalLM(config).eval(), tokenizer)
+    batches = rollout.micro_batches(FalconForCausalLM(config).eval(), record, torch.arange(30), 200)
+    assert all(batch.packing is None for batch in batches)

@@ -324,8 +324,9 @@ def test_token_kernel_adds_up_to_the_products_of_the_gradients(model):
     gram = scoring.gradient_gram(model, *batch, 4, temperature=0.8)
     states = scoring.answer_states(model, *batch, [None] * 8)
     targets = batch[0][batch[2]].split(batch[2].sum(1).tolist())
+    sketches = [scoring.token_sketches(model, h, t, 0.8) for h, t in zip(states, targets, strict=True)]
     for i, j in ((0, 1), (2, 3), (1, 1)):
-        kernel = scoring.token_kernel(model, (states[i], states[j]), (targets[i], targets[j]), 0.8)
+        kernel = scoring.token_kernel(states[i], sketches[i], states[j], sketches[j])
         assert kernel.shape == (len(targets[i]), len(targets[j]))
         torch.testing.assert_close(kernel.sum(), gram[0, i, j], rtol=1e-4, atol=1e-3)
 
