@@ -1,0 +1,363 @@
+"""Do the gradients of right and wrong answers collide, does a cheap score see it, and does masking then help?
+
+    python benchmarks/conflict.py                     the embedded model, after 0, 10 and 20 steps of GRPO
+    python benchmarks/conflict.py --steps 0 --repetitions 0 --model MODEL --data FILE.jsonl    any other model, as it is
+
+Four Markdown tables are printed, over the checkpoints of a training:
+
+    1. How often the full-parameter gradients of a right/wrong pair of a group collide. Rule (5) of docs/method.md
+       calls a pair displacing where g_i·g_j > |g_i|², i the right answer: its own update lowers the right answer.
+    2. How well each cheap score ranks the pairs as the full gradients do.
+    3. What one small optimizer step does to the log-likelihood of right answers, by mask: of those that it is taken
+       on, and of answers to other questions from the same policy.
+    4. What a threshold masks, skips, costs and saves. Accuracy by threshold is measured by benchmarks/study.py.
+
+Pairs of a group share answers, so intervals of 1 and 2 resample groups; those of 3 and 4 resample repetitions, each
+with questions and answers of its own. All are 95 % bootstrap intervals. The measured questions are not trained on.
+--json FILE adds the figures to FILE as one line, with machine and versions. --quick is a tiny version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import random
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import study_tasks
+import torch
+from conflict_report import (
+    MEASURED,
+    OPTIMIZERS,
+    STEPPED,
+    Figures,
+    Pairs,
+    mask_tables,
+    mean_or_nan,
+    pair_tables,
+    summary_of_masks,
+    summary_of_pairs,
+)
+from speed import machine, seconds_of
+from study import commit
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import anchors
+import dagrpo
+import rollout
+import scoring
+from dagrpo import Config
+from report import say
+from rollout import Rollouts
+
+MASKS: dict[str, dict[str, Any]] = {
+    "none": {"scorer": "none", "threshold": 0.0},
+    "token 0.1": {"scorer": "token", "threshold": 0.1},
+    **{f"gradient {t}": {"scorer": "gradient", "threshold": t} for t in (0.2, 0.3, 0.35, 0.4, 0.45)},
+    "auto": {"scorer": "gradient", "threshold": "auto"},
+}
+QUICK = {"steps": [0, 1], "questions": 6, "batch": 4, "group_size": 4, "repetitions": 2, "max_new_tokens": 64}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 and 2. Pairs: full gradients and the cheap scores
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def full_gram(model: PreTrainedModel, group: Rollouts, temperature: float) -> torch.Tensor:
+    """Inner products of the answers' log-likelihood gradients with respect to all parameters. G rows -> (1, G, G)"""
+    parameters = list(model.parameters())
+    gradients = []
+    for i in range(len(group.texts)):
+        row = group.rows(torch.tensor([i]))
+        logps, _ = rollout.token_logps(
+            model, row.input_ids, row.attention_mask, row.response_mask, temperature=temperature
+        )
+        gradients.append(torch.autograd.grad(logps.sum(), parameters))
+    gram = torch.zeros(len(gradients), len(gradients), dtype=torch.double)
+    for own in zip(*gradients, strict=True):  # parameter by parameter, so that the gradients are never held twice
+        flat = torch.stack([gradient.flatten() for gradient in own])
+        gram += (flat @ flat.T).double().cpu()
+    return gram[None]
+
+
+def cosines(gram: torch.Tensor) -> torch.Tensor:
+    """cos = 1 − 2d, 0 where a norm is 0. (1, G, G) -> (G, G)"""
+    return 1 - 2 * scoring.gradient_distinctiveness(gram)[0]
+
+
+def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tensor, temperature: float) -> Pairs:
+    """Every pair of a right answer i and a wrong one j, by full gradients and by scores, higher for more alike.
+
+    G rows, (G,) -> columns (n,)
+    """
+    size = group.group_size
+    tokens = (group.input_ids, group.attention_mask, group.response_mask)
+    full = full_gram(model, group, temperature)
+    head = scoring.gradient_gram(model, *tokens, size, temperature=temperature, hidden=group.hidden).double()
+    means = torch.stack([state.mean(0) for state in scoring.answer_states(model, *tokens, group.hidden)]).double()
+    right, wrong = (rewards[:, None] > rewards[None, :]).nonzero().T
+    norms = full[0].diagonal().sqrt()
+    tables = {
+        "cosine": cosines(full),
+        "displaced": full[0] > full[0].diagonal()[:, None],
+        "right_norm": norms[:, None].expand(size, size),
+        "wrong_norm": norms[None, :].expand(size, size),
+        "gradient": cosines(head),
+        "rule": head[0] / head[0].diagonal()[:, None],
+        "token": 1 - scoring.token_distinctiveness(group.input_ids, group.response_mask, size)[0],
+        "hidden": cosines((means @ means.T)[None]),
+    }
+    return {name: table.cpu().numpy()[right.cpu(), wrong.cpu()] for name, table in tables.items()}
+
+
+def measure_pairs(model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Tensor, temperature: float) -> Pairs:
+    """The pairs of all groups, with the column `group`. N rows, (P, G)"""
+    size = rollouts.group_size
+    found = []
+    for p in (rewards != rewards[:, :1]).any(1).nonzero().flatten().tolist():
+        group = rollouts.rows(torch.arange(p * size, (p + 1) * size))
+        pairs = pairs_of_group(model, group, rewards[p], temperature)
+        found.append({**pairs, "group": np.full(len(pairs["cosine"]), p)})
+    return {name: np.concatenate([pairs[name] for pairs in found]) for name in found[0]} if found else {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3 and 4. One step, and what masks cost
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def answers_to(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[anchors.Row], config: Config, seed: int
+) -> tuple[Rollouts, torch.Tensor]:
+    """Sampled answers with their hidden states, and the rewards. P questions -> N rows, (P, G)"""
+    rollouts = rollout.sample(
+        model, tokenizer, [anchors.prompt_of(tokenizer, row) for row in rows], config.group_size,
+        max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed, keep_hidden=True,
+    )  # fmt: skip
+    rewards = anchors.correctness(rollouts.texts, [row for row in rows for _ in range(config.group_size)])
+    return rollouts, torch.tensor(rewards, device=model.device).view(len(rows), -1)
+
+
+@torch.no_grad()
+def log_likelihoods(model: PreTrainedModel, rollouts: Rollouts, rows: torch.Tensor, config: Config) -> np.ndarray:
+    """Σ_t log π of some answers. N rows, (B,) -> (B,)"""
+    values = torch.zeros(len(rollouts.texts), dtype=torch.double)
+    for batch in rollout.micro_batches(model, rollouts, rows, config.token_budget):
+        part = rollouts.rows(batch.rows)
+        logps, _ = rollout.token_logps(
+            model, part.input_ids, part.attention_mask, part.response_mask,
+            temperature=config.temperature, packing=batch.packing,
+        )  # fmt: skip
+        values[batch.rows.cpu()] = logps.double().sum(1).cpu()
+    return values[rows.cpu()].numpy()
+
+
+def gradients_under(
+    model: PreTrainedModel, rollouts: Rollouts, advantages: torch.Tensor, config: Config
+) -> list[torch.Tensor]:
+    """Gradient of the loss (8), as in training: answers whose advantage is 0 are skipped. N rows, (P, G)"""
+    flat = advantages.flatten()
+    denominators = dagrpo.loss_denominators(rollouts.lengths, config.loss_norm, config.max_new_tokens)
+    learning = flat.nonzero().flatten()
+    if len(learning):
+        dagrpo.accumulate_gradients(model, None, rollouts, flat, learning, denominators, config, "backward")
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+@contextlib.contextmanager
+def stepped(
+    model: PreTrainedModel, gradients: list[torch.Tensor], config: Config, optimizer: str, rate: float
+) -> Iterator[float]:
+    """Inside, the model is one step further; gives the length of that step. AdamW clips first, as in training."""
+    parameters = list(model.parameters())
+    start = [parameter.detach().clone() for parameter in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()  # clipping works in place
+    if optimizer == "AdamW":
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        torch.optim.AdamW(parameters, lr=rate, weight_decay=config.weight_decay).step()
+    else:
+        torch.optim.SGD(parameters, lr=rate).step()
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        yield norm_of([p - before for p, before in zip(parameters, start, strict=True)])
+        for parameter, before in zip(parameters, start, strict=True):
+            parameter.copy_(before)
+
+
+def norm_of(tensors: list[torch.Tensor]) -> float:
+    return float(torch.stack([tensor.detach().norm() for tensor in tensors]).norm())
+
+
+def measure_masks(
+    model: PreTrainedModel,
+    batch: tuple[Rollouts, torch.Tensor],
+    held_out: tuple[Rollouts, torch.Tensor],
+    config: Config,
+) -> dict[str, dict[str, float]]:
+    """One repetition: for each mask its shares and seconds, and for STEPPED what a step changes. N rows, (P, G), twice
+
+    The unmasked AdamW step is the first of a training, at the rate that the warm-up starts with; SGD gets the rate
+    at which its unmasked step has the same length, and keeps it under every mask.
+    """
+    rollouts, rewards = batch
+    differs = rewards[:, :, None] > rewards[:, None, :]
+    sets = [(*batch, 1), (*held_out, 1), (*held_out, 0)]
+    rows = [(rollouts, (earned.flatten() == wanted).nonzero().flatten()) for rollouts, earned, wanted in sets]
+    before = [log_likelihoods(model, answers, picked, config) for answers, picked in rows]
+    unmasked = dagrpo.rectify(model, rollouts, rewards, replace(config, **MASKS["none"]))[2]
+    gradients_under(model, rollouts, unmasked, config)  # warms up: otherwise the first mask would seem slower
+    results: dict[str, dict[str, float]] = {}
+    rates = {"AdamW": config.learning_rate / max(1, config.warmup)}
+    for name, flags in MASKS.items():
+        own = replace(config, **flags)
+        score_seconds, (mask, _, advantages) = seconds_of(model, partial(dagrpo.rectify, model, rollouts, rewards, own))
+        train_seconds, gradients = seconds_of(model, partial(gradients_under, model, rollouts, advantages, config))
+        results[name] = {
+            "masked": mean_or_nan((~mask)[differs].double().cpu().numpy()),
+            "trained": float((advantages != 0).sum()),
+            "score_seconds": score_seconds,
+            "train_seconds": train_seconds,
+        }
+        if name not in STEPPED:
+            continue
+        for optimizer in OPTIMIZERS:
+            # The unmasked AdamW step comes first of all and sets the rate of SGD.
+            if optimizer not in rates:
+                rates[optimizer] = results["none"]["AdamW length"] / max(norm_of(gradients), 1e-30)
+            with stepped(model, gradients, config, optimizer, rates[optimizer]) as length:
+                after = [log_likelihoods(model, answers, picked, config) for answers, picked in rows]
+            results[name][f"{optimizer} length"] = length
+            changes = [new - old for old, new in zip(before, after, strict=True)]
+            for what, change in zip(MEASURED, changes, strict=True):
+                results[name][f"{optimizer} {what}"] = mean_or_nan(change)
+            results[name][f"{optimizer} lowered"] = mean_or_nan(changes[0] < 0)
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def questions(data: str) -> tuple[list[anchors.Row], list[anchors.Row]]:
+    """(to train on, to measure on): training and validation set of the study, or the two halves of --data, shuffled."""
+    if not data:
+        sets = study_tasks.questions(1, 80, 40)  # as study.py draws them; of the benchmarks none is needed here
+        return sets["training"], sets["validation"]
+    rows, _ = anchors.drop_unreadable(anchors.read_questions([data]))
+    random.Random(0).shuffle(rows)
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+
+
+def configuration(options: argparse.Namespace, folder: Path) -> Config:
+    """GRPO as dagrpo.py trains it, on the questions in `folder`: the mask must not shape what it is measured on."""
+    flags = {
+        "model": options.model, "data": [str(folder / "training.jsonl")], "method": "grpo",
+        "questions": options.batch, "group_size": options.group_size, "max_new_tokens": options.max_new_tokens,
+        "eval_every": 0, "eval_samples": 1, "hold_out": 1,  # at least one question is evaluated; nobody looks at it
+    }  # fmt: skip
+    return dagrpo.configure(**{name: value for name, value in flags.items() if value is not None})
+
+
+def checkpoint_path(config: Config, steps: int, folder: Path) -> str:
+    """The model after so many steps. Runs of one seed begin alike, so that checkpoints are of one training."""
+    if steps == 0:
+        return config.model
+    out = folder / f"steps-{steps}"
+    with contextlib.redirect_stdout(sys.stderr):
+        dagrpo.train(replace(config, steps=steps, out=str(out)))
+    return str(out / "model")
+
+
+def measure_checkpoint(
+    path: str, steps: int, rows: list[anchors.Row], config: Config, options: argparse.Namespace
+) -> Figures:
+    model, tokenizer = rollout.load(path)
+    rollouts, rewards = answers_to(model, tokenizer, rows[: options.questions], config, seed=0)
+    pairs = measure_pairs(model, rollouts, rewards, config.temperature)
+    repetitions = []
+    for seed in range(1, options.repetitions + 1):
+        chosen = random.Random(seed).sample(rows, 2 * options.batch)
+        batch, held_out = (
+            answers_to(model, tokenizer, part, config, seed)
+            for part in (chosen[: options.batch], chosen[options.batch :])
+        )
+        repetitions.append(measure_masks(model, batch, held_out, config))
+    return {
+        "steps": steps,
+        "questions": len(rewards),
+        "accuracy": float(rewards.mean()),
+        "length": float(rollouts.lengths.float().mean()),
+        **summary_of_pairs(pairs),
+        "repetitions": options.repetitions,
+        "masks": summary_of_masks(repetitions) if repetitions else {},
+    }
+
+
+def without_nan(value: Any) -> Any:
+    """The figures as JSON knows them: four significant digits, null for NaN."""
+    if isinstance(value, dict):
+        return {name: without_nan(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(own) for own in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.4g}")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="as dagrpo.py takes it; the embedded model without it")
+    parser.add_argument("--data", default="", help="JSONL file; half of it is trained on, the other half measured")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 20], help="of GRPO before each checkpoint")
+    parser.add_argument("--questions", type=int, default=120, help="whose pairs are measured")
+    parser.add_argument("--batch", type=int, default=24, help="questions a training step, and a repetition of one step")
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--repetitions", type=int, default=10, help="of one step by each mask; 0: pairs only")
+    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--json", default="", help="add the figures to this file")
+    parser.add_argument("--quick", action="store_true", help="a tiny version, in seconds")
+    options = parser.parse_args(arguments)
+    if options.model and not options.data:
+        parser.error("--data is missing: with --model, name the JSONL file of its questions.")
+    if options.quick:
+        vars(options).update(QUICK)
+    training, measured = questions(options.data)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        study_tasks.write_sets(folder, {"training": training})
+        random.Random(0).shuffle(measured)  # the study's come level by level
+        config = configuration(options, folder)
+        checkpoints = [
+            measure_checkpoint(checkpoint_path(config, steps, folder), steps, measured, config, options)
+            for steps in options.steps
+        ]
+    here = machine()
+    name = Path(options.model).name if options.model else "the embedded model"
+    title = f"Conflict in groups of {config.group_size} answers: {name}"
+    say(f"## {title}\n\nCommit {commit()}, {', '.join(f'{name} {value}' for name, value in here.items())}.\n")
+    say(pair_tables(checkpoints))
+    if options.repetitions:
+        say(f"\n{mask_tables(checkpoints)}")
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        line = {"title": title, "commit": commit(), "machine": here, "options": settings, "checkpoints": checkpoints}
+        with open(options.json, "a", encoding="utf-8") as file:
+            file.write(json.dumps(without_nan(line)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
