@@ -10,7 +10,8 @@ Four Markdown tables are printed, over the checkpoints of a training:
     2. How well each cheap score ranks the pairs as the full gradients do.
     3. What one small optimizer step does to the log-likelihood of right answers, by mask: of those that it is taken
        on, and of answers to other questions from the same policy.
-    4. What a threshold masks, skips, costs and saves. Accuracy by threshold is measured by benchmarks/study.py.
+    4. What a threshold masks, skips, costs and saves, in CPU time (on a GPU, wall time). Accuracy by threshold is
+       measured by benchmarks/study.py.
 
 Pairs of a group share answers, so intervals of 1 and 2 resample groups; those of 3 and 4 resample repetitions, each
 with questions and answers of its own. All are 95 % bootstrap intervals. The measured questions are not trained on.
@@ -26,7 +27,8 @@ import math
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +49,7 @@ from conflict_report import (
     summary_of_masks,
     summary_of_pairs,
 )
-from speed import machine, seconds_of
+from speed import machine, synchronize
 from study import commit
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -104,7 +106,9 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
     tokens = (group.input_ids, group.attention_mask, group.response_mask)
     full = full_gram(model, group, temperature)
     head = scoring.gradient_gram(model, *tokens, size, temperature=temperature, hidden=group.hidden).double()
-    means = torch.stack([state.mean(0) for state in scoring.answer_states(model, *tokens, group.hidden)]).double()
+    with torch.no_grad():
+        states = scoring.answer_states(model, *tokens, group.hidden)
+    means = torch.stack([own.mean(0) for own in states]).double()
     right, wrong = (rewards[:, None] > rewards[None, :]).nonzero().T
     norms = full[0].diagonal().sqrt()
     tables = {
@@ -195,6 +199,16 @@ def stepped(
         yield norm_of([p - before for p, before in zip(parameters, start, strict=True)])
         for parameter, before in zip(parameters, start, strict=True):
             parameter.copy_(before)
+
+
+def seconds_of(model: PreTrainedModel, run: Callable[[], Any]) -> tuple[float, Any]:
+    """Wall time on a GPU, and CPU time of all threads on a CPU, to which other programs on the machine do not add."""
+    clock = time.perf_counter if model.device.type == "cuda" else time.process_time
+    synchronize(model)
+    start = clock()
+    result = run()
+    synchronize(model)
+    return clock() - start, result
 
 
 def norm_of(tensors: list[torch.Tensor]) -> float:
@@ -323,10 +337,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", help="as dagrpo.py takes it; the embedded model without it")
     parser.add_argument("--data", default="", help="JSONL file; half of it is trained on, the other half measured")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 20], help="of GRPO before each checkpoint")
-    parser.add_argument("--questions", type=int, default=120, help="whose pairs are measured")
+    parser.add_argument("--questions", type=int, default=96, help="whose pairs are measured")
     parser.add_argument("--batch", type=int, default=24, help="questions a training step, and a repetition of one step")
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--repetitions", type=int, default=10, help="of one step by each mask; 0: pairs only")
+    parser.add_argument("--repetitions", type=int, default=8, help="of one step by each mask; 0: pairs only")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--json", default="", help="add the figures to this file")
     parser.add_argument("--quick", action="store_true", help="a tiny version, in seconds")

@@ -219,7 +219,7 @@ def mask_tables(checkpoints: list[Figures]) -> str:
         for name, own in c["masks"].items():
             costs.append([
                 str(c["steps"]), name, shown(own["masked"], ".1%"), shown(own["skipped"], ".1%"),
-                shown(own["train_seconds"], ".3f"), shown(own["saved_seconds"], "+.3f"), 
+                shown(own["train_seconds"], ".3f"), shown(own["saved_seconds"], "+.3f"),
                 shown(own["score_seconds"], ".3f"),
             ])  # fmt: skip
     repetitions = checkpoints[0]["repetitions"]
@@ -235,5 +235,6 @@ def mask_tables(checkpoints: list[Figures]) -> str:
         f"### 3. One step: change of the mean log-likelihood of an answer, {repetitions} repetitions\n\n"
         "Without a mask the change itself; with one, the difference to no mask in the same repetition.\n\n"
         f"{markdown_table(third, changes)}\n\n### 4. Masks and their cost, {repetitions} repetitions\n\n"
-        f"Sequences are those that would be trained on without a mask.\n\n{markdown_table(fourth, costs)}"
+        "Sequences are those that would be trained on without a mask. Seconds are CPU time, on a GPU wall time.\n\n"
+        f"{markdown_table(fourth, costs)}"
     )
