@@ -9,7 +9,8 @@ Four Markdown tables are printed, over the checkpoints of a training:
        calls a pair displacing where g_i·g_j > |g_i|², i the right answer: its own update lowers the right answer.
     2. How well each cheap score ranks the pairs as the full gradients do.
     3. What one small optimizer step does to the log-likelihood of right answers, by mask: of those that it is taken
-       on, and of answers to other questions from the same policy.
+       on, and of answers to other questions from the same policy. One mask applies rule (5) to the full gradients:
+       what masking could do if its score were right.
     4. What a threshold masks, skips, costs and saves, in CPU time (on a GPU, wall time). Accuracy by threshold is
        measured by benchmarks/study.py.
 
@@ -38,6 +39,7 @@ import numpy as np
 import study_tasks
 import torch
 from conflict_report import (
+    FULL,
     MEASURED,
     OPTIMIZERS,
     STEPPED,
@@ -66,6 +68,7 @@ MASKS: dict[str, dict[str, Any]] = {
     "token 0.1": {"scorer": "token", "threshold": 0.1},
     **{f"gradient {t}": {"scorer": "gradient", "threshold": t} for t in (0.2, 0.3, 0.35, 0.4, 0.45)},
     "auto": {"scorer": "gradient", "threshold": "auto"},
+    FULL: {},  # by `rectify_in_full`
 }
 QUICK = {"steps": [0, 1], "questions": 6, "batch": 4, "group_size": 4, "repetitions": 2, "max_new_tokens": 64}
 
@@ -166,6 +169,22 @@ def log_likelihoods(model: PreTrainedModel, rollouts: Rollouts, rows: torch.Tens
     return values[rows.cpu()].numpy()
 
 
+def rectify_in_full(
+    model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Tensor, config: Config
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `dagrpo.rectify` by rule (5), but with the gradients of all parameters: what a cheap score could come to.
+
+    N rows, (P, G) -> (P, G, G) bool, (P, G, G), (P, G)
+    """
+    size = rollouts.group_size
+    grams = torch.zeros(len(rewards), size, size, dtype=torch.double)
+    for p in (rewards != rewards[:, :1]).any(1).nonzero().flatten().tolist():
+        group = rollouts.rows(torch.arange(p * size, (p + 1) * size))
+        grams[p] = full_gram(model, group, config.temperature)[0]
+    mask = scoring.safe_pairs(grams.to(rewards.device), rewards)
+    return mask, grams, scoring.rectified_advantages(rewards, mask, scale=config.scale)
+
+
 def gradients_under(
     model: PreTrainedModel, rollouts: Rollouts, advantages: torch.Tensor, config: Config
 ) -> list[torch.Tensor]:
@@ -237,7 +256,8 @@ def measure_masks(
     rates = {"AdamW": config.learning_rate / max(1, config.warmup)}
     for name, flags in MASKS.items():
         own = replace(config, **flags)
-        score_seconds, (mask, _, advantages) = seconds_of(model, partial(dagrpo.rectify, model, rollouts, rewards, own))
+        rectify = rectify_in_full if name == FULL else dagrpo.rectify
+        score_seconds, (mask, _, advantages) = seconds_of(model, partial(rectify, model, rollouts, rewards, own))
         train_seconds, gradients = seconds_of(model, partial(gradients_under, model, rollouts, advantages, config))
         results[name] = {
             "masked": mean_or_nan((~mask)[differs].double().cpu().numpy()),
@@ -340,7 +360,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=96, help="whose pairs are measured")
     parser.add_argument("--batch", type=int, default=24, help="questions a training step, and a repetition of one step")
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--repetitions", type=int, default=8, help="of one step by each mask; 0: pairs only")
+    parser.add_argument("--repetitions", type=int, default=6, help="of one step by each mask; 0: pairs only")
     parser.add_argument("--max-new-tokens", type=int)
     parser.add_argument("--json", default="", help="add the figures to this file")
     parser.add_argument("--quick", action="store_true", help="a tiny version, in seconds")

@@ -25,7 +25,8 @@ SCORES = {
     "hidden": "cosine of mean hidden states (a foil)",
 }
 OPTIMIZERS = ("AdamW", "SGD")
-STEPPED = ("none", "gradient 0.35", "auto", "token 0.1")  # masks with which a step is taken
+FULL = "rule (5) by full gradients"  # too slow to train with
+STEPPED = ("none", "gradient 0.35", "auto", "token 0.1", FULL)  # masks with which a step is taken
 MEASURED = ("right, batch", "right, held out", "wrong, held out")  # answers whose log-likelihood is measured
 COLLISION = 0.3  # the cosine that the default threshold of 0.35 masks from
 PERCENTILES = (5, 25, 50, 75, 95)

@@ -142,6 +142,15 @@ def test_a_group_without_both_kinds_has_no_pairs(model, group):
     assert "| 0 | 0 of 1 | 0 | 100% | 5 | – | – | – | – |" in conflict_report.pair_tables([checkpoint])
 
 
+def test_full_gradients_mask_the_displaced_pairs(model, group):
+    mask, _, advantages = conflict.rectify_in_full(
+        model, group, REWARDS[None], dagrpo.Config(group_size=4, scale="none")
+    )
+    masked = {tuple(pair) for pair in (~mask[0]).nonzero().tolist()}
+    assert masked == {(0, 1), (1, 0), (1, 2), (2, 1)}  # as the test above finds them
+    assert advantages[0].tolist() == [0.25, 0.0, 0.25, -0.5]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One step
 # ---------------------------------------------------------------------------------------------------------------------
