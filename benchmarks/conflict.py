@@ -387,7 +387,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.repetitions:
         say(f"\n{mask_tables(checkpoints)}")
     if options.json:
-        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        settings = {**vars(options), "model": name, "data": Path(options.data).name}  # folders differ by machine
+        del settings["json"]
         line = {"title": title, "commit": commit(), "machine": here, "options": settings, "checkpoints": checkpoints}
         with open(options.json, "a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(line)) + "\n")
