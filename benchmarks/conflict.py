@@ -14,8 +14,8 @@ Four Markdown tables are printed, over the checkpoints of a training:
     4. What a threshold masks, skips, costs and saves, in CPU time (on a GPU, wall time). Accuracy by threshold is
        measured by benchmarks/study.py.
 
-Pairs of a group share answers, so intervals of 1 and 2 resample groups; those of 3 and 4 resample repetitions, each
-with questions and answers of its own. All are 95 % bootstrap intervals. The measured questions are not trained on.
+Pairs of a group share answers, so intervals of 1 and 2 resample groups; those of 3 and 4 resample repetitions, each of
+which draws questions and answers anew. All are 95 % bootstrap intervals. The measured questions are not trained on.
 --json FILE adds the figures to FILE as one line, with machine and versions. --quick is a tiny version.
 """
 
