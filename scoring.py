@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import overload
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from compiling import compiled
@@ -21,7 +20,6 @@ from rollout import CHUNK_ELEMENTS
 SCORERS = ("gradient", "token", "none")
 SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
 SKETCH_SEED = 0  # the sketch is the same in every step and every run
-GRADIENT_ELEMENTS = 2**28  # of sketched gradients held at one time: 1 GB, and at least one group
 ROW_TOKENS = 16_384  # padded tokens that `answer_states` runs through the model at a time
 
 
@@ -156,23 +154,16 @@ def gradient_gram(
     lengths = mask.sum(1).tolist()
     states = answer_states(model, input_ids, attention_mask, mask, hidden or [None] * len(lengths))
     targets = input_ids[mask].split(lengths)  # (N, T) -> N times (S,)
-    weights = [torch.ones_like(h[:, 0]) for h in states]
-    if token_weights is not None:
-        weights = list(token_weights[mask[:, 1:]].to(states[0].dtype).split(lengths))
-    if exact:
-        step = group_size
-    else:  # the answers' sketched gradients, and their tokens' sketches, are held at one time
-        width = min(SKETCH_WIDTH, model.config.vocab_size)
-        rows = GRADIENT_ELEMENTS // (width * (model.config.hidden_size + max(lengths)))
-        step = max(1, rows // group_size) * group_size
+    weights = None if token_weights is None else token_weights[mask[:, 1:]].to(states[0].dtype).split(lengths)
+    contract = exact_gram if exact else sketched_gram
     grams, crosses = [], []
-    for start in range(0, len(lengths), step):
-        part = slice(start, start + step)
-        contract = exact_gram if exact else sketched_gram
-        gram, cross = contract(model, states[part], targets[part], weights[part], group_size, temperature)
+    for start in range(0, len(lengths), group_size):
+        group = slice(start, start + group_size)
+        own_weights = None if weights is None else weights[group]
+        gram, cross = contract(model, states[group], targets[group], own_weights, temperature)
         grams.append(gram)
         crosses.append(cross)
-    return torch.cat(grams) if token_weights is None else (torch.cat(grams), torch.cat(crosses))
+    return torch.stack(grams) if token_weights is None else (torch.stack(grams), torch.stack(crosses))
 
 
 def answer_states(
@@ -203,48 +194,41 @@ def sketched_gram(
     model: PreTrainedModel,
     states: list[torch.Tensor],
     targets: tuple[torch.Tensor, ...],
-    weights: list[torch.Tensor],
-    group_size: int,
+    weights: tuple[torch.Tensor, ...] | None,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ of n answers with the vocabulary side in K buckets.
+    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ (the same without weights) of one group, the vocabulary side in K buckets.
 
-    n times (S, H), n times (S,), n times (S,) -> (n/G, G, G) twice
+    G times (S, H), G times (S,), G times (S,) -> (G, G) twice
     """
-    by_token = token_sketches(model, torch.cat(states), torch.cat(targets), temperature)  # (M, K)
-    sketches = pad_sequence(list(by_token.split([len(h) for h in states])), batch_first=True)  # (n, S, K)
-    padded = pad_sequence(states, batch_first=True)  # (n, S, H)
-
-    def gradients_of(weights: list[torch.Tensor] | None) -> torch.Tensor:
-        weighted = padded if weights is None else padded * pad_sequence(weights, batch_first=True)[:, :, None]
-        gradients = torch.bmm(sketches.transpose(1, 2), weighted)  # (n, K, S) @ (n, S, H) -> (n, K, H)
-        return gradients.view(-1, group_size, gradients[0].numel())  # (n, K, H) -> (n/G, G, K·H)
-
-    gradients = gradients_of(None)
-    gram = gradients @ gradients.transpose(1, 2)
-    if all(bool((w == 1).all()) for w in weights):
+    sketches = token_sketches(model, torch.cat(states), torch.cat(targets), temperature).split([len(h) for h in states])
+    gradients = torch.stack([(s.T @ h).flatten() for s, h in zip(sketches, states, strict=True)])  # (G, K·H)
+    gram = gradients @ gradients.T
+    if weights is None:
         return gram, gram
-    return gram, gradients @ gradients_of(weights).transpose(1, 2)
+    weighted = zip(sketches, states, weights, strict=True)
+    pushes = torch.stack([(s.T @ (h * w[:, None])).flatten() for s, h, w in weighted])
+    return gram, gradients @ pushes.T
 
 
 def exact_gram(
     model: PreTrainedModel,
     states: list[torch.Tensor],
     targets: tuple[torch.Tensor, ...],
-    weights: list[torch.Tensor],
-    group_size: int,
+    weights: tuple[torch.Tensor, ...] | None,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for one group, as sums over pairs of tokens: k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s).
+    """The same as sums over pairs of tokens: k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s).
 
-    G times (S, H), G times (S,), G times (S,) -> (1, G, G) twice
+    G times (S, H), G times (S,), G times (S,) -> (G, G) twice
     """
     h, outer = torch.cat(states), vocabulary_gradients(model, torch.cat(states), torch.cat(targets), temperature)
     kernel = (h.double() @ h.double().T) * (outer.double() @ outer.double().T)  # (M, M)
     # (M, G): which answer a token belongs to
     owner = torch.block_diag(*[torch.ones(len(own), 1, dtype=kernel.dtype, device=kernel.device) for own in states])
     rows = owner.T @ kernel
-    return (rows @ owner).float()[None], (rows @ (owner * torch.cat(weights).double()[:, None])).float()[None]
+    gram = (rows @ owner).float()
+    return gram, gram if weights is None else (rows @ (owner * torch.cat(weights).double()[:, None])).float()
 
 
 def token_sketches(

@@ -136,7 +136,6 @@ def test_gram_does_not_depend_on_the_cut_into_micro_batches(model, monkeypatch):
     batch = padded_batch(ROWS * 3, 64)
     whole = scoring.gradient_gram(model, *batch, 4)
     monkeypatch.setattr(scoring, "ROW_TOKENS", 1)  # one row at a time through the model
-    monkeypatch.setattr(scoring, "GRADIENT_ELEMENTS", 1)  # one group at a time
     monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
     torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4), whole, rtol=1e-5, atol=1e-4)
 
