@@ -239,9 +239,12 @@ def draw(cells: Cells, folder: Path) -> list[Path]:
 
 def learning_figure(cells: Cells, pyplot: Any) -> None:
     """DaGRPO beside each baseline: accuracy on the validation set; in the last panel, the length of right answers."""
-    panels = [(name, "accuracy") for name in BASELINES] + [(REFERENCE, "right_length")]
-    figure, axes = pyplot.subplots(2, 3, figsize=(8, 4.6), layout="constrained")
-    for axis, (baseline, curve) in zip(axes.flat, panels, strict=True):
+    panels = [(name, "accuracy") for name in BASELINES if cells.get(name)] + [(REFERENCE, "right_length")]
+    rows = math.ceil(len(panels) / 3)
+    figure, axes = pyplot.subplots(rows, 3, figsize=(8, 2.3 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (baseline, curve) in zip(axes.flat, panels, strict=False):
         for variant, style, shade in ((baseline, "--", "0.75"), ("dagrpo", "-", "0.55")):
             if not cells.get(variant):
                 continue
@@ -254,7 +257,7 @@ def learning_figure(cells: Cells, pyplot: Any) -> None:
         axis.set_xlabel("step")
         axis.set_ylabel("validation accuracy, %" if curve == "accuracy" else "tokens of right answers")
         axis.legend(frameon=False)
-    seeds = sorted({len(by_seed) for by_seed in cells.values()})
+    seeds = sorted({len(cells[name]) for name in METHODS if cells.get(name)})
     figure.suptitle(f"Mean and 95 % interval over {' to '.join(map(str, seeds[:1] + seeds[1:][-1:]))} seeds")
 
 
