@@ -259,6 +259,12 @@ def is_fast(model: PreTrainedModel) -> bool:
     )
 
 
+def rows_left(going: int, rows: int) -> int:
+    """The rows of a batch in which `going` answers go on: just those, unless moving the cache together would cost more
+    than the others do."""
+    return going if going <= 0.85 * rows else rows
+
+
 class FastSteps:
     """One token for every row by `decoder_layer`, over a key-value cache of fixed size.
 
@@ -385,14 +391,14 @@ class FastSteps:
         return F.rms_norm(x, x.shape[-1:], self.final_norm, self.eps)
 
     def rows_to_keep(self, going: int) -> int:
-        """How many rows the batch should have when `going` answers go on: on CUDA a half, a quarter, ..., one shape
-        each; else just those, unless moving the cache together would cost more than they save."""
+        """How many rows the batch should have when `going` answers go on: on CUDA a half, a quarter, ..., as each
+        number of rows is a graph of its own."""
         if self.use_graphs:
             rows = self.rows
             while rows // 2 >= max(going, 2):  # torch.compile would compile anew for a single row
                 rows //= 2
             return rows
-        return going if going <= 0.85 * self.rows else self.rows
+        return rows_left(going, self.rows)
 
     def keep(self, rows: torch.Tensor, position: int) -> None:
         """Go on with these rows, in ascending order; the cache holds answers up to `position`. (B,)"""
@@ -499,7 +505,7 @@ class PlainSteps:
         return hidden_states(self.model, tokens[:, None], seen, self.cache)[:, -1]  # (N, 1, H) -> (N, H)
 
     def rows_to_keep(self, going: int) -> int:
-        return going if going <= 0.85 * len(self.attention_mask) else len(self.attention_mask)
+        return rows_left(going, len(self.attention_mask))
 
     def keep(self, rows: torch.Tensor, position: int) -> None:
         self.cache.batch_select_indices(rows)

@@ -58,6 +58,11 @@ class Rollouts:
         """Tokens in each answer. -> (N,)"""
         return self.response_mask.sum(1)
 
+    @property
+    def prompt_lengths(self) -> torch.Tensor:
+        """Tokens in each prompt. -> (N,)"""
+        return (self.attention_mask & ~self.response_mask).sum(1)
+
     def rows(self, indices: torch.Tensor) -> Rollouts:
         """Some of the rows, moved to the left edge and cut to the longest. (B,) -> B rows"""
         indices = indices.to(self.input_ids.device)
@@ -523,7 +528,7 @@ def micro_batches(
     longest one. A run longer than the budget is a micro-batch of its own. A model that does not take any mask gets
     a sequence for each row.
     """
-    prompts = (rollouts.attention_mask & ~rollouts.response_mask).sum(1).tolist()
+    prompts = rollouts.prompt_lengths.tolist()
     answers = rollouts.lengths.tolist()
     packable = takes_any_mask(model)
     if packable:
@@ -563,7 +568,7 @@ def shared_prompt_runs(rollouts: Rollouts, rows: torch.Tensor, token_budget: int
     of a layer, and 2H (p + kn)²/k for attention, which computes the others' tokens for nothing. The sum is least
     where kn is about √(6Hp).
     """
-    prompts = (rollouts.attention_mask & ~rollouts.response_mask).sum(1).tolist()
+    prompts = rollouts.prompt_lengths.tolist()
     answers = rollouts.lengths.tolist()
     runs: list[list[int]] = []
     for row in sorted(rows.tolist(), key=lambda i: (i // rollouts.group_size, answers[i])):

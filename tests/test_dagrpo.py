@@ -677,6 +677,31 @@ def test_only_answers_with_an_advantage_are_trained_on(small_data, tmp_path, mon
     assert sum(rows) == round(24 * record["trained_sequences"]) < 24
 
 
+def test_answers_with_withheld_tokens_are_trained_on_and_hidden_states_are_gone_by_then(
+    small_data, tmp_path, monkeypatch
+):
+    """An answer whose pairs balance out has Ã = 0, and still an advantage at the tokens that are left."""
+    seen = []
+    update, rectify = dagrpo.update, dagrpo.rectify
+
+    def balanced(model, rollouts, rewards, config):
+        assert any(own is not None for own in rollouts.hidden), "kept for scoring"
+        mask, d, advantages = rectify(model, rollouts, rewards, config)
+        rollouts.withheld[1, rollouts.response_mask[1]] = 0.5
+        return mask, d, torch.zeros_like(advantages)
+
+    def watched(model, reference, optimizer, schedule, rollouts, advantages, trained, *rest):
+        seen.append((trained.nonzero().flatten().tolist(), rollouts.hidden))
+        return update(model, reference, optimizer, schedule, rollouts, advantages, trained, *rest)
+
+    monkeypatch.setattr(dagrpo, "rectify", balanced)
+    monkeypatch.setattr(dagrpo, "update", watched)
+    run(small_data, tmp_path)
+    for trained, hidden in seen:
+        assert trained == [1] and all(own is None for own in hidden)
+    assert seen
+
+
 def test_same_seed_repeats_the_run(small_data, tmp_path):
     for name in ("a", "b"):
         run(small_data, tmp_path / name, seed=3)
