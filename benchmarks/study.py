@@ -2,17 +2,21 @@
 
     python benchmarks/study.py grid       pick each method's learning rate on the validation set
     python benchmarks/study.py run        train and measure every variant with every seed
+    python benchmarks/study.py settings   DaGRPO with one setting changed at a time, on the validation set
     python benchmarks/study.py report     the tables, as Markdown
     python benchmarks/study.py figures    the figures, as PNG and SVG (pip install matplotlib)
     python benchmarks/study.py make       write the questions as JSONL, to look at
 
-`grid` and `run` take up where they stopped: each (variant, seed) is a cell, kept as one JSON file in benchmarks/study/
-with the commit, the configuration and a hash of the model and data that made it, and is run again only where
-configuration or hash are others. A change of the code alone does not show in them: delete the cells after one. --quick
-does all of it in a tiny version, in runs/study-quick.
+`grid`, `run` and `settings` take up where they stopped: each (variant, seed) is a cell, kept as one JSON file in
+benchmarks/study/ with the commit, the configuration and a hash of the model and data that made it, and is run again
+only where configuration or hash are others. A change of the code alone does not show in them: delete the cells after
+one. --quick does all of it in a tiny version, in runs/study-quick.
 
 One budget: every variant starts from the same model and sees the same questions in the same order, the same number of
 rollouts (but for `dapo`, which samples groups without signal again, and `sft`, which samples none) and of steps.
+
+Two tasks: variants that end in -terse learn from solutions that skip steps, as those of an expert do; the others learn
+from the example's own, which a good answer of the embedded model looks like. Variants without solutions are in both.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from typing import Any
 
 import study_tasks
 import torch
-from study_report import METHODS, Cells, draw, markdown, mean, norm_summary
+from study_report import TERSE, Cells, draw, markdown, mean, norm_summary, settings_table
 from study_tasks import BENCHMARKS, ROOT, Row
 from tqdm import tqdm
 
@@ -65,17 +69,19 @@ class Budget:
     eval_every: int  # steps between evaluations on the validation set
     learning_rates: tuple[float, ...]
     grid_seeds: tuple[int, ...]  # others than those of `run`, so that no cell was chosen for its own luck
+    settings_seeds: tuple[int, ...]  # the same holds for them
     seeds: tuple[int, ...]
 
 
 # 20 steps: after 30, DaGRPO was at 98 % on the validation set (one seed, 2e-4), where no difference could show.
 FULL = Budget(
     steps=20, questions=24, group_size=8, training_each=80, validation_each=40, benchmark_each=300, samples=8,
-    eval_every=4, learning_rates=(1e-4, 2e-4, 4e-4, 8e-4), grid_seeds=(100, 101), seeds=tuple(range(8)),
+    eval_every=4, learning_rates=(1e-4, 2e-4, 4e-4, 8e-4), grid_seeds=(100, 101),
+    settings_seeds=tuple(range(102, 110)), seeds=tuple(range(8)),
 )  # fmt: skip
 QUICK = Budget(
     steps=2, questions=4, group_size=4, training_each=4, validation_each=1, benchmark_each=2, samples=2,
-    eval_every=1, learning_rates=(1e-4, 2e-4), grid_seeds=(100,), seeds=(0,),
+    eval_every=1, learning_rates=(1e-4, 2e-4), grid_seeds=(100,), settings_seeds=(102,), seeds=(0,),
 )  # fmt: skip
 QUICK_RATE = 2e-4  # where --quick has no grid
 MAX_NEW_TOKENS = 160  # the longest right answer has about 120
@@ -98,13 +104,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Does it matter how distinctiveness is scored, and what is masked?
     "dagrpo-token": {"scorer": "token"},
     "dagrpo-token-rectify": {"rectify": "token"},
-    # How sensitive is it to the threshold? 0.5 would mask every pair with a positive cosine.
-    "dagrpo-0.2": {"threshold": 0.2},
-    "dagrpo-0.3": {"threshold": 0.3},
-    "dagrpo-0.4": {"threshold": 0.4},
-    "dagrpo-0.45": {"threshold": 0.45},
-    "dagrpo-auto": {"threshold": "auto"},
+    # The second task. What learns from no solution is the same in both, and is not run twice.
+    "sft-terse": {"method": "sft", "group_size": 1},
+    "luffy-terse": {"method": "luffy"},
+    "dagrpo-terse": {},
+    "dagrpo-no-mask-terse": {"scorer": "none"},
 }
+
+# DaGRPO with one setting changed, to see which defaults the validation set prefers.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{f"threshold {value}": {"threshold": value} for value in (0.2, 0.3, 0.4, 0.45, "auto")},
+    **{f"scorer {name}": {"scorer": name} for name in ("token", "none")},
+    **{f"hard-below {value}": {"hard_below": value} for value in (0.125, 0.25)},
+    **{f"anchors-per-group {count}": {"anchors_per_group": count} for count in (2, 4)},
+    **{f"gamma {value}": {"gamma": value} for value in (0.03, 0.3, 1.0)},
+    "anchor-objective sft": {"anchor_objective": "sft"},
+}
+FLAGS = {**VARIANTS, **SETTINGS}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,13 +130,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def method_of(variant: str) -> str:
-    """The method whose learning rate the variant takes."""
-    return VARIANTS[variant].get("method", "dagrpo")
+    """The value of --method."""
+    return FLAGS[variant].get("method", "dagrpo")
 
 
-def is_built(variant: str) -> bool:
-    """Does this version of dagrpo.py have all flags of the variant?"""
-    return set(VARIANTS[variant]) <= {field.name for field in fields(dagrpo.Config)}
+def is_terse(variant: str) -> bool:
+    return variant.endswith(TERSE)
+
+
+def grid_of(variant: str) -> str:
+    """The variant whose learning rate is searched for it: its method with its solutions."""
+    return method_of(variant) + TERSE * is_terse(variant)
 
 
 def configuration(variant: str, seed: int, rate: float, budget: Budget, folder: Path) -> dagrpo.Config:
@@ -130,7 +151,7 @@ def configuration(variant: str, seed: int, rate: float, budget: Budget, folder: 
             "out": str(folder / "run"), "device": "cpu", "seed": seed, "learning_rate": rate,
             "steps": budget.steps, "questions": budget.questions, "group_size": budget.group_size,
             "max_new_tokens": MAX_NEW_TOKENS, "eval_every": budget.eval_every, "eval_samples": 4,
-            "eval_temperature": TEMPERATURE, **VARIANTS[variant],
+            "eval_temperature": TEMPERATURE, **FLAGS[variant],
         }
     )  # fmt: skip
 
@@ -143,18 +164,22 @@ def made_from(variant: str, seed: int, rate: float, budget: Budget, benchmarks: 
     if variant == BASE:  # nothing is trained
         config = {"seed": seed, "max_new_tokens": MAX_NEW_TOKENS, "eval_samples": config["eval_samples"]}
     config |= {"samples": budget.samples if benchmarks else 0, "sample_temperature": TEMPERATURE}
-    return {"configuration": config, "data": data_hash(budget)}
+    return {"configuration": config, "data": data_hash(budget, is_terse(variant))}
 
 
 @functools.cache
-def questions(budget: Budget) -> dict[str, list[Row]]:
-    return study_tasks.questions(budget.benchmark_each, budget.training_each, budget.validation_each)
+def questions(budget: Budget, terse: bool) -> dict[str, list[Row]]:
+    """Rows by name, of the training set with the example's solutions or terse ones."""
+    sets = study_tasks.questions(budget.benchmark_each, budget.training_each, budget.validation_each)
+    if terse:
+        sets["training"] = study_tasks.with_terse_solutions(sets["training"])
+    return sets
 
 
 @functools.cache
-def data_hash(budget: Budget) -> str:
+def data_hash(budget: Budget, terse: bool) -> str:
     """Of the embedded model, its tokenizer, and every question."""
-    digest = hashlib.sha256(json.dumps(questions(budget), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(questions(budget, terse), sort_keys=True).encode())
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         digest.update((dagrpo.EXAMPLE / name).read_bytes())
     return digest.hexdigest()[:16]
@@ -191,7 +216,7 @@ def measure_cell(variant: str, seed: int, rate: float, budget: Budget, benchmark
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        study_tasks.write_sets(folder, questions(budget))
+        study_tasks.write_sets(folder, questions(budget, is_terse(variant)))
         config = configuration(variant, seed, rate, budget, folder)
         steps: list[dict[str, Any]] = []
         trained = config.model
@@ -207,7 +232,7 @@ def measure_cell(variant: str, seed: int, rate: float, budget: Budget, benchmark
             "variant": variant,
             "seed": seed,
             "learning_rate": 0.0 if variant == BASE else rate,
-            "flags": VARIANTS[variant],
+            "flags": FLAGS[variant],
             "commit": commit(),
             "validation": {
                 "steps": [result["step"] for result in evaluations],
@@ -331,16 +356,16 @@ def run_cells(cells: list[dict[str, Any]], workers: int) -> None:
         sys.exit(f"study.py: {len(failed)} of {len(missing)} cells failed, the first one is {failed[0]}")
 
 
-def grid_path(folder: Path, method: str, rate: float, seed: int) -> Path:
-    return folder / "grid" / f"{method}-{rate:g}-seed{seed}.json"
+def grid_path(folder: Path, variant: str, rate: float, seed: int) -> Path:
+    return folder / "grid" / f"{variant}-{rate:g}-seed{seed}.json"
 
 
-def grid_accuracies(method: str, budget: Budget, folder: Path) -> dict[float, float]:
+def grid_accuracies(variant: str, budget: Budget, folder: Path) -> dict[float, float]:
     """Validation accuracy after training by learning rate, mean over the grid's seeds; rates with all seeds only."""
     found: dict[float, float] = {}
     for rate in budget.learning_rates:
-        paths = {seed: grid_path(folder, method, rate, seed) for seed in budget.grid_seeds}
-        if all(is_finished(path, made_from(method, seed, rate, budget, False)) for seed, path in paths.items()):
+        paths = {seed: grid_path(folder, variant, rate, seed) for seed in budget.grid_seeds}
+        if all(is_finished(path, made_from(variant, seed, rate, budget, False)) for seed, path in paths.items()):
             cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths.values()]
             found[rate] = mean([cell["validation"]["accuracy"][-1] for cell in cells])
     return found
@@ -351,33 +376,34 @@ def picked_rate(accuracies: dict[float, float]) -> float:
     return max(sorted(accuracies), key=lambda rate: accuracies[rate])
 
 
-def learning_rates(budget: Budget, folder: Path, methods: list[str]) -> dict[str, float]:
-    """The picked rate of each method. Ends the program where the grid has not been run."""
+def learning_rates(budget: Budget, folder: Path, variants: list[str]) -> dict[str, float]:
+    """The picked rate of each variant of the grid. Ends the program where the grid has not been run."""
     rates = {}
-    for method in methods:
-        accuracies = grid_accuracies(method, budget, folder)
+    for variant in variants:
+        accuracies = grid_accuracies(variant, budget, folder)
         if set(accuracies) == set(budget.learning_rates):
-            rates[method] = picked_rate(accuracies)
+            rates[variant] = picked_rate(accuracies)
         elif budget == QUICK:
-            rates[method] = QUICK_RATE
+            rates[variant] = QUICK_RATE
         else:
-            sys.exit(f"study.py: the learning rate of {method} is not picked yet: run study.py grid first.")
+            sys.exit(f"study.py: the learning rate of {variant} is not picked yet: run study.py grid first.")
     return rates
 
 
 def load_cells(folder: Path) -> Cells:
-    """The cells in the folder, variants in the order of VARIANTS. Ends the program where they do not compare."""
+    """The cells in the folder, variants in the order of FLAGS. Ends the program where they do not compare."""
     found = [with_nan(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
     if not found:
         sys.exit(f"study.py: no cells in {folder}: run study.py run first.")
     steps = {cell["configuration"]["steps"] for cell in found if cell["variant"] != BASE}
-    if len({cell["data"] for cell in found}) > 1 or len(steps) > 1:
+    hashes = {(is_terse(cell["variant"]), cell["data"]) for cell in found}
+    if len(hashes) > len({terse for terse, _ in hashes}) or len(steps) > 1:
         sys.exit(
             f"study.py: the cells in {folder} are of different questions, models or steps: run study.py run again."
         )
     cells: Cells = {
         variant: {cell["seed"]: cell for cell in sorted(found, key=lambda c: c["seed"]) if cell["variant"] == variant}
-        for variant in VARIANTS
+        for variant in FLAGS
     }
     return {variant: by_seed for variant, by_seed in cells.items() if by_seed}
 
@@ -390,47 +416,55 @@ def load_cells(folder: Path) -> Cells:
 def make(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Write the training set, the validation set and the nine benchmarks as JSONL."""
     folder = arguments.folder or ROOT / "runs" / "study-questions"
-    study_tasks.write_sets(folder, questions(budget))
-    for name, rows in questions(budget).items():
-        print(f"{name:12} {len(rows):>5} questions, such as: {rows[0]['problem']}")
+    sets = {**questions(budget, False), "training-terse": questions(budget, True)["training"]}
+    study_tasks.write_sets(folder, sets)
+    for name, rows in sets.items():
+        print(f"{name:14} {len(rows):>5} questions, such as: {rows[0]['problem']}")
     print(f"Written to {folder}.")
 
 
 def grid(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Train every method at every learning rate of the grid, and show what the validation set picks."""
+    variants = dict.fromkeys(grid_of(variant) for variant in arguments.only or VARIANTS if variant != BASE)
     cells = [
-        {"variant": method, "seed": seed, "rate": rate, "budget": budget, "benchmarks": False,
-         "path": grid_path(folder, method, rate, seed)}
-        for seed in budget.grid_seeds for method in METHODS for rate in budget.learning_rates
+        {"variant": variant, "seed": seed, "rate": rate, "budget": budget, "benchmarks": False,
+         "path": grid_path(folder, variant, rate, seed)}
+        for seed in budget.grid_seeds for variant in variants for rate in budget.learning_rates
     ]  # fmt: skip
     run_cells(cells, arguments.workers)
     print(f"Validation accuracy after training, mean of {len(budget.grid_seeds)} seeds; * is picked\n")
-    print(f"{'method':10}" + "".join(f"{rate:>10g}" for rate in budget.learning_rates))
-    for method in METHODS:
-        accuracies = grid_accuracies(method, budget, folder)
+    print(f"{'variant':14}" + "".join(f"{rate:>10g}" for rate in budget.learning_rates))
+    for variant in variants:
+        accuracies = grid_accuracies(variant, budget, folder)
         best = picked_rate(accuracies)
-        print(f"{method:10}" + "".join(f"{value:>9.1%}{'*' if r == best else ' '}" for r, value in accuracies.items()))
+        print(f"{variant:14}" + "".join(f"{value:>9.1%}{'*' if r == best else ' '}" for r, value in accuracies.items()))
         if best in (budget.learning_rates[0], budget.learning_rates[-1]):
-            print(f"{'':10} {best:g} is at the edge of the grid: a rate beyond it might be better.")
+            print(f"{'':14} {best:g} is at the edge of the grid: a rate beyond it might be better.")
 
 
 def run(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Train and measure every variant with every seed that is not finished."""
-    variants = []
-    for variant in arguments.only or VARIANTS:
-        if is_built(variant):
-            variants.append(variant)
-        else:
-            print(f"{variant}: skipped; this version of dagrpo.py has no such flag ({VARIANTS[variant]}).")
-    trained = {method_of(variant) for variant in variants if variant != BASE}
-    rates = {BASE: 0.0, **learning_rates(budget, folder, sorted(trained))}
+    variants = arguments.only or list(VARIANTS)
+    rates = {BASE: 0.0, **learning_rates(budget, folder, sorted({grid_of(v) for v in variants if v != BASE}))}
     cells = [
-        {"variant": variant, "seed": seed, "rate": rates[BASE if variant == BASE else method_of(variant)],
+        {"variant": variant, "seed": seed, "rate": rates[BASE if variant == BASE else grid_of(variant)],
          "budget": budget, "benchmarks": True, "path": folder / f"{variant}-seed{seed}.json"}
         for seed in arguments.seeds or budget.seeds  # all variants of a seed first: an unfinished study is still paired
         for variant in variants
     ]  # fmt: skip
     run_cells(cells, arguments.workers)
+
+
+def settings(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
+    """Train DaGRPO with one setting changed at a time, and show what the validation set says of each."""
+    rate = learning_rates(budget, folder, ["dagrpo"])["dagrpo"]
+    cells = [
+        {"variant": setting, "seed": seed, "rate": rate, "budget": budget, "benchmarks": False,
+         "path": folder / "settings" / f"{setting.replace(' ', '-')}-seed{seed}.json"}
+        for seed in arguments.seeds or budget.settings_seeds for setting in arguments.only or SETTINGS
+    ]  # fmt: skip
+    run_cells(cells, arguments.workers)
+    print(settings_table(load_cells(folder / "settings")))
 
 
 def report(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
@@ -449,16 +483,17 @@ def main(arguments: list[str] | None = None) -> None:
         prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for command in (grid, run, report, figures, make):
+    for command in (grid, run, settings, report, figures, make):
         flags = commands.add_parser(command.__name__, help=command.__doc__)
         flags.set_defaults(command=command)
         flags.add_argument("--quick", action="store_true", help="a tiny version, in well under a minute")
         flags.add_argument("--folder", type=Path, help="of the cells (make: of the questions)")
-        if command in (grid, run):
+        if command in (grid, run, settings):
+            choices = SETTINGS if command is settings else VARIANTS
             flags.add_argument("--workers", type=int, default=2, help="cells at once; they share the cores")
-        if command is run:
-            flags.add_argument("--only", nargs="+", choices=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
-            flags.add_argument("--seeds", nargs="+", type=int, help="0 to 7 without this flag")
+            flags.add_argument("--only", nargs="+", choices=choices, metavar="NAME", help=", ".join(choices))
+        if command in (run, settings):
+            flags.add_argument("--seeds", nargs="+", type=int, help="all of the study without this flag")
         if command is figures:
             flags.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the figures")
     options = parser.parse_args(arguments)

@@ -20,6 +20,9 @@ Cells = dict[str, dict[int, Cell]]  # by variant and seed
 REFERENCE = "grpo"
 METHODS = ("sft", "grpo", "dr_grpo", "dapo", "luffy", "dagrpo")
 BASELINES = METHODS[:-1]
+WITHOUT_SOLUTIONS = ("base", "grpo", "dr_grpo", "dapo", "dagrpo-no-anchors")
+TERSE = "-terse"  # ends the name of a variant that learns from terse solutions
+TASKS = {"": "Worked solutions", TERSE: "Terse solutions"}  # by ending
 ENOUGH_SEEDS = 8
 MEANS = {"mean of six": IN_DISTRIBUTION, "mean of three": OUT_OF_DISTRIBUTION, "mean of nine": BENCHMARKS}
 
@@ -61,6 +64,18 @@ def mean(values: list[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
+def cells_of_task(cells: Cells, ending: str) -> Cells:
+    """The variants of one of TASKS, without its ending; those that learn from no solution are in both tasks.
+
+    Empty where only these are there.
+    """
+    own = {name: by_seed for name, by_seed in cells.items() if name.endswith(TERSE) == bool(ending)}
+    if not ending or not own:
+        return own
+    shared = {name: cells[name] for name in WITHOUT_SOLUTIONS if name in cells}
+    return {**shared, **{name.removesuffix(ending): by_seed for name, by_seed in own.items()}}
+
+
 def accuracies(cells: dict[int, Cell], name: str, kind: str) -> dict[int, float]:
     """Accuracy by seed on a benchmark, or the mean over those of MEANS. `kind`: sampled or greedy."""
     names = MEANS.get(name, [name])
@@ -72,6 +87,11 @@ def accuracies(cells: dict[int, Cell], name: str, kind: str) -> dict[int, float]
 
 def last_validation(cells: dict[int, Cell]) -> dict[int, float]:
     return {seed: cell["validation"]["accuracy"][-1] for seed, cell in cells.items()}
+
+
+def mean_validation(cells: dict[int, Cell]) -> dict[int, float]:
+    """Mean accuracy of the evaluations on the validation set, without the one before training."""
+    return {seed: mean(cell["validation"]["accuracy"][1:]) for seed, cell in cells.items()}
 
 
 def best_baseline(cells: Cells) -> str:
@@ -165,6 +185,24 @@ def stability_table(cells: Cells) -> str:
     return table(head, rows)
 
 
+def settings_table(cells: Cells) -> str:
+    """DaGRPO with one setting changed: validation accuracy in percent, at the end and as the mean of the curve, which
+    is higher for what learns sooner. Differences to `default` in points, paired by seed."""
+    rows = []
+    for setting, by_seed in cells.items():
+        curves = [cell["curves"] for cell in by_seed.values()]
+        row = [setting, str(len(by_seed))]
+        for measure in (last_validation, mean_validation):
+            own = measure(by_seed)
+            row.append(number(100 * mean(list(own.values()))))
+            differences = paired_differences(own, measure(cells.get("default", {})))
+            row.append("–" if setting == "default" else with_interval(differences))
+        row += [number(100 * mean([mean(curve[name]) for curve in curves])) for name in ("masked_pairs", "skipped")]
+        rows.append([*row, number(mean([sum(curve["seconds"]) for curve in curves]), ".0f")])
+    head = ["setting", "seeds", "at the end", "end − default (95 %)", "mean of the curve", "curve − default (95 %)"]
+    return table([*head, "masked %", "skipped %", "seconds"], rows)
+
+
 def markdown(cells: Cells) -> str:
     """The whole report."""
     all_cells = [cell for by_seed in cells.values() for cell in by_seed.values()]
@@ -183,21 +221,31 @@ def markdown(cells: Cells) -> str:
     if fewest < ENOUGH_SEEDS:
         few = [f"{variant} ({len(by_seed)})" for variant, by_seed in cells.items() if len(by_seed) < ENOUGH_SEEDS]
         parts.append(f"**Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. Read their intervals with care.**")
-    parts.append(
+    for ending, title in TASKS.items():
+        own = cells_of_task(cells, ending)
+        if own:
+            parts += [f"## {title}", *task_parts(own, k)]
+    return "\n\n".join(parts) + "\n"
+
+
+def task_parts(cells: Cells, k: int) -> list[str]:
+    """The tables of one task."""
+    parts = [
         f"Best baseline, by its accuracy on the validation set: {best_baseline(cells)}. Learning rates were picked on "
-        "the validation set too."
-    )
-    parts += [f"## Accuracy, avg@{k}", accuracy_table(cells)]
+        "the validation set too.",
+        f"### Accuracy, avg@{k}",
+        accuracy_table(cells),
+    ]
     for name in [*reversed(MEANS), *BENCHMARKS]:
-        parts += [f"## {name[0].upper()}{name[1:]}", difference_table(cells, name, k)]
-    parts += [
-        "## Stability and cost",
+        parts += [f"### {name[0].upper()}{name[1:]}", difference_table(cells, name, k)]
+    return [
+        *parts,
+        "### Stability and cost",
         "Means over steps and seeds. A spike is a gradient norm over 10 times the median of the steps before it. The "
         "p99 of a short run is close to its maximum. Right length: tokens of right answers to the validation "
         "questions, before and after training. Sampled tokens leave out anchors.",
         stability_table(cells),
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

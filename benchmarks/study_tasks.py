@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ Row = dict[str, Any]
 IN_DISTRIBUTION = [f"level-{level}" for level in make.LEVELS]
 OUT_OF_DISTRIBUTION = ["longer", "larger", "reordered"]
 BENCHMARKS = IN_DISTRIBUTION + OUT_OF_DISTRIBUTION
-SEEDS = {"training": 1, "validation": 2, "levels": 3, "longer": 4, "larger": 5, "reordered": 6}
+SEEDS = {"training": 1, "validation": 2, "levels": 3, "longer": 4, "larger": 5, "reordered": 6, "terse": 7}
 
 
 def longer(rng: random.Random) -> Row:
@@ -111,6 +112,23 @@ def questions(each: int, training_each: int, validation_each: int) -> dict[str, 
     for name, draw in zip(OUT_OF_DISTRIBUTION, (longer, larger, reordered), strict=True):
         sets[name] = draw_distinct(draw, random.Random(SEEDS[name]), each, excluded)
     return sets
+
+
+def with_terse_solutions(rows: list[Row]) -> list[Row]:
+    """The same questions, each with a solution that takes two operations at once wherever it can."""
+    rng = random.Random(SEEDS["terse"])
+    return [{**row, "solution": make.write_out(rng, as_problem(row["problem"]), leaps=1.0)} for row in rows]
+
+
+def as_problem(text: str) -> make.Problem:
+    """The problem that a question was made from. `Let x = 7, add 5, times 2. Find x.` -> 7, [(+, 5), (*, 2)]"""
+    signs = {"add": "+", "subtract": "-", "times": "*"}
+    names, starts, operations = [], [], []
+    for name, start, rest in re.findall(r"Let (\w) = (\d+)((?:, \w+ \d+)*)\.", text):
+        names.append(name)
+        starts.append(int(start))
+        operations.append([(signs[word], int(number)) for word, number in re.findall(r", (\w+) (\d+)", rest)])
+    return make.Problem(0, names, starts, operations)
 
 
 def read_rows(path: Path) -> list[Row]:

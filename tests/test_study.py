@@ -95,6 +95,28 @@ def largest_result(row: dict) -> int:
     return largest
 
 
+def test_terse_solutions_are_right_and_take_half_the_steps(sets):
+    for own, terse in zip(sets["training"], study_tasks.with_terse_solutions(sets["training"]), strict=True):
+        assert {**own, "solution": ""} == {**terse, "solution": ""}
+        assert anchors.correctness([terse["solution"]], [terse]) == [1.0]
+        operations = [len(sentence.split(", ")) - 1 for sentence in own["problem"].split(". ")[:-1]]
+        single, taken = sum(operations), sum(map(math.ceil, np.array(operations) / 2))
+        sums = len(operations) - 1  # of the quantities
+        assert own["solution"].count(" = ") == single + sums
+        assert terse["solution"].count(" = ") == taken + sums
+        for left, right in re.findall(r"([\d(][\d +*()-]*) = (\d+)\.", terse["solution"]):
+            assert eval(left) == int(right)
+
+
+def test_a_question_can_be_read_back_as_the_problem_that_it_was_made_from(sets):
+    for rows in sets.values():
+        for row in rows:
+            problem = study_tasks.as_problem(row["problem"])
+            assert problem.answer == int(row["answer"])
+            if row["problem"].endswith(f"Find {' + '.join(problem.names)}."):  # not reordered
+                assert problem.text == row["problem"]
+
+
 def test_the_seeds_alone_fix_the_questions(sets):
     assert study_tasks.questions(30, 5, 5) == sets
 
@@ -204,6 +226,28 @@ def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(cells
     assert [path.read_bytes() for path in study_report.draw(cells, tmp_path)] == first  # no date, no random names
 
 
+def test_a_task_has_its_own_variants_and_those_without_solutions(cells):
+    cells = {**cells, "sft": cells["grpo"], "sft-terse": cells["dapo"], "dagrpo-terse": cells["luffy"]}
+    assert list(study_report.cells_of_task(cells, "")) == ["grpo", "dapo", "luffy", "dagrpo", "sft"]
+    terse = study_report.cells_of_task(cells, study_report.TERSE)
+    assert {name: by_seed is cells[name] for name, by_seed in terse.items()} == {
+        "grpo": True, "dapo": True, "sft": False, "dagrpo": False,
+    }  # fmt: skip
+    assert terse["sft"] is cells["sft-terse"] and terse["dagrpo"] is cells["dagrpo-terse"]
+    assert study_report.cells_of_task({"grpo": cells["grpo"]}, study_report.TERSE) == {}
+    alone = {"grpo": cells["grpo"], "sft-terse": cells["sft-terse"]}
+    assert list(study_report.cells_of_task(alone, study_report.TERSE)) == ["grpo", "sft"]
+
+
+def test_the_table_of_settings_compares_each_with_the_default_seed_by_seed():
+    default, other = by_seed("default", [0.1, 0.1], 0.5), by_seed("gamma 1", [0.1, 0.1], 0.7)
+    default[1]["validation"]["accuracy"] = [0.1, 0.5, 0.7]
+    lines = study_report.settings_table({"default": default, "gamma 1": other}).splitlines()
+    # At the end 0.5 and 0.7 against 0.7 twice; means of the curves, without step 0: 0.5 and 0.6.
+    assert lines[-2].startswith("| default | 2 | 60.0 | – | 55.0 | – | 37.5 | 37.5 | 1 |")
+    assert lines[-1].startswith("| gamma 1 | 2 | 70.0 | +10.0 (+0.0 to +20.0) | 70.0 | +15.0 (+10.0 to +20.0) |")
+
+
 def test_of_equal_learning_rates_the_smaller_is_picked():
     assert study.picked_rate({4e-4: 0.7, 1e-4: 0.7, 2e-4: 0.6}) == 1e-4
 
@@ -234,18 +278,24 @@ def test_a_flag_that_is_new_leaves_finished_cells_as_they_are_unless_it_is_set(t
     assert not study.is_finished(path, changed)
 
 
-def test_every_variant_that_is_built_is_a_valid_run():
-    for variant in filter(study.is_built, study.VARIANTS):
+def test_every_variant_and_every_setting_is_a_valid_run():
+    for variant in [*study.VARIANTS, *study.SETTINGS]:
         config = study.configuration(variant, 3, 1e-4, study.FULL, Path())
         assert (config.seed, config.learning_rate, config.steps) == (3, 1e-4, study.FULL.steps)
         assert config.method == study.method_of(variant)
 
 
-def test_a_variant_without_its_flag_is_skipped_with_a_message(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "VARIANTS", {"not-built": {"no_such_flag": 1}})
-    study.main(["run", "--quick", "--folder", str(tmp_path)])
-    assert "not-built: skipped" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+def test_every_setting_changes_the_default_run():
+    runs = [study.configuration(setting, 0, 1e-4, study.FULL, Path()) for setting in study.SETTINGS]
+    assert runs[0] == study.configuration("dagrpo", 0, 1e-4, study.FULL, Path())
+    assert all(run not in runs[:n] for n, run in enumerate(runs))
+
+
+def test_a_terse_variant_has_a_learning_rate_and_data_of_its_own():
+    assert study.grid_of("dagrpo-no-mask-terse") == "dagrpo-terse" and study.grid_of("dagrpo-no-mask") == "dagrpo"
+    made = {name: study.made_from(name, 0, 1e-4, study.QUICK, True) for name in ("dagrpo", "dagrpo-terse")}
+    assert made["dagrpo"]["configuration"] == made["dagrpo-terse"]["configuration"]
+    assert made["dagrpo"]["data"] != made["dagrpo-terse"]["data"]
 
 
 def test_a_cell_that_fails_leaves_no_file_and_shows_what_it_printed(tmp_path, monkeypatch):
