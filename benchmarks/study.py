@@ -15,8 +15,9 @@ one. --quick does all of it in a tiny version, in runs/study-quick.
 One budget: every variant starts from the same model and sees the same questions in the same order, the same number of
 rollouts (but for `dapo`, which samples groups without signal again, and `sft`, which samples none) and of steps.
 
-Two tasks: variants that end in -terse learn from solutions that skip steps, as those of an expert do; the others learn
-from the example's own, which a good answer of the embedded model looks like. Variants without solutions are in both.
+Three tasks, which differ in the solutions that some variants learn from: the example's, which a good answer of the
+embedded model looks like; solutions that skip steps, as those of an expert do (variants that end in -terse); half of
+each (-mixed). Variants without solutions are in all three.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from typing import Any
 
 import study_tasks
 import torch
-from study_report import TERSE, Cells, draw, markdown, mean, norm_summary, settings_table
+from study_report import TASKS, Cells, draw, markdown, mean, norm_summary, settings_table, task_of
 from study_tasks import BENCHMARKS, ROOT, Row
 from tqdm import tqdm
 
@@ -85,30 +86,32 @@ QUICK = Budget(
 )  # fmt: skip
 QUICK_RATE = 2e-4  # where --quick has no grid
 MAX_NEW_TOKENS = 160  # the longest right answer has about 120
+TERSE_SHARE = {"": 0.0, "-mixed": 0.5, "-terse": 1.0}  # of the solutions, by task
 TEMPERATURE = 0.6  # of validation and benchmark answers
 
 BASE = "base"
+WITH_SOLUTIONS: dict[str, dict[str, Any]] = {
+    "sft": {"method": "sft", "group_size": 1},  # one answer a question: its anchor
+    "luffy": {"method": "luffy"},
+    "dagrpo": {},  # with the scorer `gradient` at its threshold of 0.35
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},  # the embedded model as it is: what there was to gain
-    # The baselines, as dagrpo.METHODS has them. For sft one answer a question: its anchor.
-    "sft": {"method": "sft", "group_size": 1},
+    # The baselines, as dagrpo.METHODS has them.
+    "sft": WITH_SOLUTIONS["sft"],
     "grpo": {"method": "grpo"},
     "dr_grpo": {"method": "dr_grpo"},
     "dapo": {"method": "dapo"},
-    "luffy": {"method": "luffy"},
-    # The method, with the scorer `gradient` at its threshold of 0.35.
-    "dagrpo": {},
+    "luffy": WITH_SOLUTIONS["luffy"],
+    "dagrpo": WITH_SOLUTIONS["dagrpo"],
     # Its two mechanisms, one at a time: what does each add?
     "dagrpo-no-mask": {"scorer": "none"},
     "dagrpo-no-anchors": {"anchors": "none"},
     # Does it matter how distinctiveness is scored, and what is masked?
     "dagrpo-token": {"scorer": "token"},
     "dagrpo-token-rectify": {"rectify": "token"},
-    # The second task. What learns from no solution is the same in both, and is not run twice.
-    "sft-terse": {"method": "sft", "group_size": 1},
-    "luffy-terse": {"method": "luffy"},
-    "dagrpo-terse": {},
-    "dagrpo-no-mask-terse": {"scorer": "none"},
+    # The other tasks. What learns from no solution is the same in all of them, and is not run again.
+    **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
 
 # DaGRPO with one setting changed, to see which defaults the validation set prefers.
@@ -134,13 +137,9 @@ def method_of(variant: str) -> str:
     return FLAGS[variant].get("method", "dagrpo")
 
 
-def is_terse(variant: str) -> bool:
-    return variant.endswith(TERSE)
-
-
 def grid_of(variant: str) -> str:
     """The variant whose learning rate is searched for it: its method with its solutions."""
-    return method_of(variant) + TERSE * is_terse(variant)
+    return method_of(variant) + task_of(variant)
 
 
 def configuration(variant: str, seed: int, rate: float, budget: Budget, folder: Path) -> dagrpo.Config:
@@ -164,22 +163,21 @@ def made_from(variant: str, seed: int, rate: float, budget: Budget, benchmarks: 
     if variant == BASE:  # nothing is trained
         config = {"seed": seed, "max_new_tokens": MAX_NEW_TOKENS, "eval_samples": config["eval_samples"]}
     config |= {"samples": budget.samples if benchmarks else 0, "sample_temperature": TEMPERATURE}
-    return {"configuration": config, "data": data_hash(budget, is_terse(variant))}
+    return {"configuration": config, "data": data_hash(budget, task_of(variant))}
 
 
 @functools.cache
-def questions(budget: Budget, terse: bool) -> dict[str, list[Row]]:
-    """Rows by name, of the training set with the example's solutions or terse ones."""
+def questions(budget: Budget, task: str) -> dict[str, list[Row]]:
+    """Rows by name, of the training set with the solutions of the task."""
     sets = study_tasks.questions(budget.benchmark_each, budget.training_each, budget.validation_each)
-    if terse:
-        sets["training"] = study_tasks.with_terse_solutions(sets["training"])
+    sets["training"] = study_tasks.with_terse_solutions(sets["training"], TERSE_SHARE[task])
     return sets
 
 
 @functools.cache
-def data_hash(budget: Budget, terse: bool) -> str:
+def data_hash(budget: Budget, task: str) -> str:
     """Of the embedded model, its tokenizer, and every question."""
-    digest = hashlib.sha256(json.dumps(questions(budget, terse), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(questions(budget, task), sort_keys=True).encode())
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         digest.update((dagrpo.EXAMPLE / name).read_bytes())
     return digest.hexdigest()[:16]
@@ -216,7 +214,7 @@ def measure_cell(variant: str, seed: int, rate: float, budget: Budget, benchmark
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        study_tasks.write_sets(folder, questions(budget, is_terse(variant)))
+        study_tasks.write_sets(folder, questions(budget, task_of(variant)))
         config = configuration(variant, seed, rate, budget, folder)
         steps: list[dict[str, Any]] = []
         trained = config.model
@@ -396,8 +394,8 @@ def load_cells(folder: Path) -> Cells:
     if not found:
         sys.exit(f"study.py: no cells in {folder}: run study.py run first.")
     steps = {cell["configuration"]["steps"] for cell in found if cell["variant"] != BASE}
-    hashes = {(is_terse(cell["variant"]), cell["data"]) for cell in found}
-    if len(hashes) > len({terse for terse, _ in hashes}) or len(steps) > 1:
+    hashes = {(task_of(cell["variant"]), cell["data"]) for cell in found}
+    if len(hashes) > len({task for task, _ in hashes}) or len(steps) > 1:
         sys.exit(
             f"study.py: the cells in {folder} are of different questions, models or steps: run study.py run again."
         )
@@ -416,7 +414,7 @@ def load_cells(folder: Path) -> Cells:
 def make(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Write the training set, the validation set and the nine benchmarks as JSONL."""
     folder = arguments.folder or ROOT / "runs" / "study-questions"
-    sets = {**questions(budget, False), "training-terse": questions(budget, True)["training"]}
+    sets = {**questions(budget, ""), **{f"training{task}": questions(budget, task)["training"] for task in TASKS}}
     study_tasks.write_sets(folder, sets)
     for name, rows in sets.items():
         print(f"{name:14} {len(rows):>5} questions, such as: {rows[0]['problem']}")

@@ -21,8 +21,8 @@ REFERENCE = "grpo"
 METHODS = ("sft", "grpo", "dr_grpo", "dapo", "luffy", "dagrpo")
 BASELINES = METHODS[:-1]
 WITHOUT_SOLUTIONS = ("base", "grpo", "dr_grpo", "dapo", "dagrpo-no-anchors")
-TERSE = "-terse"  # ends the name of a variant that learns from terse solutions
-TASKS = {"": "Worked solutions", TERSE: "Terse solutions"}  # by ending
+# What the solutions of a variant are, by the ending of its name.
+TASKS = {"": "Worked solutions", "-mixed": "Half of the solutions terse", "-terse": "Terse solutions"}
 ENOUGH_SEEDS = 8
 MEANS = {"mean of six": IN_DISTRIBUTION, "mean of three": OUT_OF_DISTRIBUTION, "mean of nine": BENCHMARKS}
 
@@ -64,12 +64,17 @@ def mean(values: list[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
+def task_of(variant: str) -> str:
+    """The ending of the variant's name, as TASKS has it."""
+    return next((ending for ending in TASKS if ending and variant.endswith(ending)), "")
+
+
 def cells_of_task(cells: Cells, ending: str) -> Cells:
     """The variants of one of TASKS, without its ending; those that learn from no solution are in both tasks.
 
     Empty where only these are there.
     """
-    own = {name: by_seed for name, by_seed in cells.items() if name.endswith(TERSE) == bool(ending)}
+    own = {name: by_seed for name, by_seed in cells.items() if task_of(name) == ending}
     if not ending or not own:
         return own
     shared = {name: cells[name] for name in WITHOUT_SOLUTIONS if name in cells}

@@ -96,7 +96,7 @@ def largest_result(row: dict) -> int:
 
 
 def test_terse_solutions_are_right_and_take_half_the_steps(sets):
-    for own, terse in zip(sets["training"], study_tasks.with_terse_solutions(sets["training"]), strict=True):
+    for own, terse in zip(sets["training"], study_tasks.with_terse_solutions(sets["training"], 1.0), strict=True):
         assert {**own, "solution": ""} == {**terse, "solution": ""}
         assert anchors.correctness([terse["solution"]], [terse]) == [1.0]
         operations = [len(sentence.split(", ")) - 1 for sentence in own["problem"].split(". ")[:-1]]
@@ -106,6 +106,14 @@ def test_terse_solutions_are_right_and_take_half_the_steps(sets):
         assert terse["solution"].count(" = ") == taken + sums
         for left, right in re.findall(r"([\d(][\d +*()-]*) = (\d+)\.", terse["solution"]):
             assert eval(left) == int(right)
+
+
+def test_in_the_mixed_task_half_of_the_solutions_are_terse():
+    worked, mixed, terse = (study.questions(study.FULL, task)["training"] for task in ("", "-mixed", "-terse"))
+    picked = [own == other for own, other in zip(mixed, terse, strict=True)]
+    assert mixed == [b if pick else a for pick, a, b in zip(picked, worked, terse, strict=True)]
+    assert 0.45 < sum(picked) / len(picked) < 0.55
+    assert worked == study_tasks.questions(300, 80, 40)["training"]
 
 
 def test_a_question_can_be_read_back_as_the_problem_that_it_was_made_from(sets):
@@ -229,14 +237,14 @@ def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(cells
 def test_a_task_has_its_own_variants_and_those_without_solutions(cells):
     cells = {**cells, "sft": cells["grpo"], "sft-terse": cells["dapo"], "dagrpo-terse": cells["luffy"]}
     assert list(study_report.cells_of_task(cells, "")) == ["grpo", "dapo", "luffy", "dagrpo", "sft"]
-    terse = study_report.cells_of_task(cells, study_report.TERSE)
+    terse = study_report.cells_of_task(cells, "-terse")
     assert {name: by_seed is cells[name] for name, by_seed in terse.items()} == {
         "grpo": True, "dapo": True, "sft": False, "dagrpo": False,
     }  # fmt: skip
     assert terse["sft"] is cells["sft-terse"] and terse["dagrpo"] is cells["dagrpo-terse"]
-    assert study_report.cells_of_task({"grpo": cells["grpo"]}, study_report.TERSE) == {}
+    assert study_report.cells_of_task({"grpo": cells["grpo"]}, "-terse") == {}
     alone = {"grpo": cells["grpo"], "sft-terse": cells["sft-terse"]}
-    assert list(study_report.cells_of_task(alone, study_report.TERSE)) == ["grpo", "sft"]
+    assert list(study_report.cells_of_task(alone, "-terse")) == ["grpo", "sft"]
 
 
 def test_the_table_of_settings_compares_each_with_the_default_seed_by_seed():
@@ -292,10 +300,11 @@ def test_every_setting_changes_the_default_run():
 
 
 def test_a_terse_variant_has_a_learning_rate_and_data_of_its_own():
-    assert study.grid_of("dagrpo-no-mask-terse") == "dagrpo-terse" and study.grid_of("dagrpo-no-mask") == "dagrpo"
-    made = {name: study.made_from(name, 0, 1e-4, study.QUICK, True) for name in ("dagrpo", "dagrpo-terse")}
-    assert made["dagrpo"]["configuration"] == made["dagrpo-terse"]["configuration"]
-    assert made["dagrpo"]["data"] != made["dagrpo-terse"]["data"]
+    assert [study.grid_of(name) for name in ("sft-terse", "dagrpo-no-mask")] == ["sft-terse", "dagrpo"]
+    names = [f"dagrpo{task}" for task in study_report.TASKS]
+    made = [study.made_from(name, 0, 1e-4, study.QUICK, True) for name in names]
+    assert made[0]["configuration"] == made[1]["configuration"] == made[2]["configuration"]
+    assert len({own["data"] for own in made}) == len(study_report.TASKS)
 
 
 def test_a_cell_that_fails_leaves_no_file_and_shows_what_it_printed(tmp_path, monkeypatch):
