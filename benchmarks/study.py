@@ -123,6 +123,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"anchors-per-group {count}": {"anchors_per_group": count} for count in (2, 4)},
     **{f"gamma {value}": {"gamma": value} for value in (0.03, 0.3, 1.0)},
     "anchor-objective sft": {"anchor_objective": "sft"},
+    "scale none": {"scale": "none"},
+    "loss-norm constant": {"loss_norm": "constant"},
 }
 FLAGS = {**VARIANTS, **SETTINGS}
 
