@@ -107,8 +107,8 @@ METHODS: dict[str, dict[str, Any]] = {
     # One anchor with advantage 1 for every question, no rollout: (8) is then the negative log-likelihood.
     "sft": {"scorer": "none", "group_size": 1, "anchor_objective": "sft", "clip_low": "none", "clip_high": "none"},
 }
-THRESHOLDS = {"gradient": 0.35, "token": 0.1, "none": 0.0}
-THRESHOLD_REASON = "pairs less distinct are masked (3), by default 0.35 (gradient) or 0.1 (token); auto: rule (5)"
+THRESHOLDS = {"gradient": 0.35, "state": 0.2, "token": 0.1, "none": 0.0}
+THRESHOLD_REASON = "pairs less distinct are masked (3): by default 0.35, state 0.2, token 0.1; auto: rule (5)"
 RECTIFY = ("pair", "token")
 LOSS_NORMS = ("token", "sequence", "constant")
 
@@ -174,10 +174,11 @@ class Config:
 def check(config: Config) -> None:
     """Raise ConfigError for the first field out of its range, or for two that do not go together."""
     check_ranges(config)
-    if config.rectify == "token" and (config.scorer != "gradient" or config.threshold != "auto"):
-        raise ConfigError("--rectify token: it masks tokens by rule (5), so --scorer gradient and --threshold auto.")
-    if config.threshold == "auto" and config.scorer != "gradient":
-        raise ConfigError(f"--threshold auto: it needs gradient norms, so --scorer gradient, not {config.scorer}.")
+    allowed = " or ".join(scoring.BY_GRADIENT)
+    if config.rectify == "token" and (config.scorer not in scoring.BY_GRADIENT or config.threshold != "auto"):
+        raise ConfigError(f"--rectify token: it masks tokens by rule (5), so --scorer {allowed}, and --threshold auto.")
+    if config.threshold == "auto" and config.scorer not in scoring.BY_GRADIENT:
+        raise ConfigError(f"--threshold auto: it needs gradient norms, so --scorer {allowed}, not {config.scorer}.")
     if config.scorer == "none" and config.threshold != 0:
         raise ConfigError(f"--threshold {config.threshold}: with --scorer none no pair is masked; leave it out.")
     if config.method != "sft" and config.group_size < 2:
@@ -277,7 +278,9 @@ def withhold_colliding_tokens(
     lengths = part.lengths.tolist()
     states = scoring.answer_states(model, part.input_ids, part.attention_mask, part.response_mask, part.hidden)
     targets = part.input_ids[part.response_mask]
-    sketches = scoring.token_sketches(model, torch.cat(states), targets, config.temperature).split(lengths)
+    sketches = scoring.token_sketches(model, torch.cat(states), targets, config.temperature, config.scorer).split(
+        lengths
+    )
     weights = push_weights(model, part, config)[part.response_mask[:, 1:]].split(lengths)
     number = {row: n for n, row in enumerate(rows.tolist())}
     for p, i, j in pairs.tolist():
@@ -299,7 +302,7 @@ def displacement(model: PreTrainedModel, part: Rollouts, config: Config) -> tupl
     weights = push_weights(model, part, config)
     gram, cross = scoring.gradient_gram(
         model, part.input_ids, part.attention_mask, part.response_mask, part.group_size,
-        temperature=config.temperature, token_weights=weights, hidden=part.hidden,
+        temperature=config.temperature, token_weights=weights, hidden=part.hidden, scorer=config.scorer,
     )  # fmt: skip
     if config.loss_norm == "sequence":  # then each ℓ is a mean over its tokens
         lengths = part.lengths.view(-1, part.group_size)
@@ -587,7 +590,7 @@ def collect(
                 temperature=config.temperature,
                 top_p=config.top_p,
                 seed=rollout.noise_key(config.seed, step, part),
-                keep_hidden=config.scorer == "gradient",
+                keep_hidden=config.scorer in scoring.BY_GRADIENT,
                 progress=bar.update,
             )
         with timed(seconds, "verify", model), progress(f"step {step}: verify", "answer", len(rollouts.texts)) as bar:

@@ -17,7 +17,8 @@ from compiling import compiled
 from decoding import autocast, head_scale_and_cap, hidden_states
 from rollout import CHUNK_ELEMENTS
 
-SCORERS = ("gradient", "token", "none")
+SCORERS = ("gradient", "state", "token", "none")
+BY_GRADIENT = ("gradient", "state")  # those with an inner product, as rule (5) needs
 SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
 SKETCH_SEED = 0  # the sketch is the same in every step and every run
 ROW_TOKENS = 16_384  # padded tokens that `answer_states` runs through the model at a time
@@ -45,13 +46,13 @@ def distinctiveness(
 
     Raises ValueError for a scorer that has no distinctiveness.
     """
-    if scorer == "gradient":
+    if scorer in BY_GRADIENT:
         tokens = (input_ids, attention_mask, response_mask)
-        gram = gradient_gram(model, *tokens, group_size, temperature=temperature, hidden=hidden)
+        gram = gradient_gram(model, *tokens, group_size, temperature=temperature, hidden=hidden, scorer=scorer)
         return gradient_distinctiveness(gram)
     if scorer == "token":
         return token_distinctiveness(input_ids, response_mask, group_size)
-    raise ValueError(f"There is no distinctiveness by the scorer {scorer!r}; there is one by gradient and by token.")
+    raise ValueError(f"There is no distinctiveness by the scorer {scorer!r}; there is one by gradient, state, token.")
 
 
 def gradient_distinctiveness(gram: torch.Tensor) -> torch.Tensor:
@@ -109,6 +110,7 @@ def gradient_gram(
     token_weights: None = None,
     exact: bool = ...,
     hidden: list[torch.Tensor | None] | None = ...,
+    scorer: str = ...,
 ) -> torch.Tensor: ...
 @overload
 def gradient_gram(
@@ -122,6 +124,7 @@ def gradient_gram(
     token_weights: torch.Tensor,
     exact: bool = ...,
     hidden: list[torch.Tensor | None] | None = ...,
+    scorer: str = ...,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 @torch.no_grad()
 def gradient_gram(
@@ -135,11 +138,17 @@ def gradient_gram(
     token_weights: torch.Tensor | None = None,
     exact: bool = False,
     hidden: list[torch.Tensor | None] | None = None,
+    scorer: str = "gradient",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Inner products ⟨G_i, G_j⟩ of the answers' gradients with respect to the output embedding. Equation (2).
+    """Inner products ⟨G_i, G_j⟩ of the answers' gradients, without a backward pass. Equation (2).
 
-    G_i = ∂ℓ_i/∂W = Σ_t (∂ℓ_t/∂z_t) h_tᵀ, where ℓ_i is the answer's log-likelihood at `temperature` and z_t = W h_t.
-    W is the weight as the head uses it: the input side of a tied weight is left out. No backward pass is needed.
+    With the scorer `gradient`, with respect to the output embedding W: G_i = ∂ℓ_i/∂W = Σ_t (∂ℓ_t/∂z_t) h_tᵀ, where ℓ_i
+    is the answer's log-likelihood at `temperature` and z_t = W h_t. W is the weight as the head uses it: the input side
+    of a tied weight is left out.
+
+    With `state`, with respect to a linear map in front of it, M in z_t = W M h_t at M = 1: G_i = Σ_t (∂ℓ_t/∂h_t) h_tᵀ.
+    It stands for the layers below, which tell tokens apart by their embeddings only: to W, 28 and 30 are as different
+    as any two tokens, to the layers that must choose between them they are much alike.
 
     (N, T), (N, T), (N, T) -> (P, G, G). With `token_weights` w (N, T−1), also ⟨G_i, G̃_j⟩ with
     G̃_j = Σ_t w_t (∂ℓ_t/∂z_t) h_tᵀ, the pushes of (5) and (7): two tensors (P, G, G), the second not symmetric.
@@ -148,19 +157,22 @@ def gradient_gram(
     are run through the model.
 
     By default the vocabulary side is sketched into SKETCH_WIDTH buckets, in time linear in the tokens; where the
-    vocabulary is no larger than that, nothing is lost. `exact` contracts token by token, in O((G·T)²·V).
+    vocabulary is no larger than that, nothing is lost. `exact` contracts token by token, in O((G·T)²·V). `state` has
+    no vocabulary side.
     """
     mask = response_mask.bool()
     lengths = mask.sum(1).tolist()
     states = answer_states(model, input_ids, attention_mask, mask, hidden or [None] * len(lengths))
     targets = input_ids[mask].split(lengths)  # (N, T) -> N times (S,)
     weights = None if token_weights is None else token_weights[mask[:, 1:]].to(states[0].dtype).split(lengths)
-    contract = exact_gram if exact else sketched_gram
     grams, crosses = [], []
     for start in range(0, len(lengths), group_size):
         group = slice(start, start + group_size)
         own_weights = None if weights is None else weights[group]
-        gram, cross = contract(model, states[group], targets[group], own_weights, temperature)
+        if exact and scorer == "gradient":
+            gram, cross = exact_gram(model, states[group], targets[group], own_weights, temperature)
+        else:
+            gram, cross = sketched_gram(model, states[group], targets[group], own_weights, temperature, scorer)
         grams.append(gram)
         crosses.append(cross)
     return torch.stack(grams) if token_weights is None else (torch.stack(grams), torch.stack(crosses))
@@ -196,12 +208,14 @@ def sketched_gram(
     targets: tuple[torch.Tensor, ...],
     weights: tuple[torch.Tensor, ...] | None,
     temperature: float,
+    scorer: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ (the same without weights) of one group, the vocabulary side in K buckets.
+    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ (the same without weights) of one group, from the tokens' sketches.
 
     G times (S, H), G times (S,), G times (S,) -> (G, G) twice
     """
-    sketches = token_sketches(model, torch.cat(states), torch.cat(targets), temperature).split([len(h) for h in states])
+    rows = token_sketches(model, torch.cat(states), torch.cat(targets), temperature, scorer)
+    sketches = rows.split([len(h) for h in states])
     gradients = torch.stack([(s.T @ h).flatten() for s, h in zip(sketches, states, strict=True)])  # (G, K·H)
     gram = gradients @ gradients.T
     if weights is None:
@@ -232,19 +246,27 @@ def exact_gram(
 
 
 def token_sketches(
-    model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, temperature: float
+    model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, temperature: float, scorer: str
 ) -> torch.Tensor:
-    """∂ℓ_t/∂z_t of each token, the vocabulary side in K buckets, a chunk at a time. (M, H), (M,) -> (M, K)"""
+    """What h_t is multiplied by in G_i of (2), a chunk of tokens at a time. (M, H), (M,) -> (M, K)
+
+    With `gradient` ∂ℓ_t/∂z_t, the vocabulary side in K buckets; with `state` ∂ℓ_t/∂h_t = Wᵀ ∂ℓ_t/∂z_t, where K is H.
+    """
     width = min(SKETCH_WIDTH, model.config.vocab_size)
+    weight = model.get_output_embeddings().weight
     size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
-    pieces = zip(states.split(size), targets.split(size), strict=True)
-    return torch.cat([sketch(vocabulary_gradients(model, h, chosen, temperature), width) for h, chosen in pieces])
+    sketches = []
+    for h, chosen in zip(states.split(size), targets.split(size), strict=True):
+        gradients = vocabulary_gradients(model, h, chosen, temperature)
+        reached = (gradients.to(weight.dtype) @ weight).float() if scorer == "state" else sketch(gradients, width)
+        sketches.append(reached)
+    return torch.cat(sketches)
 
 
 def token_kernel(
     states: torch.Tensor, sketches: torch.Tensor, other_states: torch.Tensor, other_sketches: torch.Tensor
 ) -> torch.Tensor:
-    """k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s) for the tokens of two answers; its sum is ⟨G_i, G_j⟩. Equation (2).
+    """k_ts = (h_t·h_s) (s_t·s_s), s their sketches, for the tokens of two answers; its sum is ⟨G_i, G_j⟩. Equation (2).
 
     Summed over s alone it is the share of token t in the collision.
 

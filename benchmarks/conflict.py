@@ -67,6 +67,7 @@ MASKS: dict[str, dict[str, Any]] = {
     "none": {"scorer": "none", "threshold": 0.0},
     "token 0.1": {"scorer": "token", "threshold": 0.1},
     **{f"gradient {t}": {"scorer": "gradient", "threshold": t} for t in (0.2, 0.3, 0.35, 0.4, 0.45)},
+    **{f"state {t}": {"scorer": "state", "threshold": t} for t in (0.1, 0.2, 0.3)},
     "auto": {"scorer": "gradient", "threshold": "auto"},
     FULL: {},  # by `rectify_in_full`
 }
@@ -108,7 +109,12 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
     size = group.group_size
     tokens = (group.input_ids, group.attention_mask, group.response_mask)
     full = full_gram(model, group, temperature)
-    head = scoring.gradient_gram(model, *tokens, size, temperature=temperature, hidden=group.hidden).double()
+    head, below = (
+        scoring.gradient_gram(
+            model, *tokens, size, temperature=temperature, hidden=group.hidden, scorer=scorer
+        ).double()
+        for scorer in scoring.BY_GRADIENT
+    )
     with torch.no_grad():
         states = scoring.answer_states(model, *tokens, group.hidden)
     means = torch.stack([own.mean(0) for own in states]).double()
@@ -120,6 +126,7 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
         "right_norm": norms[:, None].expand(size, size),
         "wrong_norm": norms[None, :].expand(size, size),
         "gradient": cosines(head),
+        "state": cosines(below),
         "rule": head[0] / head[0].diagonal()[:, None],
         "token": 1 - scoring.token_distinctiveness(group.input_ids, group.response_mask, size)[0],
         "hidden": cosines((means @ means.T)[None]),

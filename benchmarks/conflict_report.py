@@ -21,12 +21,13 @@ Figures = dict[str, Any]
 SCORES = {
     "gradient": "output-embedding cosine (`--scorer gradient`)",
     "rule": "the same by rule (5), G_i·G_j/abs(G_i)² (`--threshold auto`)",
+    "state": "cosine of gradients of a map before the head (`--scorer state`)",
     "token": "matched tokens (`--scorer token`)",
     "hidden": "cosine of mean hidden states (a foil)",
 }
 OPTIMIZERS = ("AdamW", "SGD")
 FULL = "rule (5) by full gradients"  # too slow to train with
-STEPPED = ("none", "gradient 0.35", "auto", "token 0.1", FULL)  # masks with which a step is taken
+STEPPED = ("none", "gradient 0.35", "state 0.2", "auto", "token 0.1", FULL)  # masks with which a step is taken
 MEASURED = ("right, batch", "right, held out", "wrong, held out")  # answers whose log-likelihood is measured
 COLLISION = 0.3  # the cosine that the default threshold of 0.35 masks from
 PERCENTILES = (5, 25, 50, 75, 95)

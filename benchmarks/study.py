@@ -108,6 +108,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dagrpo-no-mask": {"scorer": "none"},
     "dagrpo-no-anchors": {"anchors": "none"},
     # Does it matter how distinctiveness is scored, and what is masked?
+    "dagrpo-state": {"scorer": "state"},
     "dagrpo-token": {"scorer": "token"},
     "dagrpo-token-rectify": {"rectify": "token"},
     # The other tasks. What learns from no solution is the same in all of them, and is not run again.
@@ -118,7 +119,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"threshold {value}": {"threshold": value} for value in (0.2, 0.3, 0.4, 0.45, "auto")},
-    **{f"scorer {name}": {"scorer": name} for name in ("token", "none")},
+    **{f"scorer {name}": {"scorer": name} for name in ("state", "token", "none")},
+    "scorer state 0.3": {"scorer": "state", "threshold": 0.3},
+    "rectify token": {"rectify": "token"},
     **{f"hard-below {value}": {"hard_below": value} for value in (0.125, 0.25)},
     **{f"anchors-per-group {count}": {"anchors_per_group": count} for count in (2, 4)},
     **{f"gamma {value}": {"gamma": value} for value in (0.03, 0.3, 1.0)},

@@ -341,7 +341,7 @@ def test_groups_of_equal_rewards_are_not_scored(model, tokenizer, monkeypatch):
     assert mask.all() and d.isnan().all() and scored == [4]
 
 
-@pytest.mark.parametrize("scorer", ["gradient", "token"])
+@pytest.mark.parametrize("scorer", ["gradient", "state", "token"])
 def test_mask_of_a_batch_is_the_threshold_on_its_distinctiveness(model, tokenizer, scorer):
     rollouts = small_rollouts(model, tokenizer)
     rewards = (torch.arange(12) % 3 == 0).float().view(3, 4)
@@ -501,7 +501,7 @@ def test_single_flags_override_the_method_and_the_example(tmp_path):
         ("--learning-rate -1", "--learning-rate -1.0: it must be a number of at least 0."),
         ("--temperature 0", "--temperature 0.0: it must be a number above 0."),
         ("--clip-high off", "--clip-high off: it must be a number of at least 0, or the word none."),
-        ("--scorer judgement", "--scorer judgement: it must be one of gradient, token, none."),
+        ("--scorer judgement", "--scorer judgement: it must be one of gradient, state, token, none."),
         ("--method ppo", "--method ppo: it must be one of dagrpo, grpo, dr_grpo, dapo, luffy, sft."),
         ("--threshold auto --scorer token", "--threshold auto: it needs gradient norms"),
         ("--rectify token --scorer token", "--rectify token: it masks tokens by rule (5)"),
@@ -609,8 +609,10 @@ RUNS = {
     "luffy": {"method": "luffy"},
     "sft": {"method": "sft"},
     "token scorer": {"scorer": "token"},
+    "state scorer": {"scorer": "state"},
     "auto threshold": {"threshold": "auto"},
     "tokens masked": {"rectify": "token"},
+    "tokens masked, state scorer": {"rectify": "token", "scorer": "state"},
     "no mask": {"scorer": "none"},
     "no anchors": {"anchors": "none"},
     "plain anchors, two updates, kl": {"anchor_objective": "sft", "updates": 2, "kl": 0.1},

@@ -79,10 +79,13 @@ def test_all_pairs_masked_gives_exact_zeros():
 ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1), (2, 4, 8), (2, 4, 6), (2, 4, 2), (2, 4, 8)]  # two groups of four
 
 
-def autograd_gram(model, batch, group_size, temperature=1.0, token_weights=None):
-    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ from backward passes through the model's own logits, one answer at a time."""
+def autograd_gram(model, batch, group_size, temperature=1.0, token_weights=None, parameter=None):
+    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ from backward passes through the model's own logits, one answer at a time.
+
+    The gradients are with respect to the head, or to another parameter.
+    """
     input_ids, attention_mask, response_mask = batch
-    head = model.get_output_embeddings().weight
+    head = model.get_output_embeddings().weight if parameter is None else parameter
     gradients, pushes = [], []
     for row in range(len(input_ids)):
         real = attention_mask[row]
@@ -124,6 +127,46 @@ def test_gram_with_token_weights_gives_the_pushes_of_equation_5(model, exact):
     assert relative_error(cross, reference_cross) < 1e-4
 
 
+def with_map_before_head(model):
+    """M = 1 in z = W M h, a parameter that the model does not have."""
+    identity = torch.eye(model.config.hidden_size, requires_grad=True)
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0] @ identity.T,))
+    return identity
+
+
+def test_gram_of_the_state_scorer_equals_autograd_of_a_map_before_the_head():
+    """With pushes, at a temperature, and with a soft cap on the logits; gram and pushes of real models' heads."""
+    batch = padded_batch(ROWS, 64)
+    weights = torch.rand(batch[0].shape[0], batch[0].shape[1] - 1)
+    for model in (random_model(), capped_model()):
+        ours = scoring.gradient_gram(model, *batch, 4, temperature=0.7, token_weights=weights, scorer="state")
+        plain = scoring.gradient_gram(model, *batch, 4, temperature=0.7, scorer="state")
+        of_head = scoring.gradient_gram(model, *batch, 4, temperature=0.7)
+        reference = autograd_gram(model, batch, 4, 0.7, weights, parameter=with_map_before_head(model))
+        assert relative_error(ours[0], reference[0]) < 1e-4 and relative_error(ours[1], reference[1]) < 1e-4
+        torch.testing.assert_close(plain, ours[0])
+        assert relative_error(of_head, reference[0]) > 0.1  # another metric
+
+
+def test_the_state_scorer_sees_that_two_tokens_have_like_embeddings():
+    """Answers of one token each and the same state. Tokens 4 and 5 share their embedding but for its length."""
+    model = random_model()
+    with torch.no_grad():
+        model.get_output_embeddings().weight[5] = 1.1 * model.get_output_embeddings().weight[4]
+    input_ids = torch.tensor([[2, 3, 4], [2, 3, 5], [2, 3, 6]])
+    response_mask = torch.tensor([[False, False, True]] * 3)
+    batch = (input_ids, torch.ones_like(response_mask), response_mask)
+    like, unlike = (
+        {
+            scorer: float(scoring.distinctiveness(scorer, model, *batch, 3)[0, 0, other])
+            for scorer in scoring.BY_GRADIENT
+        }
+        for other in (1, 2)
+    )
+    assert like["state"] < 0.05 and unlike["state"] > 0.3
+    assert abs(like["gradient"] - unlike["gradient"]) < 0.05  # to the head, one token is as different as the other
+
+
 def test_gram_counts_the_eos(model):
     """Without the EOS in the mask the products differ: the stop decision is part of an answer."""
     input_ids, attention_mask, response_mask = padded_batch(ROWS, 64)
@@ -163,7 +206,7 @@ def test_tied_head_leaves_the_input_side_out():
     assert relative_error(ours, reference) < 1e-4
 
 
-def test_gram_of_a_head_with_a_soft_cap():
+def capped_model():
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=64,
@@ -179,6 +222,11 @@ def test_gram_of_a_head_with_a_soft_cap():
     )
     model = Gemma2ForCausalLM(config).eval()
     torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+    return model
+
+
+def test_gram_of_a_head_with_a_soft_cap():
+    model = capped_model()
     batch = padded_batch(ROWS, 64)
     reference, _ = autograd_gram(model, batch, 4)
     assert relative_error(scoring.gradient_gram(model, *batch, 4), reference) < 1e-4
@@ -318,12 +366,13 @@ def test_auto_masks_just_the_pairs_that_a_real_step_displaces(gamma):
 # --- (3) token by token ------------------------------------------------------------------------------------------
 
 
-def test_token_kernel_adds_up_to_the_products_of_the_gradients(model):
+@pytest.mark.parametrize("scorer", scoring.BY_GRADIENT)
+def test_token_kernel_adds_up_to_the_products_of_the_gradients(model, scorer):
     batch = padded_batch(ROWS, 64)
-    gram = scoring.gradient_gram(model, *batch, 4, temperature=0.8)
+    gram = scoring.gradient_gram(model, *batch, 4, temperature=0.8, scorer=scorer)
     states = scoring.answer_states(model, *batch, [None] * 8)
     targets = batch[0][batch[2]].split(batch[2].sum(1).tolist())
-    sketches = [scoring.token_sketches(model, h, t, 0.8) for h, t in zip(states, targets, strict=True)]
+    sketches = [scoring.token_sketches(model, h, t, 0.8, scorer) for h, t in zip(states, targets, strict=True)]
     for i, j in ((0, 1), (2, 3), (1, 1)):
         kernel = scoring.token_kernel(states[i], sketches[i], states[j], sketches[j])
         assert kernel.shape == (len(targets[i]), len(targets[j]))
