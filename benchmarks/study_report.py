@@ -7,6 +7,7 @@ percent or percentage points in tables. A figure that is not known is NaN, and a
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,7 @@ def draw(cells: Cells, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in (("study-learning", learning_figure), ("study-benchmarks", benchmark_figure)):
+    for name, figure in FIGURES.items():
         figure(cells, pyplot)
         for suffix in (".png", ".svg"):
             paths.append(folder / (name + suffix))
@@ -329,3 +330,35 @@ def benchmark_figure(cells: Cells, pyplot: Any) -> None:
     axis.tick_params(length=0)
     k = max(cell["configuration"]["samples"] for by_seed in cells.values() for cell in by_seed.values())
     axis.set_title(f"avg@{k}, percent, mean over seeds")
+
+
+def task_figure(cells: Cells, pyplot: Any) -> None:
+    """Mean of nine by task: what learns from solutions, and as dotted lines what does not."""
+    figure, axis = pyplot.subplots(figsize=(5, 2.8), layout="constrained")
+    by_task = [cells_of_task(cells, ending) for ending in TASKS]
+    styles = {"sft": ("s", ":", "white"), "luffy": ("^", "--", "0.6"), "dagrpo": ("o", "-", "black")}
+    for number_of_method, (method, (marker, line, fill)) in enumerate(styles.items()):
+        places, figures = [], []
+        for place, own in enumerate(by_task):
+            if method in own:
+                values = np.array(list(accuracies(own[method], "mean of nine", "sampled").values()))
+                places.append(
+                    place + 0.04 * (number_of_method - 1)
+                )  # side by side, so that bars do not hide each other
+                figures.append(100 * np.array(mean_and_interval(values)))
+        if places:
+            middle, low, high = np.array(figures).T
+            axis.errorbar(
+                places, middle, [middle - low, high - middle], marker=marker, linestyle=line, color="black",
+                markerfacecolor=fill, capsize=2, linewidth=1, label=method,
+            )  # fmt: skip
+    for name, dashes in (("grpo", (0, (1, 2))), ("dr_grpo", (0, (5, 2, 1, 2)))):
+        if name in cells:
+            value = 100 * mean(list(accuracies(cells[name], "mean of nine", "sampled").values()))
+            axis.axhline(value, color="black", linestyle=dashes, linewidth=0.8, label=f"{name}, without solutions")
+    axis.set_xticks(range(len(TASKS)), ["\n".join(textwrap.wrap(title, 13)) for title in TASKS.values()])
+    axis.set(ylabel="mean of nine benchmarks, %", ylim=(0, 100))
+    figure.legend(frameon=False, loc="outside right center", fontsize=7)
+
+
+FIGURES = {"study-learning": learning_figure, "study-benchmarks": benchmark_figure, "study-tasks": task_figure}

@@ -227,7 +227,7 @@ def test_the_report_says_how_few_seeds_there_are_and_bears_what_is_not_known(cel
 def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(cells, tmp_path):
     pytest.importorskip("matplotlib")
     paths = study_report.draw(cells, tmp_path / "figures")
-    names = {name + suffix for name in ("study-learning", "study-benchmarks") for suffix in (".png", ".svg")}
+    names = {name + suffix for name in study_report.FIGURES for suffix in (".png", ".svg")}
     assert {path.name for path in paths} == names
     assert all(path.stat().st_size > 5_000 for path in paths)
     first = [path.read_bytes() for path in paths]
