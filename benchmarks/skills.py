@@ -1,0 +1,61 @@
+"""What the answers of a run on the embedded example can do, evaluation by evaluation: does training harm a skill?
+
+    python benchmarks/study.py make --folder runs/questions
+    python dagrpo.py --data runs/questions/training-terse.jsonl --eval-data runs/questions/validation.jsonl \\
+        --steps 20 --learning-rate 4e-4 --eval-every 4 --eval-temperature 0.6 --out runs/terse
+    python benchmarks/skills.py runs/terse
+
+Two skills are read from the text of the held-out answers: single steps (`7 + 5 = 12.`) that are right, and first sums
+of two quantities whose addends the answer itself has found before, each in a step of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+STEP = re.compile(r"(?<![-+*)] )\b(\d+) ([-+*]) (\d+) = (\d+)\.")
+FIRST_SUM = re.compile(r"(?:Together|All in all|Adding up,) (\d+) \+ (\d+) = ")
+RESULT = re.compile(r"= (\d+)\.")
+
+
+def right_steps(text: str) -> list[bool]:
+    """Of each single step whether it is right."""
+    results = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+    return [results[sign](int(a), int(b)) == int(c) for a, sign, b, c in STEP.findall(text)]
+
+
+def sums_of_found(text: str) -> list[bool]:
+    """Of the first sum of quantities, where there is one, whether both addends stand before it as results."""
+    found = []
+    for match in FIRST_SUM.finditer(text):
+        results = RESULT.findall(text[: match.start()])
+        left, right = match.groups()
+        found.append(left in results and right in results and (left != right or results.count(left) > 1))
+    return found
+
+
+def share(values: list[bool]) -> str:
+    return f"{sum(values) / len(values):.1%} of {len(values)}" if values else "–"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    path = parser.parse_args(arguments).run / "evaluations.jsonl"
+    if not path.is_file():
+        sys.exit(f"skills.py: {path} does not exist; name the folder of a run (--out of dagrpo.py).")
+    print("| step | right answers | right single steps | sums of values found before |\n| --- | ---: | ---: | ---: |")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        evaluation = json.loads(line)
+        texts = [text for row in evaluation["rows"] for text in row["texts"]]
+        steps = [right for text in texts for right in right_steps(text)]
+        sums = [found for text in texts for found in sums_of_found(text)]
+        print(f"| {evaluation['step']} | {evaluation['accuracy']:.1%} | {share(steps)} | {share(sums)} |")
+
+
+if __name__ == "__main__":
+    main()
