@@ -164,6 +164,19 @@ def difference_table(cells: Cells, name: str, samples: int) -> str:
     return table(head, rows)
 
 
+def part_table(cells: Cells, samples: int) -> str:
+    """What DaGRPO has over each variant of itself, in points of the mean of nine, paired by seed."""
+    rows = []
+    for variant, by_seed in cells.items():
+        if variant.startswith("dagrpo-"):
+            row = [variant]
+            for kind in ("sampled", "greedy"):
+                own, others = (accuracies(part, "mean of nine", kind) for part in (cells.get("dagrpo", {}), by_seed))
+                row.append(with_interval(paired_differences(own, others)))
+            rows.append([row[0], str(len(cells.get("dagrpo", {}).keys() & by_seed.keys())), *row[1:]])
+    return table(["dagrpo minus", "seeds", f"avg@{samples} (95 %)", "greedy (95 %)"], rows)
+
+
 def stability_table(cells: Cells) -> str:
     """Gradient norms, signal, entropy, masking, lengths and cost of the training, means over seeds."""
     rows = []
@@ -244,6 +257,8 @@ def task_parts(cells: Cells, k: int) -> list[str]:
     ]
     for name in [*reversed(MEANS), *BENCHMARKS]:
         parts += [f"### {name[0].upper()}{name[1:]}", difference_table(cells, name, k)]
+    if any(variant.startswith("dagrpo-") for variant in cells):
+        parts += ["### What each part adds to the mean of nine", part_table(cells, k)]
     return [
         *parts,
         "### Stability and cost",

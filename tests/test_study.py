@@ -209,6 +209,14 @@ def test_the_table_holds_paired_differences_in_points(cells):
     assert columns[5] == "75.0"
 
 
+def test_each_part_is_what_the_whole_has_over_the_variant_without_it(cells):
+    cells["dagrpo-no-mask"] = by_seed("dagrpo-no-mask", [0.3, 0.7, 0.1], 0.5)
+    # 0.5 − 0.3 and 0.8 − 0.7; the third seed has no partner. Greedy is 0.1 more on both sides.
+    last = study_report.part_table(cells, 8).splitlines()[-1]
+    assert last == "| dagrpo-no-mask | 2 | +15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0) |"
+    assert "What each part adds" in study_report.markdown(cells)
+
+
 def test_the_mean_of_nine_weighs_every_benchmark_alike():
     own = cell("grpo", 0, 0.0, 0.5)
     own["benchmarks"]["level-1"]["sampled"] = 0.9
