@@ -367,3 +367,13 @@ def test_a_tiny_study_runs_once_and_is_reported(tmp_path, capsys):
 
     study.main(["report", "--folder", str(tmp_path)])
     assert "| dagrpo | 1 |" in capsys.readouterr().out
+
+
+def test_tiny_settings_are_compared_on_the_validation_set_alone(tmp_path, capsys):
+    study.main(["settings", "--quick", "--only", "default", "gamma 1.0", "--workers", "1", "--folder", str(tmp_path)])
+    written = {path.name: json.loads(path.read_text()) for path in (tmp_path / "settings").iterdir()}
+    assert set(written) == {"default-seed102.json", "gamma-1.0-seed102.json"}
+    assert all(cell["benchmarks"] == {} and len(cell["validation"]["accuracy"]) == 3 for cell in written.values())
+    assert written["gamma-1.0-seed102.json"]["configuration"]["gamma"] == 1.0
+    printed = capsys.readouterr().out
+    assert "| default | 1 |" in printed and "| gamma 1.0 | 1 |" in printed
