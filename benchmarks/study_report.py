@@ -348,7 +348,7 @@ def benchmark_figure(cells: Cells, pyplot: Any) -> None:
 
 
 def task_figure(cells: Cells, pyplot: Any) -> None:
-    """Mean of nine by task: what learns from solutions, and as dotted lines what does not."""
+    """Mean of nine by task: what learns from solutions, and as grey lines what does not."""
     figure, axis = pyplot.subplots(figsize=(5, 2.8), layout="constrained")
     by_task = [cells_of_task(cells, ending) for ending in TASKS]
     styles = {"sft": ("s", ":", "white"), "luffy": ("^", "--", "0.6"), "dagrpo": ("o", "-", "black")}
@@ -367,10 +367,10 @@ def task_figure(cells: Cells, pyplot: Any) -> None:
                 places, middle, [middle - low, high - middle], marker=marker, linestyle=line, color="black",
                 markerfacecolor=fill, capsize=2, linewidth=1, label=method,
             )  # fmt: skip
-    for name, dashes in (("grpo", (0, (1, 2))), ("dr_grpo", (0, (5, 2, 1, 2)))):
+    for name, line in (("grpo", "-"), ("dr_grpo", "--")):
         if name in cells:
             value = 100 * mean(list(accuracies(cells[name], "mean of nine", "sampled").values()))
-            axis.axhline(value, color="black", linestyle=dashes, linewidth=0.8, label=f"{name}, without solutions")
+            axis.axhline(value, color="0.6", linestyle=line, linewidth=1, label=f"{name}, without solutions")
     axis.set_xticks(range(len(TASKS)), ["\n".join(textwrap.wrap(title, 13)) for title in TASKS.values()])
     axis.set(ylabel="mean of nine benchmarks, %", ylim=(0, 100))
     figure.legend(frameon=False, loc="outside right center", fontsize=7)
