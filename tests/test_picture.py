@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import picture
 import pytest
@@ -67,7 +68,9 @@ def test_the_figure_shows_every_answer_and_the_masked_pair(group, tmp_path, caps
     for text in ("1 + 1?", "No formula: $1_000_$", "not scored", "framed: masked, d &lt; 0.35", "DaGRPO (4)"):
         assert text in drawn
     picture.main(command)
-    assert written[1].read_text() == drawn  # no date, no random names
+    # No date, no random names; the names of clip paths hash places whose last digits the layout does not fix.
+    clip = re.compile(r"p[0-9a-f]{10}")
+    assert clip.sub("", written[1].read_text()) == clip.sub("", drawn)
 
 
 def test_a_step_that_was_not_kept_is_named_with_those_that_were(group, tmp_path):

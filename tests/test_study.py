@@ -238,8 +238,10 @@ def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(cells
     names = {name + suffix for name in study_report.FIGURES for suffix in (".png", ".svg")}
     assert {path.name for path in paths} == names
     assert all(path.stat().st_size > 5_000 for path in paths)
-    first = [path.read_bytes() for path in paths]
-    assert [path.read_bytes() for path in study_report.draw(cells, tmp_path)] == first  # no date, no random names
+    # No date, no random names; the names of clip paths hash places whose last digits the layout does not fix.
+    clip = re.compile(rb"p[0-9a-f]{10}")
+    first = [clip.sub(b"", path.read_bytes()) for path in paths]
+    assert [clip.sub(b"", path.read_bytes()) for path in study_report.draw(cells, tmp_path)] == first
 
 
 def test_a_task_has_its_own_variants_and_those_without_solutions(cells):
