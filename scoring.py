@@ -151,7 +151,7 @@ def gradient_gram(
     as any two tokens, to the layers that must choose between them they are much alike.
 
     (N, T), (N, T), (N, T) -> (P, G, G). With `token_weights` w (N, T−1), also ⟨G_i, G̃_j⟩ with
-    G̃_j = Σ_t w_t (∂ℓ_t/∂z_t) h_tᵀ, the pushes of (5) and (7): two tensors (P, G, G), the second not symmetric.
+    G̃_j, whose token t is weighted by w_t, the pushes of (5) and (7): two tensors (P, G, G), the second not symmetric.
 
     `hidden` holds for each answer the states h_t that its tokens were sampled from, (S, H), or None; answers without
     are run through the model.

@@ -109,12 +109,12 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
     size = group.group_size
     tokens = (group.input_ids, group.attention_mask, group.response_mask)
     full = full_gram(model, group, temperature)
-    head, below = (
-        scoring.gradient_gram(
+    grams = {
+        scorer: scoring.gradient_gram(
             model, *tokens, size, temperature=temperature, hidden=group.hidden, scorer=scorer
         ).double()
         for scorer in scoring.BY_GRADIENT
-    )
+    }
     with torch.no_grad():
         states = scoring.answer_states(model, *tokens, group.hidden)
     means = torch.stack([own.mean(0) for own in states]).double()
@@ -125,9 +125,8 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
         "displaced": full[0] > full[0].diagonal()[:, None],
         "right_norm": norms[:, None].expand(size, size),
         "wrong_norm": norms[None, :].expand(size, size),
-        "gradient": cosines(head),
-        "state": cosines(below),
-        "rule": head[0] / head[0].diagonal()[:, None],
+        **{scorer: cosines(gram) for scorer, gram in grams.items()},
+        "rule": grams["gradient"][0] / grams["gradient"][0].diagonal()[:, None],
         "token": 1 - scoring.token_distinctiveness(group.input_ids, group.response_mask, size)[0],
         "hidden": cosines((means @ means.T)[None]),
     }

@@ -70,7 +70,7 @@ def shortened(text: str) -> str:
     return "\n".join(lines)
 
 
-def draw(groups: list[Group], scale: str, threshold: str, out: Path) -> list[Path]:
+def draw(groups: list[Group], scale: str, threshold: float | str, out: Path) -> list[Path]:
     """Write the figure as PNG and SVG; returns their paths. Needs matplotlib."""
     import matplotlib
 

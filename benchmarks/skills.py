@@ -17,15 +17,10 @@ import re
 import sys
 from pathlib import Path
 
-STEP = re.compile(r"(?<![-+*)] )\b(\d+) ([-+*]) (\d+) = (\d+)\.")
-FIRST_SUM = re.compile(r"(?:Together|All in all|Adding up,) (\d+) \+ (\d+) = ")
+from study_tasks import make
+
+FIRST_SUM = re.compile(rf"(?:{'|'.join(make.JOINS)})(\d+) \+ (\d+) = ")
 RESULT = re.compile(r"= (\d+)\.")
-
-
-def right_steps(text: str) -> list[bool]:
-    """Of each single step whether it is right."""
-    results = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
-    return [results[sign](int(a), int(b)) == int(c) for a, sign, b, c in STEP.findall(text)]
 
 
 def sums_of_found(text: str) -> list[bool]:
@@ -52,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
         evaluation = json.loads(line)
         texts = [text for row in evaluation["rows"] for text in row["texts"]]
-        steps = [right for text in texts for right in right_steps(text)]
+        steps = [right for text in texts for right in make.right_steps(text)]
         sums = [found for text in texts for found in sums_of_found(text)]
         print(f"| {evaluation['step']} | {evaluation['accuracy']:.1%} | {share(steps)} | {share(sums)} |")
 

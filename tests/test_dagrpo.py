@@ -367,13 +367,23 @@ def colliding_rollouts(model, tokenizer, anchors=(2, 7)):
     return rollout.assemble(model, tokenizer, answers, 4), rewards
 
 
+def scored_parameter(model, scorer):
+    """What the scorer's gradients are with respect to: the head's weight, or a map before it that is 1."""
+    if scorer == "gradient":
+        return model.get_output_embeddings().weight
+    identity = torch.eye(model.config.hidden_size, requires_grad=True)
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0] @ identity.T,))
+    return identity
+
+
+@pytest.mark.parametrize("scorer", dagrpo.scoring.BY_GRADIENT)
 @pytest.mark.parametrize("norm", ["token", "sequence"])
-def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(model, tokenizer, norm):
+def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(model, tokenizer, norm, scorer):
     """The mask equals rule (5) on autograd's own gradients, each divided by its length under `sequence`."""
     rollouts, rewards = colliding_rollouts(model, tokenizer)
-    config = Config(model="m", data=["d"], threshold="auto", loss_norm=norm)
+    config = Config(model="m", data=["d"], scorer=scorer, threshold="auto", loss_norm=norm)
     mask, _, _ = dagrpo.rectify(model, rollouts, rewards, config)
-    head = model.get_output_embeddings().weight
+    head = scored_parameter(model, scorer)
     gradients, pushes = [], []
     for i in range(12):
         ids = rollouts.input_ids[i][rollouts.attention_mask[i]]
@@ -392,14 +402,15 @@ def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(mod
     assert not mask.all() and mask.any()
 
 
+@pytest.mark.parametrize("scorer", dagrpo.scoring.BY_GRADIENT)
 @pytest.mark.parametrize("norm", ["token", "sequence"])
-def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, tokenizer, norm):
+def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, tokenizer, norm, scorer):
     """Against autograd: of each pair that rule (5) masks, the better answer's likelihood no longer falls."""
     rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=(0, 1, 2))
-    auto = Config(model="m", data=["d"], threshold="auto", loss_norm=norm)
+    auto = Config(model="m", data=["d"], scorer=scorer, threshold="auto", loss_norm=norm)
     mask, _, _ = dagrpo.rectify(model, rollouts, rewards, auto)
     assert not rollouts.withheld.any(), "pairs are masked whole"
-    config = Config(model="m", data=["d"], rectify="token", loss_norm=norm)
+    config = Config(model="m", data=["d"], scorer=scorer, rectify="token", loss_norm=norm)
     kept, _, advantages = dagrpo.rectify(model, rollouts, rewards, config)
     assert kept.all()
     torch.testing.assert_close(advantages, dagrpo.scoring.rectified_advantages(rewards, kept))
@@ -407,7 +418,7 @@ def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, to
     worse = displaced.any(1).flatten()
     assert torch.equal((rollouts.withheld != 0).any(1), worse) and worse.any()
     anchors_tested = 0  # shaped anchors as the worse answer
-    head = model.get_output_embeddings().weight
+    head = scored_parameter(model, scorer)
     deviation = rewards.std(dim=1, correction=0)
     for p, i, j in displaced.nonzero().tolist():
         if displaced[p, :, j].sum() > 1:
@@ -484,6 +495,7 @@ def test_methods_are_the_rows_of_the_table():
 
 def test_single_flags_override_the_method_and_the_example(tmp_path):
     assert configure(model="m", data=["d"], method="grpo", scorer="token").threshold == 0.1
+    assert configure(model="m", data=["d"], scorer="state").threshold == 0.2
     assert configure(model="m", data=["d"], method="dapo", clip_high=0.5).clip_high == 0.5
     example = configure(steps=3)
     assert example.steps == 3 and example.model.startswith(str(dagrpo.EXAMPLE)) and example.data
@@ -679,8 +691,9 @@ def test_only_answers_with_an_advantage_are_trained_on(small_data, tmp_path, mon
     assert sum(rows) == round(24 * record["trained_sequences"]) < 24
 
 
+@pytest.mark.parametrize("scorer", dagrpo.scoring.BY_GRADIENT)
 def test_answers_with_withheld_tokens_are_trained_on_and_hidden_states_are_gone_by_then(
-    small_data, tmp_path, monkeypatch
+    small_data, tmp_path, monkeypatch, scorer
 ):
     """An answer whose pairs balance out has Ã = 0, and still an advantage at the tokens that are left."""
     seen = []
@@ -698,7 +711,7 @@ def test_answers_with_withheld_tokens_are_trained_on_and_hidden_states_are_gone_
 
     monkeypatch.setattr(dagrpo, "rectify", balanced)
     monkeypatch.setattr(dagrpo, "update", watched)
-    run(small_data, tmp_path)
+    run(small_data, tmp_path, scorer=scorer)
     for trained, hidden in seen:
         assert trained == [1] and all(own is None for own in hidden)
     assert seen

@@ -9,8 +9,8 @@ import skills
 
 
 def test_single_steps_are_judged_and_leaps_and_plain_numbers_left_out():
-    assert skills.right_steps("Then 7 + 5 = 12. 12 - 4 = 9. So 3 * 3 = 9. ") == [True, False, True]
-    assert skills.right_steps("Next 7 + 5 - 2 = 10. Then (7 + 5) * 2 = 24. I get \\boxed{3}") == []
+    assert skills.make.right_steps("Then 7 + 5 = 12. 12 - 4 = 9. So 3 * 3 = 9. ") == [True, False, True]
+    assert skills.make.right_steps("Next 7 + 5 - 2 = 10. Then (7 + 5) * 2 = 24. I get \\boxed{3}") == []
 
 
 @pytest.mark.parametrize(

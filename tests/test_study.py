@@ -345,6 +345,12 @@ def test_a_rate_counts_only_with_all_seeds_of_the_grid(tmp_path):
     assert study.grid_accuracies("grpo", study.QUICK, tmp_path) == {1e-4: 0.6}
 
 
+def test_each_task_has_questions_of_its_own(tmp_path):
+    for variant, data in (("grpo", "a"), ("sft", "a"), ("sft-terse", "b"), ("sft-mixed", "c")):
+        (tmp_path / f"{variant}.json").write_text(json.dumps(cell(variant, 0, 0.5, 0.5, data=data)))
+    assert list(study.load_cells(tmp_path)) == ["sft", "grpo", "sft-mixed", "sft-terse"]
+
+
 def test_cells_of_different_questions_are_not_compared(tmp_path):
     for seed, data in enumerate("ab"):
         (tmp_path / f"{seed}.json").write_text(json.dumps(cell("grpo", seed, 0.5, 0.5, data=data)))

@@ -157,6 +157,12 @@ def answer_at_once(rng: random.Random, problem: Problem) -> str:
     return rng.choice(DIRECT_OPENERS) + f"\\boxed{{{value}}}"
 
 
+def right_steps(text: str) -> list[bool]:
+    """Of each single step that an answer writes out, such as `7 + 5 = 12.`, whether it is right. Leaps are left out."""
+    steps = re.findall(r"(?<![-+*)] )\b(\d+) ([-+*]) (\d+) = (\d+)\.", text)
+    return [apply_all(int(left), [(sign, int(number))]) == int(result) for left, sign, number, result in steps]
+
+
 def sums(rng: random.Random) -> str:
     """A line of unrelated single sums: where the base model learns its arithmetic by heart."""
     text = ""
@@ -322,10 +328,7 @@ def report(seed: int) -> None:
         prompts = [rollout.render_prompt(tokenizer, row["problem"]) for row in own]
         answers = rollout.sample(model, tokenizer, prompts, 64, max_new_tokens=160, seed=seed)
         earned = torch.tensor(correctness(answers.texts, [row for row in own for _ in range(64)])).view(-1, 64)
-        steps = [
-            step for text in answers.texts for step in re.findall(r"(?<![-+*)] )\b(\d+) ([-+*]) (\d+) = (\d+)\.", text)
-        ]
-        right = [apply_all(int(a), [(op, int(b))]) == int(c) for a, op, b, c in steps]
+        right = [step for text in answers.texts for step in right_steps(text)]
         at_once = sum(" = " not in text for text in answers.texts) / len(answers.texts)
         hinted = [rollout.render_prompt(tokenizer, row["problem"] + HINT) for row in own]
         shown = rollout.sample(model, tokenizer, hinted, 4, max_new_tokens=160, seed=seed)
