@@ -124,7 +124,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rectify token": {"rectify": "token"},
     **{f"hard-below {value}": {"hard_below": value} for value in (0.125, 0.25)},
     **{f"anchors-per-group {count}": {"anchors_per_group": count} for count in (2, 4)},
-    **{f"gamma {value}": {"gamma": value} for value in (0.03, 0.3, 1.0)},
+    **{f"gamma {value}": {"gamma": value} for value in (0.01, 0.03, 0.3, 1.0)},
     "anchor-objective sft": {"anchor_objective": "sft"},
     "scale none": {"scale": "none"},
     "loss-norm constant": {"loss_norm": "constant"},
