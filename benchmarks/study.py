@@ -128,6 +128,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "anchor-objective sft": {"anchor_objective": "sft"},
     "scale none": {"scale": "none"},
     "loss-norm constant": {"loss_norm": "constant"},
+    # What of the above was better, together.
+    **{
+        f"constant, gamma {gamma}, scorer {scorer}": {"loss_norm": "constant", "gamma": gamma, "scorer": scorer}
+        for gamma in (0.01, 0.03)
+        for scorer in ("gradient", "state", "none")
+    },
+    "constant, gamma 0.03, scorer state, scale none": {
+        "loss_norm": "constant",
+        "gamma": 0.03,
+        "scorer": "state",
+        "scale": "none",
+    },
 }
 FLAGS = {**VARIANTS, **SETTINGS}
 
