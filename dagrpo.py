@@ -92,9 +92,9 @@ EXAMPLE = Path(__file__).resolve().parent / "examples" / "arithmetic"
 
 METHODS: dict[str, dict[str, Any]] = {
     "dagrpo": {},
-    "grpo": {"scorer": "none", "anchors": "none"},
+    "grpo": {"scorer": "none", "anchors": "none", "loss_norm": "token"},
     "dr_grpo": {"scorer": "none", "anchors": "none", "scale": "none", "loss_norm": "constant"},
-    "dapo": {"scorer": "none", "anchors": "none", "clip_high": 0.28, "resample": 3},
+    "dapo": {"scorer": "none", "anchors": "none", "loss_norm": "token", "clip_high": 0.28, "resample": 3},
     "luffy": {
         "scorer": "none",
         "every_group": True,
@@ -102,10 +102,18 @@ METHODS: dict[str, dict[str, Any]] = {
         "loss_norm": "constant",
         "clip_low": "none",
         "clip_high": "none",
+        "gamma": 0.1,
         "entropy_bonus": 0.001,
     },
     # One anchor with advantage 1 for every question, no rollout: (8) is then the negative log-likelihood.
-    "sft": {"scorer": "none", "group_size": 1, "anchor_objective": "sft", "clip_low": "none", "clip_high": "none"},
+    "sft": {
+        "scorer": "none",
+        "group_size": 1,
+        "anchor_objective": "sft",
+        "loss_norm": "token",
+        "clip_low": "none",
+        "clip_high": "none",
+    },
 }
 THRESHOLDS = {"gradient": 0.35, "state": 0.2, "token": 0.1, "none": 0.0}
 THRESHOLD_REASON = "pairs less distinct are masked (3): by default 0.35, state 0.2, token 0.1; auto: rule (5)"
@@ -135,9 +143,9 @@ class Config:
     every_group: bool = flag(False, "anchors are appended to every group, hard or not, as LUFFY does")
     hard_below: float = flag(0.0, "a question is hard at this pass rate or less (6); 0: none right", least=0, most=1)
     anchor_objective: str = flag("shaped", "f(π) of (7) damps what is sure; sft: log π", choices=("shaped", "sft"))
-    gamma: float = flag(0.1, "shape of f(π) = π/(π+γ): tokens near π = γ move most", above=0)
+    gamma: float = flag(0.03, "shape of f(π) = π/(π+γ): tokens near π = γ move most (LUFFY: 0.1)", above=0)
     scale: str = flag("std", "divide advantages by the group's deviation, or not (Dr. GRPO)", choices=("std", "none"))
-    loss_norm: str = flag("token", "denominator of (8): all tokens, the sequence's own, a constant", choices=LOSS_NORMS)
+    loss_norm: str = flag("constant", "denominator of (8): tokens of all, of the sequence, a constant", choices=LOSS_NORMS)
     clip_low: float | str = flag(0.2, "the ratio counts down to 1 − this (7)", least=0, most=1, word="none")
     clip_high: float | str = flag(0.2, "the ratio counts up to 1 + this (7); DAPO: 0.28", least=0, word="none")
     resample: int = flag(0, "rounds in which groups without signal give way to new questions (DAPO: 3)", least=0)
@@ -362,7 +370,7 @@ def policy_loss(
     *,
     clip_low: float | None = 0.2,
     clip_high: float | None = 0.2,
-    gamma: float = 0.1,
+    gamma: float = 0.03,
     anchor_objective: str = "shaped",
     reference_logps: torch.Tensor | None = None,
     kl: float = 0.0,

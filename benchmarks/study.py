@@ -2,7 +2,7 @@
 
     python benchmarks/study.py grid       pick each method's learning rate on the validation set
     python benchmarks/study.py run        train and measure every variant with every seed
-    python benchmarks/study.py settings   DaGRPO with one setting changed at a time, on the validation set
+    python benchmarks/study.py settings   the search for DaGRPO's defaults, on the validation set
     python benchmarks/study.py report     the tables, as Markdown
     python benchmarks/study.py figures    the figures, as PNG and SVG (pip install matplotlib)
     python benchmarks/study.py make       write the questions as JSONL, to look at
@@ -93,7 +93,7 @@ BASE = "base"
 WITH_SOLUTIONS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft", "group_size": 1},  # one answer a question: its anchor
     "luffy": {"method": "luffy"},
-    "dagrpo": {},  # with the scorer `gradient` at its threshold of 0.35
+    "dagrpo": {},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},  # the embedded model as it is: what there was to gain
@@ -107,6 +107,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Its two mechanisms, one at a time: what does each add?
     "dagrpo-no-mask": {"scorer": "none"},
     "dagrpo-no-anchors": {"anchors": "none"},
+    "dagrpo-neither": {"scorer": "none", "anchors": "none"},  # GRPO with the loss norm of DaGRPO
     # Does it matter how distinctiveness is scored, and what is masked?
     "dagrpo-state": {"scorer": "state"},
     "dagrpo-token": {"scorer": "token"},
@@ -115,32 +116,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
 
-# DaGRPO with one setting changed, to see which defaults the validation set prefers.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "default": {},
-    **{f"threshold {value}": {"threshold": value} for value in (0.2, 0.3, 0.4, 0.45, "auto")},
+# The search for DaGRPO's defaults, on the validation set: from START, one setting changed at a time, then together what
+# was better alone.
+START_NAME = "start"
+START: dict[str, Any] = {"scorer": "gradient", "gamma": 0.1, "loss_norm": "token"}
+CHANGES: dict[str, dict[str, Any]] = {
+    START_NAME: {},
+    **{f"threshold {value}": {"threshold": value} for value in (0.2, 0.3, 0.45, "auto")},
     **{f"scorer {name}": {"scorer": name} for name in ("state", "token", "none")},
     "scorer state 0.3": {"scorer": "state", "threshold": 0.3},
     "rectify token": {"rectify": "token"},
     **{f"hard-below {value}": {"hard_below": value} for value in (0.125, 0.25)},
-    **{f"anchors-per-group {count}": {"anchors_per_group": count} for count in (2, 4)},
     **{f"gamma {value}": {"gamma": value} for value in (0.01, 0.03, 0.3, 1.0)},
     "anchor-objective sft": {"anchor_objective": "sft"},
     "scale none": {"scale": "none"},
     "loss-norm constant": {"loss_norm": "constant"},
-    # What of the above was better, together.
     **{
-        f"constant, gamma {gamma}, scorer {scorer}": {"loss_norm": "constant", "gamma": gamma, "scorer": scorer}
-        for gamma in (0.01, 0.03)
-        for scorer in ("gradient", "state", "none")
+        f"constant gamma 0.03 scorer {name}": {"loss_norm": "constant", "gamma": 0.03, "scorer": name}
+        for name in ("gradient", "state", "none")
     },
-    "constant, gamma 0.03, scorer state, scale none": {
-        "loss_norm": "constant",
-        "gamma": 0.03,
-        "scorer": "state",
-        "scale": "none",
+    "constant gamma 0.03 scorer state scale none": {
+        "loss_norm": "constant", "gamma": 0.03, "scorer": "state", "scale": "none",
     },
-}
+    "constant gamma 0.01 scorer state": {"loss_norm": "constant", "gamma": 0.01, "scorer": "state"},
+}  # fmt: skip
+SETTINGS = {name: {**START, **changes} for name, changes in CHANGES.items()}
 FLAGS = {**VARIANTS, **SETTINGS}
 
 
@@ -156,7 +156,7 @@ def method_of(variant: str) -> str:
 
 def grid_of(variant: str) -> str:
     """The variant whose learning rate is searched for it: its method with its solutions."""
-    return method_of(variant) + task_of(variant)
+    return START_NAME if variant in SETTINGS else method_of(variant) + task_of(variant)
 
 
 def configuration(variant: str, seed: int, rate: float, budget: Budget, folder: Path) -> dagrpo.Config:
@@ -209,7 +209,13 @@ def is_finished(path: Path, wanted: dict[str, Any]) -> bool:
     there = cell["configuration"]
     new = wanted["configuration"].keys() - there.keys()
     then = {**there, **{name: defaults.get(name) for name in new}}
-    return cell["data"] == wanted["data"] and then == wanted["configuration"]
+    return cell["data"] == wanted["data"] and effective(then) == effective(wanted["configuration"])
+
+
+def effective(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The same without γ where no anchor is shaped by it."""
+    shapes = configuration.get("anchors") == "data" and configuration.get("anchor_objective") == "shaped"
+    return {name: value for name, value in configuration.items() if shapes or name != "gamma"}
 
 
 def run_cell(variant: str, seed: int, rate: float, budget: Budget, path: Path, benchmarks: bool = True) -> None:
@@ -440,7 +446,7 @@ def make(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
 
 def grid(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Train every method at every learning rate of the grid, and show what the validation set picks."""
-    variants = dict.fromkeys(grid_of(variant) for variant in arguments.only or VARIANTS if variant != BASE)
+    variants = dict.fromkeys(grid_of(name) for name in arguments.only or [*VARIANTS, START_NAME] if name != BASE)
     cells = [
         {"variant": variant, "seed": seed, "rate": rate, "budget": budget, "benchmarks": False,
          "path": grid_path(folder, variant, rate, seed)}
@@ -471,8 +477,8 @@ def run(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
 
 
 def settings(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
-    """Train DaGRPO with one setting changed at a time, and show what the validation set says of each."""
-    rate = learning_rates(budget, folder, ["dagrpo"])["dagrpo"]
+    """Train DaGRPO with settings that might become its defaults, and show what the validation set says of each."""
+    rate = learning_rates(budget, folder, [START_NAME])[START_NAME]
     cells = [
         {"variant": setting, "seed": seed, "rate": rate, "budget": budget, "benchmarks": False,
          "path": folder / "settings" / f"{setting.replace(' ', '-')}-seed{seed}.json"}
@@ -504,7 +510,7 @@ def main(arguments: list[str] | None = None) -> None:
         flags.add_argument("--quick", action="store_true", help="a tiny version, in well under a minute")
         flags.add_argument("--folder", type=Path, help="of the cells (make: of the questions)")
         if command in (grid, run, settings):
-            choices = SETTINGS if command is settings else VARIANTS
+            choices = {grid: [*VARIANTS, START_NAME], run: VARIANTS, settings: SETTINGS}[command]
             flags.add_argument("--workers", type=int, default=2, help="cells at once; they share the cores")
             flags.add_argument("--only", nargs="+", choices=choices, metavar="NAME", help=", ".join(choices))
         if command in (run, settings):

@@ -205,8 +205,8 @@ def stability_table(cells: Cells) -> str:
 
 
 def settings_table(cells: Cells) -> str:
-    """DaGRPO with one setting changed: validation accuracy in percent, at the end and as the mean of the curve, which
-    is higher for what learns sooner. Differences to `default` in points, paired by seed."""
+    """The search for DaGRPO's defaults: validation accuracy in percent, at the end and as the mean of the curve, which
+    is higher for what learns sooner. Differences to `start` in points, paired by seed."""
     rows = []
     for setting, by_seed in cells.items():
         curves = [cell["curves"] for cell in by_seed.values()]
@@ -214,11 +214,11 @@ def settings_table(cells: Cells) -> str:
         for measure in (last_validation, mean_validation):
             own = measure(by_seed)
             row.append(number(100 * mean(list(own.values()))))
-            differences = paired_differences(own, measure(cells.get("default", {})))
-            row.append("–" if setting == "default" else with_interval(differences))
+            differences = paired_differences(own, measure(cells.get("start", {})))
+            row.append("–" if setting == "start" else with_interval(differences))
         row += [number(100 * mean([mean(curve[name]) for curve in curves])) for name in ("masked_pairs", "skipped")]
         rows.append([*row, number(mean([sum(curve["seconds"]) for curve in curves]), ".0f")])
-    head = ["setting", "seeds", "at the end", "end − default (95 %)", "mean of the curve", "curve − default (95 %)"]
+    head = ["setting", "seeds", "at the end", "end − start (95 %)", "mean of the curve", "curve − start (95 %)"]
     return table([*head, "masked %", "skipped %", "seconds"], rows)
 
 

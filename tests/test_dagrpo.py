@@ -484,12 +484,13 @@ def test_methods_are_the_rows_of_the_table():
         c = configure(model="m", data=["d"], method=method)
         return (c.scorer, c.anchors, c.every_group, c.scale, c.loss_norm, c.clip_low, c.clip_high, c.resample)
 
-    assert cells("dagrpo") == ("gradient", "data", False, "std", "token", 0.2, 0.2, 0)
+    assert cells("dagrpo") == ("gradient", "data", False, "std", "constant", 0.2, 0.2, 0)
     assert cells("grpo") == ("none", "none", False, "std", "token", 0.2, 0.2, 0)
     assert cells("dr_grpo") == ("none", "none", False, "none", "constant", 0.2, 0.2, 0)
     assert cells("dapo") == ("none", "none", False, "std", "token", 0.2, 0.28, 3)
     assert cells("luffy") == ("none", "data", True, "none", "constant", "none", "none", 0)
     assert configure(model="m", data=["d"], method="luffy").entropy_bonus == 0.001
+    assert configure(model="m", data=["d"], method="luffy").gamma == 0.1  # of the paper; DaGRPO's own is 0.03
     assert configure(model="m", data=["d"], method="sft").anchor_objective == "sft"
 
 

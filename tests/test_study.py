@@ -257,12 +257,12 @@ def test_a_task_has_its_own_variants_and_those_without_solutions(cells):
     assert list(study_report.cells_of_task(alone, "-terse")) == ["grpo", "sft"]
 
 
-def test_the_table_of_settings_compares_each_with_the_default_seed_by_seed():
-    default, other = by_seed("default", [0.1, 0.1], 0.5), by_seed("gamma 1", [0.1, 0.1], 0.7)
-    default[1]["validation"]["accuracy"] = [0.1, 0.5, 0.7]
-    lines = study_report.settings_table({"default": default, "gamma 1": other}).splitlines()
+def test_the_table_of_settings_compares_each_with_the_start_seed_by_seed():
+    start, other = by_seed("start", [0.1, 0.1], 0.5), by_seed("gamma 1", [0.1, 0.1], 0.7)
+    start[1]["validation"]["accuracy"] = [0.1, 0.5, 0.7]
+    lines = study_report.settings_table({"start": start, "gamma 1": other}).splitlines()
     # At the end 0.5 and 0.7 against 0.7 twice; means of the curves, without step 0: 0.5 and 0.6.
-    assert lines[-2].startswith("| default | 2 | 60.0 | – | 55.0 | – | 37.5 | 37.5 | 1 |")
+    assert lines[-2].startswith("| start | 2 | 60.0 | – | 55.0 | – | 37.5 | 37.5 | 1 |")
     assert lines[-1].startswith("| gamma 1 | 2 | 70.0 | +10.0 (+0.0 to +20.0) | 70.0 | +15.0 (+10.0 to +20.0) |")
 
 
@@ -378,10 +378,10 @@ def test_a_tiny_study_runs_once_and_is_reported(tmp_path, capsys):
 
 
 def test_tiny_settings_are_compared_on_the_validation_set_alone(tmp_path, capsys):
-    study.main(["settings", "--quick", "--only", "default", "gamma 1.0", "--workers", "1", "--folder", str(tmp_path)])
+    study.main(["settings", "--quick", "--only", "start", "gamma 1.0", "--workers", "1", "--folder", str(tmp_path)])
     written = {path.name: json.loads(path.read_text()) for path in (tmp_path / "settings").iterdir()}
-    assert set(written) == {"default-seed102.json", "gamma-1.0-seed102.json"}
+    assert set(written) == {"start-seed102.json", "gamma-1.0-seed102.json"}
     assert all(cell["benchmarks"] == {} and len(cell["validation"]["accuracy"]) == 3 for cell in written.values())
     assert written["gamma-1.0-seed102.json"]["configuration"]["gamma"] == 1.0
     printed = capsys.readouterr().out
-    assert "| default | 1 |" in printed and "| gamma 1.0 | 1 |" in printed
+    assert "| start | 1 |" in printed and "| gamma 1.0 | 1 |" in printed
