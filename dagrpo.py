@@ -145,7 +145,7 @@ class Config:
     anchor_objective: str = flag("shaped", "f(π) of (7) damps what is sure; sft: log π", choices=("shaped", "sft"))
     gamma: float = flag(0.03, "shape of f(π) = π/(π+γ): tokens near π = γ move most (LUFFY: 0.1)", above=0)
     scale: str = flag("std", "divide advantages by the group's deviation, or not (Dr. GRPO)", choices=("std", "none"))
-    loss_norm: str = flag("constant", "denominator of (8): tokens of all, of the sequence, a constant", choices=LOSS_NORMS)
+    loss_norm: str = flag("constant", "denominator of (8): all tokens, the sequence, or a constant", choices=LOSS_NORMS)
     clip_low: float | str = flag(0.2, "the ratio counts down to 1 − this (7)", least=0, most=1, word="none")
     clip_high: float | str = flag(0.2, "the ratio counts up to 1 + this (7); DAPO: 0.28", least=0, word="none")
     resample: int = flag(0, "rounds in which groups without signal give way to new questions (DAPO: 3)", least=0)
