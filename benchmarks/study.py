@@ -34,6 +34,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -361,7 +362,7 @@ def run_cells(cells: list[dict[str, Any]], workers: int) -> None:
     failed = []
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool = ProcessPoolExecutor(
-        min(workers, len(missing)), multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
+        min(workers, len(missing)), multiprocessing.get_context("spawn"), start_worker, (threads,)
     )
     futures: dict[Future[None], str] = {pool.submit(run_cell, **cell): cell["path"].stem for cell in missing}
     try:
@@ -375,6 +376,14 @@ def run_cells(cells: list[dict[str, Any]], workers: int) -> None:
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         sys.exit(f"study.py: {len(failed)} of {len(missing)} cells failed, the first one is {failed[0]}")
+
+
+def start_worker(threads: int) -> None:
+    """Set up a worker process. It ends with the process that started it, also where that one was killed."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def grid_path(folder: Path, variant: str, rate: float, seed: int) -> Path:

@@ -165,7 +165,7 @@ def test_update_equals_the_equation_written_out(model, tokenizer, temperature):
     advantages = torch.randn(12)
     advantages[[3, 8]] = 0.0
     rows = advantages.nonzero().squeeze(1)
-    _, gradients = gradients_of(model, rollouts, advantages, rows, 80, temperature=temperature)
+    _, gradients = gradients_of(model, rollouts, advantages, rows, 80, temperature=temperature, loss_norm="token")
     total = 0.0
     for i in range(12):
         ids = rollouts.input_ids[i][rollouts.attention_mask[i]]
@@ -237,7 +237,7 @@ def test_each_update_of_a_batch_takes_its_share_of_the_questions(model, tokenize
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
     trained = torch.tensor([True] * 10 + [False] * 2)
-    config = Config(model="m", data=["d"], updates=2)
+    config = Config(model="m", data=["d"], updates=2, loss_norm="token")
     model.get_output_embeddings().weight.grad = torch.ones(64, 32)
     dagrpo.update(model, None, optimizer, schedule, rollouts, torch.ones(3, 4), trained, config, "update")
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -254,7 +254,7 @@ def test_gradients_are_scaled_down_to_the_largest_norm_allowed(model, tokenizer)
     before = torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
-    config = Config(model="m", data=["d"], max_grad_norm=1e-2)
+    config = Config(model="m", data=["d"], max_grad_norm=1e-2, loss_norm="token")
     torch.manual_seed(0)
     arguments = (rollouts, torch.randn(3, 4), torch.ones(12, dtype=torch.bool), config, "update")
     sums = dagrpo.update(model, None, optimizer, schedule, *arguments)
@@ -381,7 +381,7 @@ def scored_parameter(model, scorer):
 def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(model, tokenizer, norm, scorer):
     """The mask equals rule (5) on autograd's own gradients, each divided by its length under `sequence`."""
     rollouts, rewards = colliding_rollouts(model, tokenizer)
-    config = Config(model="m", data=["d"], scorer=scorer, threshold="auto", loss_norm=norm)
+    config = Config(model="m", data=["d"], scorer=scorer, threshold="auto", loss_norm=norm, gamma=0.1)
     mask, _, _ = dagrpo.rectify(model, rollouts, rewards, config)
     head = scored_parameter(model, scorer)
     gradients, pushes = [], []
@@ -407,10 +407,11 @@ def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(mod
 def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, tokenizer, norm, scorer):
     """Against autograd: of each pair that rule (5) masks, the better answer's likelihood no longer falls."""
     rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=(0, 1, 2))
-    auto = Config(model="m", data=["d"], scorer=scorer, threshold="auto", loss_norm=norm)
+    flags = {"model": "m", "data": ["d"], "scorer": scorer, "loss_norm": norm, "gamma": 0.1}
+    auto = Config(**flags, threshold="auto")
     mask, _, _ = dagrpo.rectify(model, rollouts, rewards, auto)
     assert not rollouts.withheld.any(), "pairs are masked whole"
-    config = Config(model="m", data=["d"], scorer=scorer, rectify="token", loss_norm=norm)
+    config = Config(**flags, rectify="token")
     kept, _, advantages = dagrpo.rectify(model, rollouts, rewards, config)
     assert kept.all()
     torch.testing.assert_close(advantages, dagrpo.scoring.rectified_advantages(rewards, kept))
@@ -466,9 +467,9 @@ def test_withheld_advantage_reaches_the_gradient_of_the_loss(model, tokenizer):
     rows, advantages = torch.arange(12), torch.randn(12)
     row = int(rollouts.lengths.argmax())
     places = rollouts.response_mask[row].nonzero()[:2, 0]
-    _, plain = gradients_of(model, rollouts, advantages, rows, 1_000)
+    _, plain = gradients_of(model, rollouts, advantages, rows, 1_000, loss_norm="token")
     rollouts.withheld[row, places] = 0.7
-    _, withheld = gradients_of(model, rollouts, advantages, rows, 1_000)
+    _, withheld = gradients_of(model, rollouts, advantages, rows, 1_000, loss_norm="token")
     logps, _ = rollout.token_logps(model, rollouts.input_ids, rollouts.attention_mask, rollouts.response_mask)
     taken = 0.7 * logps[row, places - 1].sum() / rollouts.lengths.sum()  # at ratio 1, ∂ρ = ∂log π
     expected = torch.autograd.grad(taken, list(model.parameters()))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -303,10 +307,44 @@ def test_every_variant_and_every_setting_is_a_valid_run():
         assert config.method == study.method_of(variant)
 
 
-def test_every_setting_changes_the_default_run():
+def test_no_two_settings_are_the_same_and_one_of_them_became_the_default():
     runs = [study.configuration(setting, 0, 1e-4, study.FULL, Path()) for setting in study.SETTINGS]
-    assert runs[0] == study.configuration("dagrpo", 0, 1e-4, study.FULL, Path())
     assert all(run not in runs[:n] for n, run in enumerate(runs))
+    assert study.configuration("dagrpo", 0, 1e-4, study.FULL, Path()) in runs
+
+
+def test_a_cell_without_shaped_anchors_stays_finished_where_gamma_changes(tmp_path):
+    for variant, finished in (("grpo", True), ("sft", True), ("dagrpo-no-anchors", True), ("dagrpo", False)):
+        wanted = study.made_from(variant, 0, 1e-4, study.QUICK, True)
+        path = tmp_path / f"{variant}.json"
+        path.write_text(json.dumps({**wanted, "configuration": {**wanted["configuration"], "gamma": 0.5}}))
+        assert study.is_finished(path, wanted) == finished
+
+
+def test_workers_end_with_the_process_that_started_them():
+    """Killed, it cannot end them itself; they would go on beside the next study."""
+    program = (
+        "import os, sys; sys.path[:0] = sys.argv[1:]; import study; from concurrent.futures import ProcessPoolExecutor;"
+        "pool = ProcessPoolExecutor(1, initializer=study.start_worker, initargs=(1,));"
+        "print(pool.submit(os.getpid).result(), flush=True); os.kill(os.getpid(), 9)"
+    )
+    paths = [str(study.ROOT), str(study.ROOT / "benchmarks")]
+    ended = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, timeout=60)
+    worker = int(ended.stdout)
+    for _ in range(100):
+        if not is_running(worker):
+            return
+        time.sleep(0.1)
+    os.kill(worker, 9)
+    pytest.fail("the worker goes on")
+
+
+def is_running(process: int) -> bool:
+    """Not so for a zombie, which only waits to be forgotten."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_terse_variant_has_a_learning_rate_and_data_of_its_own():
