@@ -383,7 +383,12 @@ def start_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def grid_path(folder: Path, variant: str, rate: float, seed: int) -> Path:
