@@ -39,9 +39,10 @@ project's reading of the first. Known deviations:
 
     1. The paper scores answers with a language model as judge; the default here is the gradient of the output
        embedding, which needs no second model.                                            --scorer gradient
-    2. The threshold is a cosine of 0.3 until the evidence says better.                   --threshold 0.35
+    2. The threshold is a cosine of 0.3.                                                  --threshold 0.35
     3. Anchors replace failing answers, so that the group keeps its size.                 anchors.insert
-    4. The loss is normalised by all tokens of the step, as DAPO does.                    --loss-norm sequence
+    4. The loss is normalised by a constant, as Dr. GRPO does; GRPO's own form is         --loss-norm sequence
+    5. γ of (7) is 0.03, LUFFY's 0.1. A validation set chose 4 and 5 (docs/findings.md).  --gamma 0.1
 """
 
 from __future__ import annotations

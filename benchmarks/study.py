@@ -104,6 +104,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dr_grpo": {"method": "dr_grpo"},
     "dapo": {"method": "dapo"},
     "luffy": WITH_SOLUTIONS["luffy"],
+    "luffy-gamma-0.03": {"method": "luffy", "gamma": 0.03},  # with DaGRPO's γ, which was picked after LUFFY's
     "dagrpo": WITH_SOLUTIONS["dagrpo"],
     # Its two mechanisms, one at a time: what does each add?
     "dagrpo-no-mask": {"scorer": "none"},
