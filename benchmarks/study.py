@@ -79,7 +79,7 @@ class Budget:
 FULL = Budget(
     steps=20, questions=24, group_size=8, training_each=80, validation_each=40, benchmark_each=300, samples=8,
     eval_every=4, learning_rates=(1e-4, 2e-4, 4e-4, 8e-4), grid_seeds=(100, 101),
-    settings_seeds=tuple(range(102, 110)), seeds=tuple(range(8)),
+    settings_seeds=tuple(range(102, 106)), seeds=tuple(range(8)),
 )  # fmt: skip
 QUICK = Budget(
     steps=2, questions=4, group_size=4, training_each=4, validation_each=1, benchmark_each=2, samples=2,
