@@ -46,6 +46,12 @@ def norm_summary(norms: list[float]) -> dict[str, float]:
     return {"p50": p50, "p99": p99, "max": max(norms), "spikes": spikes(norms)}
 
 
+def norm_growth(norms: list[float], count: int = 5) -> float:
+    """Mean gradient norm of the last `count` steps over that of the first; steps of norm 0 are left out."""
+    norms = [norm for norm in norms if norm > 0]
+    return mean(norms[-count:]) / mean(norms[:count]) if norms else math.nan
+
+
 def paired_differences(ours: dict[int, float], others: dict[int, float]) -> np.ndarray:
     """ours − others for every seed in both, in order of the seeds; where either is NaN the seed is left out."""
     differences = np.array([ours[seed] - others[seed] for seed in sorted(ours.keys() & others.keys())])
@@ -193,14 +199,26 @@ def stability_table(cells: Cells) -> str:
         row += [number(mean([norm[name] for norm in norms]), ".3f") for name in ("p50", "p99", "max")]
         row.append(with_interval(ratios[~np.isnan(ratios)], scale=1.0, form=".2f"))
         row.append(number(mean([float(norm["spikes"]) for norm in norms]), ".2f"))
+        row.append(number(mean([norm_growth(curve["grad_norm"]) for curve in curves]), ".2f"))
         for name in ("no_signal", "masked_pairs", "skipped"):
             row.append(number(100 * mean([mean(curve[name]) for curve in curves])))
         row += [number(mean([curve["entropy"][n] for curve in curves]), ".2f") for n in (0, -1)]
         row += [number(mean([lengths[n] for lengths in right])) for n in (0, -1)]
         row += [number(mean([float(cell["sampled_tokens"]) for cell in trained]), ",.0f"), number(seconds, ".0f")]
         rows.append(row)
-    head = ["variant", "seeds", "grad p50", "p99", "max", "p99/p50 (95 %)", "spikes a run", "no signal %", "masked %"]
-    head += ["skipped %", "entropy first", "last", "right length first", "last", "sampled tokens", "seconds"]
+    head = ["variant", "seeds", "grad p50", "p99", "max", "p99/p50 (95 %)", "spikes a run"]
+    head += [
+        "last five/first five",
+        "no signal %",
+        "masked %",
+        "skipped %",
+        "entropy first",
+        "last",
+        "right length first",
+        "last",
+        "sampled tokens",
+        "seconds",
+    ]
     return table(head, rows)
 
 
@@ -263,7 +281,8 @@ def task_parts(cells: Cells, k: int) -> list[str]:
         *parts,
         "### Stability and cost",
         "Means over steps and seeds. A spike is a gradient norm over 10 times the median of the steps before it. The "
-        "p99 of a short run is close to its maximum. Right length: tokens of right answers to the validation "
+        "p99 of a short run is close to its maximum. Last five/first five: gradient norms of these steps. Right "
+        "length: tokens of right answers to the validation "
         "questions, before and after training. Sampled tokens leave out anchors.",
         stability_table(cells),
     ]

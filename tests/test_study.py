@@ -179,7 +179,10 @@ def cell(variant: str, seed: int, accuracy: float, validation: float, **changes:
         "configuration": {"samples": 8, "sample_temperature": 0.6, "steps": 30},
         "validation": {"steps": [0, 5], "accuracy": [0.1, validation], "right_length": [NAN, 30.0]},
         "gradient_norm": {"p50": 1.0, "p99": 4.0, "max": 5.0, "spikes": 1},
-        "curves": {name: [0.5, 0.25] for name in ("no_signal", "masked_pairs", "skipped", "entropy", "seconds")},
+        "curves": {
+            name: [0.5, 0.25]
+            for name in ("grad_norm", "no_signal", "masked_pairs", "skipped", "entropy", "seconds")
+        },
         "sampled_tokens": 1000,
         "benchmarks": {name: {"sampled": accuracy, "greedy": accuracy + 0.1} for name in study_tasks.BENCHMARKS},
         **changes,
@@ -198,6 +201,11 @@ def cells():
         "luffy": by_seed("luffy", [0.5, 0.5], 0.8),
         "dagrpo": by_seed("dagrpo", [0.5, 0.8], 0.9),
     }
+
+
+def test_norm_growth_compares_the_end_of_a_run_with_its_start():
+    assert study_report.norm_growth([1.0, 3.0, 5.0, 0.0, 8.0], count=2) == 6.5 / 2.0
+    assert math.isnan(study_report.norm_growth([0.0, 0.0]))
 
 
 def test_the_best_baseline_is_picked_on_validation_not_on_the_benchmarks(cells):
@@ -233,7 +241,7 @@ def test_the_report_says_how_few_seeds_there_are_and_bears_what_is_not_known(cel
     text = study_report.markdown(cells)
     assert "Fewer than 8 seeds: grpo (2), dapo (2), luffy (2), dagrpo (2)" in text
     assert "nan" not in text
-    assert "| grpo | 2 | 1.000 | 4.000 | 5.000 | 4.00 (4.00 to 4.00) | 1.00 | 37.5 |" in text
+    assert "| grpo | 2 | 1.000 | 4.000 | 5.000 | 4.00 (4.00 to 4.00) | 1.00 | 1.00 | 37.5 |" in text
 
 
 def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(cells, tmp_path):
