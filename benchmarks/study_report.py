@@ -24,6 +24,19 @@ BASELINES = METHODS[:-1]
 WITHOUT_SOLUTIONS = ("base", "grpo", "dr_grpo", "dapo", "dagrpo-no-anchors")
 # What the solutions of a variant are, by the ending of its name.
 TASKS = {"": "Worked solutions", "-mixed": "Half of the solutions terse", "-terse": "Terse solutions"}
+# Each part of DaGRPO: a variant with it, and the same without.
+PARTS = {
+    "masks": ("dagrpo", "dagrpo-no-mask"),
+    "masks where there are no anchors": ("dagrpo-no-anchors", "dagrpo-neither"),
+    "anchors": ("dagrpo", "dagrpo-no-anchors"),
+    "anchors where there are no masks": ("dagrpo-no-mask", "dagrpo-neither"),
+    "masks and anchors": ("dagrpo", "dagrpo-neither"),
+    "its loss norm, in GRPO": ("dagrpo-neither", "grpo"),
+    "γ, in LUFFY": ("luffy-gamma-0.03", "luffy"),
+    "the scorer gradient rather than state": ("dagrpo", "dagrpo-state"),
+    "the scorer gradient rather than token": ("dagrpo", "dagrpo-token"),
+    "masking pairs rather than tokens": ("dagrpo", "dagrpo-token-rectify"),
+}
 ENOUGH_SEEDS = 8
 MEANS = {"mean of six": IN_DISTRIBUTION, "mean of three": OUT_OF_DISTRIBUTION, "mean of nine": BENCHMARKS}
 
@@ -171,16 +184,17 @@ def difference_table(cells: Cells, name: str, samples: int) -> str:
 
 
 def part_table(cells: Cells, samples: int) -> str:
-    """What DaGRPO has over each variant of itself, in points of the mean of nine, paired by seed."""
+    """What each of PARTS adds to the mean of nine, in points, paired by seed."""
     rows = []
-    for variant, by_seed in cells.items():
-        if variant.startswith("dagrpo-"):
-            row = [variant]
+    for part, (with_it, without_it) in PARTS.items():
+        seeds = cells.get(with_it, {}).keys() & cells.get(without_it, {}).keys()
+        if seeds:
+            row = [part, f"{with_it} − {without_it}", str(len(seeds))]
             for kind in ("sampled", "greedy"):
-                own, others = (accuracies(part, "mean of nine", kind) for part in (cells.get("dagrpo", {}), by_seed))
+                own, others = (accuracies(cells[name], "mean of nine", kind) for name in (with_it, without_it))
                 row.append(with_interval(paired_differences(own, others)))
-            rows.append([row[0], str(len(cells.get("dagrpo", {}).keys() & by_seed.keys())), *row[1:]])
-    return table(["dagrpo minus", "seeds", f"avg@{samples} (95 %)", "greedy (95 %)"], rows)
+            rows.append(row)
+    return table(["part", "variants", "seeds", f"avg@{samples} (95 %)", "greedy (95 %)"], rows)
 
 
 def stability_table(cells: Cells) -> str:
@@ -275,7 +289,7 @@ def task_parts(cells: Cells, k: int) -> list[str]:
     ]
     for name in [*reversed(MEANS), *BENCHMARKS]:
         parts += [f"### {name[0].upper()}{name[1:]}", difference_table(cells, name, k)]
-    if any(variant.startswith("dagrpo-") for variant in cells):
+    if any(set(variants) <= cells.keys() for variants in PARTS.values()):
         parts += ["### What each part adds to the mean of nine", part_table(cells, k)]
     return [
         *parts,

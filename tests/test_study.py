@@ -221,11 +221,12 @@ def test_the_table_holds_paired_differences_in_points(cells):
     assert columns[5] == "75.0"
 
 
-def test_each_part_is_what_the_whole_has_over_the_variant_without_it(cells):
+def test_each_part_is_what_a_variant_with_it_has_over_one_without_it(cells):
     cells["dagrpo-no-mask"] = by_seed("dagrpo-no-mask", [0.3, 0.7, 0.1], 0.5)
     # 0.5 − 0.3 and 0.8 − 0.7; the third seed has no partner. Greedy is 0.1 more on both sides.
     last = study_report.part_table(cells, 8).splitlines()[-1]
-    assert last == "| dagrpo-no-mask | 2 | +15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0) |"
+    differences = "+15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0)"
+    assert last == f"| masks | dagrpo − dagrpo-no-mask | 2 | {differences} |"
     assert "What each part adds" in study_report.markdown(cells)
 
 
@@ -313,6 +314,10 @@ def test_every_variant_and_every_setting_is_a_valid_run():
         config = study.configuration(variant, 3, 1e-4, study.FULL, Path())
         assert (config.seed, config.learning_rate, config.steps) == (3, 1e-4, study.FULL.steps)
         assert config.method == study.method_of(variant)
+
+
+def test_every_part_compares_two_variants_of_the_study():
+    assert {name for pair in study_report.PARTS.values() for name in pair} <= study.VARIANTS.keys()
 
 
 def test_no_two_settings_are_the_same_and_one_of_them_became_the_default():
