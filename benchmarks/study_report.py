@@ -24,8 +24,8 @@ BASELINES = METHODS[:-1]
 WITHOUT_SOLUTIONS = ("base", "grpo", "dr_grpo", "dapo", "dagrpo-no-anchors")
 # What the solutions of a variant are, by the ending of its name.
 TASKS = {"": "Worked solutions", "-mixed": "Half of the solutions terse", "-terse": "Terse solutions"}
-# Each part of DaGRPO: a variant with it, and the same without.
-PARTS = {
+# What is added, or what takes the place of what: a variant with it, and the one without.
+PAIRS = {
     "masks": ("dagrpo", "dagrpo-no-mask"),
     "masks where there are no anchors": ("dagrpo-no-anchors", "dagrpo-neither"),
     "anchors": ("dagrpo", "dagrpo-no-anchors"),
@@ -33,6 +33,10 @@ PARTS = {
     "masks and anchors": ("dagrpo", "dagrpo-neither"),
     "its loss norm, in GRPO": ("dagrpo-neither", "grpo"),
     "γ, in LUFFY": ("luffy-gamma-0.03", "luffy"),
+    "DaGRPO rather than SFT": ("dagrpo", "sft"),
+    "DaGRPO rather than LUFFY": ("dagrpo", "luffy"),
+    "DaGRPO rather than Dr. GRPO": ("dagrpo", "dr_grpo"),
+    "DaGRPO rather than DAPO": ("dagrpo", "dapo"),
     "the scorer gradient rather than state": ("dagrpo", "dagrpo-state"),
     "the scorer gradient rather than token": ("dagrpo", "dagrpo-token"),
     "masking pairs rather than tokens": ("dagrpo", "dagrpo-token-rectify"),
@@ -183,18 +187,18 @@ def difference_table(cells: Cells, name: str, samples: int) -> str:
     return table(head, rows)
 
 
-def part_table(cells: Cells, samples: int) -> str:
-    """What each of PARTS adds to the mean of nine, in points, paired by seed."""
+def pair_table(cells: Cells, samples: int) -> str:
+    """What each of PAIRS adds to the mean of nine, in points, paired by seed."""
     rows = []
-    for part, (with_it, without_it) in PARTS.items():
+    for name, (with_it, without_it) in PAIRS.items():
         seeds = cells.get(with_it, {}).keys() & cells.get(without_it, {}).keys()
         if seeds:
-            row = [part, f"{with_it} − {without_it}", str(len(seeds))]
+            row = [name, f"{with_it} − {without_it}", str(len(seeds))]
             for kind in ("sampled", "greedy"):
-                own, others = (accuracies(cells[name], "mean of nine", kind) for name in (with_it, without_it))
+                own, others = (accuracies(cells[one], "mean of nine", kind) for one in (with_it, without_it))
                 row.append(with_interval(paired_differences(own, others)))
             rows.append(row)
-    return table(["part", "variants", "seeds", f"avg@{samples} (95 %)", "greedy (95 %)"], rows)
+    return table(["what adds", "variants", "seeds", f"avg@{samples} (95 %)", "greedy (95 %)"], rows)
 
 
 def stability_table(cells: Cells) -> str:
@@ -289,8 +293,8 @@ def task_parts(cells: Cells, k: int) -> list[str]:
     ]
     for name in [*reversed(MEANS), *BENCHMARKS]:
         parts += [f"### {name[0].upper()}{name[1:]}", difference_table(cells, name, k)]
-    if any(set(variants) <= cells.keys() for variants in PARTS.values()):
-        parts += ["### What each part adds to the mean of nine", part_table(cells, k)]
+    if any(set(variants) <= cells.keys() for variants in PAIRS.values()):
+        parts += ["### What adds how much to the mean of nine", pair_table(cells, k)]
     return [
         *parts,
         "### Stability and cost",
