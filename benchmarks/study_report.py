@@ -35,6 +35,7 @@ PAIRS = {
     "γ, in LUFFY": ("luffy-gamma-0.03", "luffy"),
     "DaGRPO rather than SFT": ("dagrpo", "sft"),
     "DaGRPO rather than LUFFY": ("dagrpo", "luffy"),
+    "DaGRPO rather than LUFFY with its γ": ("dagrpo", "luffy-gamma-0.03"),
     "DaGRPO rather than Dr. GRPO": ("dagrpo", "dr_grpo"),
     "DaGRPO rather than DAPO": ("dagrpo", "dapo"),
     "the scorer gradient rather than state": ("dagrpo", "dagrpo-state"),
