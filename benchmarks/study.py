@@ -106,7 +106,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "luffy": WITH_SOLUTIONS["luffy"],
     "luffy-gamma-0.03": {"method": "luffy", "gamma": 0.03},  # with DaGRPO's γ, which was picked after LUFFY's
     "dagrpo": WITH_SOLUTIONS["dagrpo"],
-    # Its two mechanisms, one at a time: what does each add?
+    # Without one of its two mechanisms, or both: what does each add?
     "dagrpo-no-mask": {"scorer": "none"},
     "dagrpo-no-anchors": {"anchors": "none"},
     "dagrpo-neither": {"scorer": "none", "anchors": "none"},  # GRPO with the loss norm of DaGRPO
@@ -216,7 +216,7 @@ def is_finished(path: Path, wanted: dict[str, Any]) -> bool:
 
 def effective(configuration: dict[str, Any]) -> dict[str, Any]:
     """The same without γ where no anchor is shaped by it."""
-    shapes = configuration.get("anchors") == "data" and configuration.get("anchor_objective") == "shaped"
+    shapes = configuration.get("anchors") != "none" and configuration.get("anchor_objective") == "shaped"
     return {name: value for name, value in configuration.items() if shapes or name != "gamma"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import random
@@ -491,8 +492,17 @@ def test_methods_are_the_rows_of_the_table():
     assert cells("dapo") == ("none", "none", False, "std", "token", 0.2, 0.28, 3)
     assert cells("luffy") == ("none", "data", True, "none", "constant", "none", "none", 0)
     assert configure(model="m", data=["d"], method="luffy").entropy_bonus == 0.001
-    assert configure(model="m", data=["d"], method="luffy").gamma == 0.1  # of the paper; DaGRPO's own is 0.03
-    assert configure(model="m", data=["d"], method="sft").anchor_objective == "sft"
+    assert configure(model="m", data=["d"], method="luffy").gamma == 0.1  # of the paper
+    assert configure(model="m", data=["d"], method="dagrpo").gamma == 0.03
+    sft = configure(model="m", data=["d"], method="sft")
+    assert (sft.anchor_objective, sft.loss_norm) == ("sft", "token")
+
+
+def test_the_loss_by_itself_has_the_defaults_of_a_run():
+    defaults = {item.name: item.default for item in fields(Config)}
+    options = inspect.signature(dagrpo.policy_loss).parameters
+    for name in ("clip_low", "clip_high", "gamma", "anchor_objective", "kl", "entropy_bonus"):
+        assert options[name].default == defaults[name]
 
 
 def test_single_flags_override_the_method_and_the_example(tmp_path):

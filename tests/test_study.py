@@ -384,12 +384,37 @@ def test_the_study_does_not_start_without_picked_learning_rates(tmp_path):
         study.main(["run", "--only", "grpo", "--folder", str(tmp_path)])
 
 
-def test_a_rate_counts_only_with_all_seeds_of_the_grid(tmp_path):
-    for rate, accuracy in zip(study.QUICK.learning_rates, (0.6, 0.5), strict=True):
-        path = study.grid_path(tmp_path, "grpo", rate, 100)
+def write_grid(folder: Path, variant: str, accuracies: tuple[float, float]) -> Path:
+    """The two cells of a tiny grid; returns the path of the second."""
+    for rate, accuracy in zip(study.QUICK.learning_rates, accuracies, strict=True):
+        path = study.grid_path(folder, variant, rate, 100)
         path.parent.mkdir(exist_ok=True)
-        made = study.made_from("grpo", 100, rate, study.QUICK, False)
+        made = study.made_from(variant, 100, rate, study.QUICK, False)
         path.write_text(json.dumps({**made, "validation": {"accuracy": [0.9, accuracy]}}))
+    return path
+
+
+def test_settings_are_compared_at_the_rate_of_what_they_start_from(tmp_path, monkeypatch):
+    """The default may have become another since, with another rate; a grid without --only searches both."""
+    write_grid(tmp_path, "start", (0.6, 0.5))
+    write_grid(tmp_path, "dagrpo", (0.5, 0.6))
+    asked = []
+
+    def no_run(cells, workers):
+        asked.extend((cell["variant"], cell["rate"]) for cell in cells)
+        raise InterruptedError
+
+    monkeypatch.setattr(study, "run_cells", no_run)
+    for command in (["settings", "--only", "gamma 1.0"], ["grid"]):
+        with pytest.raises(InterruptedError):
+            study.main([*command, "--quick", "--folder", str(tmp_path)])
+    assert asked[0] == ("gamma 1.0", 1e-4)
+    assert {("start", 1e-4), ("start", 2e-4), ("dagrpo", 1e-4)} <= set(asked[1:])
+    assert study.grid_of("gamma 1.0") == "start"
+
+
+def test_a_rate_counts_only_with_all_seeds_of_the_grid(tmp_path):
+    path = write_grid(tmp_path, "grpo", (0.6, 0.5))
     assert study.grid_accuracies("grpo", study.QUICK, tmp_path) == {1e-4: 0.6, 2e-4: 0.5}
     assert study.learning_rates(study.QUICK, tmp_path, ["grpo"]) == {"grpo": 1e-4}
     path.unlink()
