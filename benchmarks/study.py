@@ -43,7 +43,7 @@ from typing import Any
 
 import study_tasks
 import torch
-from study_report import TASKS, Cells, draw, markdown, mean, norm_summary, settings_table, task_of
+from study_report import TASKS, Cells, draw, markdown, mean, norm_summary, replication, settings_table, task_of
 from study_tasks import BENCHMARKS, ROOT, Row
 from tqdm import tqdm
 
@@ -73,17 +73,18 @@ class Budget:
     grid_seeds: tuple[int, ...]  # others than those of `run`, so that no cell was chosen for its own luck
     settings_seeds: tuple[int, ...]  # the same holds for them
     seeds: tuple[int, ...]
+    further_seeds: tuple[int, ...]  # a second set for REPEATED: does what the first one showed hold?
 
 
 # 20 steps: after 30, DaGRPO was at 98 % on the validation set (one seed, 2e-4), where no difference could show.
 FULL = Budget(
     steps=20, questions=24, group_size=8, training_each=80, validation_each=40, benchmark_each=300, samples=8,
-    eval_every=4, learning_rates=(1e-4, 2e-4, 4e-4, 8e-4), grid_seeds=(100, 101),
-    settings_seeds=tuple(range(102, 106)), seeds=tuple(range(8)),
+    eval_every=4, learning_rates=(1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3), grid_seeds=(100, 101),
+    settings_seeds=tuple(range(102, 106)), seeds=tuple(range(8)), further_seeds=tuple(range(8, 16)),
 )  # fmt: skip
 QUICK = Budget(
     steps=2, questions=4, group_size=4, training_each=4, validation_each=1, benchmark_each=2, samples=2,
-    eval_every=1, learning_rates=(1e-4, 2e-4), grid_seeds=(100,), settings_seeds=(102,), seeds=(0,),
+    eval_every=1, learning_rates=(1e-4, 2e-4), grid_seeds=(100,), settings_seeds=(102,), seeds=(0,), further_seeds=(1,),
 )  # fmt: skip
 QUICK_RATE = 2e-4  # where --quick has no grid
 MAX_NEW_TOKENS = 160  # the longest right answer has about 120
@@ -114,9 +115,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dagrpo-state": {"scorer": "state"},
     "dagrpo-token": {"scorer": "token"},
     "dagrpo-token-rectify": {"rectify": "token"},
+    **{f"dagrpo-threshold-{value}": {"threshold": value} for value in (0.2, 0.45, "auto")},
     # The other tasks. What learns from no solution is the same in all of them, and is not run again.
     **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
+REPEATED = ("sft", "grpo", "luffy", "dagrpo")  # with further seeds
 
 # The search for DaGRPO's defaults, on the validation set: from START, one setting changed at a time, then together what
 # was better alone.
@@ -444,6 +447,15 @@ def load_cells(folder: Path) -> Cells:
     return {variant: by_seed for variant, by_seed in cells.items() if by_seed}
 
 
+def of_seeds(cells: Cells, seeds: tuple[int, ...], inside: bool = True) -> Cells:
+    """The cells of these seeds, or of all others; without the variants that have none."""
+    picked = {
+        variant: {seed: cell for seed, cell in own.items() if (seed in seeds) == inside}
+        for variant, own in cells.items()
+    }
+    return {variant: own for variant, own in picked.items() if own}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
@@ -485,8 +497,9 @@ def run(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     cells = [
         {"variant": variant, "seed": seed, "rate": rates[BASE if variant == BASE else grid_of(variant)],
          "budget": budget, "benchmarks": True, "path": folder / f"{variant}-seed{seed}.json"}
-        for seed in arguments.seeds or budget.seeds  # all variants of a seed first: an unfinished study is still paired
-        for variant in variants
+        for seed in arguments.seeds or (*budget.seeds, *budget.further_seeds)
+        for variant in variants  # all of a seed before the next seed: an unfinished study is still paired
+        if arguments.seeds or seed in budget.seeds or variant in REPEATED
     ]  # fmt: skip
     run_cells(cells, arguments.workers)
 
@@ -505,12 +518,16 @@ def settings(arguments: argparse.Namespace, budget: Budget, folder: Path) -> Non
 
 def report(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Print the tables and statistics as Markdown."""
-    print(markdown(load_cells(folder)))
+    cells = load_cells(folder)
+    print(markdown(of_seeds(cells, budget.further_seeds, inside=False)))
+    further = of_seeds(cells, budget.further_seeds)
+    if further:
+        print(replication(further, {variant: cells[variant] for variant in further}))
 
 
 def figures(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Draw the learning curves and the table of variants by benchmarks."""
-    for path in draw(load_cells(folder), arguments.out):
+    for path in draw(of_seeds(load_cells(folder), budget.further_seeds, inside=False), arguments.out):
         print(path)
 
 

@@ -33,6 +33,7 @@ PAIRS = {
     "masks and anchors": ("dagrpo", "dagrpo-neither"),
     "its loss norm, in GRPO": ("dagrpo-neither", "grpo"),
     "γ, in LUFFY": ("luffy-gamma-0.03", "luffy"),
+    "DaGRPO rather than GRPO": ("dagrpo", "grpo"),
     "DaGRPO rather than SFT": ("dagrpo", "sft"),
     "DaGRPO rather than LUFFY": ("dagrpo", "luffy"),
     "DaGRPO rather than LUFFY with its γ": ("dagrpo", "luffy-gamma-0.03"),
@@ -41,6 +42,9 @@ PAIRS = {
     "the scorer gradient rather than state": ("dagrpo", "dagrpo-state"),
     "the scorer gradient rather than token": ("dagrpo", "dagrpo-token"),
     "masking pairs rather than tokens": ("dagrpo", "dagrpo-token-rectify"),
+    "the threshold 0.35 rather than 0.2": ("dagrpo", "dagrpo-threshold-0.2"),
+    "the threshold 0.35 rather than 0.45": ("dagrpo", "dagrpo-threshold-0.45"),
+    "the threshold 0.35 rather than auto": ("dagrpo", "dagrpo-threshold-auto"),
 }
 ENOUGH_SEEDS = 8
 MEANS = {"mean of six": IN_DISTRIBUTION, "mean of three": OUT_OF_DISTRIBUTION, "mean of nine": BENCHMARKS}
@@ -305,6 +309,20 @@ def task_parts(cells: Cells, k: int) -> list[str]:
         "questions, before and after training. Sampled tokens leave out anchors.",
         stability_table(cells),
     ]
+
+
+def replication(further: Cells, all_cells: Cells) -> str:
+    """The pairs that were run again with further seeds: on these alone, and on all seeds."""
+    samples = max(cell["configuration"]["samples"] for by_seed in further.values() for cell in by_seed.values())
+    return "\n\n".join(
+        [
+            "## Again, with further seeds",
+            "Only these seeds, which had no part in any choice:",
+            pair_table(further, samples),
+            "All seeds:",
+            pair_table(all_cells, samples),
+        ]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -135,7 +135,10 @@ def test_the_seeds_alone_fix_the_questions(sets):
 
 def test_the_real_study_is_large_enough():
     assert study.FULL.benchmark_each >= 300 and len(study.FULL.seeds) >= study_report.ENOUGH_SEEDS
-    assert not set(study.FULL.seeds) & set(study.FULL.grid_seeds)
+    parts = ("grid_seeds", "settings_seeds", "seeds", "further_seeds")
+    seeds = [seed for part in parts for seed in getattr(study.FULL, part)]
+    assert len(set(seeds)) == len(seeds)  # no cell is chosen for its own luck, or counted twice
+    assert len(study.FULL.further_seeds) >= study_report.ENOUGH_SEEDS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,6 +231,29 @@ def test_each_part_is_what_a_variant_with_it_has_over_one_without_it(cells):
     row = f"| masks | dagrpo − dagrpo-no-mask | 2 | {differences} |"
     assert row in study_report.pair_table(cells, 8).splitlines()
     assert row in study_report.markdown(cells)
+
+
+def test_further_seeds_are_reported_by_themselves_and_together_with_the_first(tmp_path, capsys):
+    for variant, accuracies in (("grpo", [0.4, 0.6]), ("sft", [0.5, 0.5]), ("dagrpo", [0.5, 0.8])):
+        for seed, accuracy in enumerate(accuracies):  # --quick has seed 0, and 1 as its further seed
+            written = json.dumps(cell(variant, seed, accuracy, 0.5))
+            (tmp_path / f"{variant}-seed{seed}.json").write_text(written)
+    study.main(["report", "--quick", "--folder", str(tmp_path)])
+    first, further, both = re.split("Only these seeds|All seeds", capsys.readouterr().out)
+    pair = "| DaGRPO rather than GRPO | dagrpo − grpo |"
+    assert f"{pair} 1 | +10.0 | +10.0 |" in first and "| grpo | 1 | 0.0001 | 50.0 | 40.0 |" in first
+    assert f"{pair} 1 | +20.0 | +20.0 |" in further
+    assert f"{pair} 2 | +15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0) |" in both
+
+
+def test_only_what_is_repeated_has_further_seeds(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(study, "run_cells", lambda cells, workers: asked.extend(cells))
+    study.main(["run", "--quick", "--only", "base", "dagrpo", "dapo", "--folder", str(tmp_path)])
+    assert [(c["variant"], c["seed"]) for c in asked] == [("base", 0), ("dagrpo", 0), ("dapo", 0), ("dagrpo", 1)]
+    asked.clear()
+    study.main(["run", "--quick", "--only", "dapo", "--seeds", "0", "1", "--folder", str(tmp_path)])
+    assert [c["seed"] for c in asked] == [0, 1]
 
 
 def test_the_mean_of_nine_weighs_every_benchmark_alike():
@@ -436,6 +462,7 @@ def test_cells_of_different_questions_are_not_compared(tmp_path):
 
 def test_a_tiny_study_runs_once_and_is_reported(tmp_path, capsys):
     command = ["run", "--quick", "--only", "base", "grpo", "dagrpo", "--workers", "1", "--folder", str(tmp_path)]
+    command += ["--seeds", "0"]
     study.main(command)
     written = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert set(written) == {"base-seed0.json", "grpo-seed0.json", "dagrpo-seed0.json"}
