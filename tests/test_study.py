@@ -342,8 +342,38 @@ def test_every_variant_and_every_setting_is_a_valid_run():
         assert config.method == study.method_of(variant)
 
 
-def test_every_pair_is_of_two_variants_of_the_study():
-    assert {name for pair in study_report.PAIRS.values() for name in pair} <= study.VARIANTS.keys()
+WHAT_A_PAIR_CHANGES = {
+    "masks": ("scorer", "gradient", "none"),
+    "masks where there are no anchors": ("scorer", "gradient", "none"),
+    "anchors": ("anchors", "data", "none"),
+    "anchors where there are no masks": ("anchors", "data", "none"),
+    "its loss norm, in GRPO": ("loss_norm", "constant", "token"),
+    "γ, in LUFFY": ("gamma", 0.03, 0.1),
+    "the scorer gradient rather than state": ("scorer", "gradient", "state"),
+    "the scorer gradient rather than token": ("scorer", "gradient", "token"),
+    "masking pairs rather than tokens": ("rectify", "pair", "token"),
+    "the threshold 0.35 rather than 0.2": ("threshold", 0.35, 0.2),
+    "the threshold 0.35 rather than 0.45": ("threshold", 0.35, 0.45),
+    "the threshold 0.35 rather than auto": ("threshold", 0.35, "auto"),
+}
+FOLLOWS = {"method", "threshold"}  # from the name, and from another scorer or rectification
+
+
+def test_a_pair_changes_what_it_names_and_has_it_on_its_left():
+    """Swapped, it would report a gain as a loss."""
+    for name, pair in study_report.PAIRS.items():
+        assert set(pair) <= study.VARIANTS.keys()
+        left, right = (study.configuration(variant, 0, 1e-4, study.FULL, Path()) for variant in pair)
+        changed = {field for field, value in vars(left).items() if vars(right)[field] != value}
+        if name in WHAT_A_PAIR_CHANGES:
+            field, with_it, without_it = WHAT_A_PAIR_CHANGES[name]
+            assert (vars(left)[field], vars(right)[field]) == (with_it, without_it), name
+            assert changed - FOLLOWS == {field} - FOLLOWS, name
+        elif name == "masks and anchors":
+            assert (left.scorer, left.anchors, right.scorer, right.anchors) == ("gradient", "data", "none", "none")
+            assert changed - FOLLOWS == {"scorer", "anchors"}
+        else:
+            assert name.startswith("DaGRPO rather than ") and pair[0] == "dagrpo" != pair[1], name
 
 
 def test_no_two_settings_are_the_same_and_one_of_them_became_the_default():
