@@ -111,6 +111,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dagrpo-no-mask": {"scorer": "none"},
     "dagrpo-no-anchors": {"anchors": "none"},
     "dagrpo-neither": {"scorer": "none", "anchors": "none"},  # GRPO with the loss norm of DaGRPO
+    # The two loss norms differ by a factor a step. With every gradient scaled to one norm they are the same method.
+    "grpo-equal-norms": {"method": "grpo", "max_grad_norm": 0.01},
     # Does it matter how distinctiveness is scored, and what is masked?
     "dagrpo-state": {"scorer": "state"},
     "dagrpo-token": {"scorer": "token"},

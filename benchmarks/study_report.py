@@ -32,6 +32,7 @@ PAIRS = {
     "anchors where there are no masks": ("dagrpo-no-mask", "dagrpo-neither"),
     "masks and anchors": ("dagrpo", "dagrpo-neither"),
     "its loss norm, in GRPO": ("dagrpo-neither", "grpo"),
+    "gradients of one norm, in GRPO": ("grpo-equal-norms", "grpo"),
     "γ, in LUFFY": ("luffy-gamma-0.03", "luffy"),
     "DaGRPO rather than GRPO": ("dagrpo", "grpo"),
     "DaGRPO rather than SFT": ("dagrpo", "sft"),

@@ -348,6 +348,7 @@ WHAT_A_PAIR_CHANGES = {
     "anchors": ("anchors", "data", "none"),
     "anchors where there are no masks": ("anchors", "data", "none"),
     "its loss norm, in GRPO": ("loss_norm", "constant", "token"),
+    "gradients of one norm, in GRPO": ("max_grad_norm", 0.01, 1.0),
     "γ, in LUFFY": ("gamma", 0.03, 0.1),
     "the scorer gradient rather than state": ("scorer", "gradient", "state"),
     "the scorer gradient rather than token": ("scorer", "gradient", "token"),
