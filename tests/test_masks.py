@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import masks
 import pytest
+import study
 import torch
 
 import dagrpo
@@ -36,13 +38,39 @@ def symmetric(pairs: set[tuple[int, int]]) -> torch.Tensor:
     return table
 
 
-def test_chance_draws_as_many_pairs_of_those_that_differ():
-    differ = symmetric({(0, 2), (0, 3), (1, 2), (1, 3)})
-    masked = symmetric({(1, 2), (0, 3)})
-    draws = [pairs_of(masks.by_chance(masked, differ, torch.Generator().manual_seed(n))) for n in range(50)]
-    assert all(len(draw) == 2 and draw <= pairs_of(differ) for draw in draws)
-    assert len({frozenset(draw) for draw in draws}) == 6  # 2 of 4
-    assert masks.by_chance(symmetric(set()), differ, torch.Generator()).sum() == 0
+def test_chance_draws_as_many_pairs_of_each_group_from_its_candidates():
+    candidates = torch.cat([symmetric({(0, 1)}), symmetric({(0, 2), (0, 3), (1, 2), (1, 3)})])
+    masked = torch.cat([symmetric(set()), symmetric({(1, 2), (0, 3)})])
+    draws = [masks.by_chance(masked, candidates, torch.Generator().manual_seed(n)) for n in range(50)]
+    second = [pairs_of(draw[1:]) for draw in draws]
+    assert all(pairs_of(draw[:1]) == set() for draw in draws)
+    assert all(len(draw) == 2 and draw <= pairs_of(candidates[1:]) for draw in second)
+    assert len({frozenset(draw) for draw in second}) == 6  # 2 of 4
+
+
+def test_chance_keeps_to_the_kinds_that_are_masked(monkeypatch):
+    """Two of three worked right/wrong pairs are masked: only these three can be drawn, not the pairs with `at once`."""
+    texts = ["1 + 2 = 3.", "1 + 2 = 4.", "1 + 2 = 5.", "1 + 2 = 6.", "It is 7", "It is 8"]
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
+    mask = torch.ones(1, 6, 6, dtype=torch.bool)
+    for j in (1, 2):
+        mask[0, 0, j] = mask[0, j, 0] = False
+    monkeypatch.setattr(dagrpo, "rectify", lambda *_: (mask, torch.zeros(1, 6, 6), None))
+    drawn = set()
+    for seed in range(30):
+        counts = [{kind: [] for kind in masks.KINDS} for _ in range(2)]
+        rectify = masks.rectify_in_part("chance", seed, *counts)
+        chosen, _, _ = rectify(None, SimpleNamespace(texts=texts, group_size=6), rewards, dagrpo.Config())
+        drawn.add(frozenset(pairs_of(~chosen)))
+    assert drawn == {frozenset(pair) for pair in ({(0, 1), (0, 2)}, {(0, 1), (0, 3)}, {(0, 2), (0, 3)})}
+
+
+def test_what_is_trained_is_the_default_mask_without_anchors():
+    config = study.configuration(masks.VARIANT, masks.SEEDS[0], 1e-4, study.FULL, Path())
+    default = dagrpo.Config()
+    assert (config.anchors, config.scorer, config.threshold) == ("none", default.scorer, default.threshold)
+    taken = (*study.FULL.seeds, *study.FULL.further_seeds, *study.FULL.grid_seeds, *study.FULL.settings_seeds)
+    assert not set(masks.SEEDS) & set(taken)
 
 
 @pytest.mark.parametrize(
@@ -55,14 +83,12 @@ def test_a_part_of_the_mask_leaves_out_its_pairs_and_no_others(part, left_out, m
     monkeypatch.setattr(dagrpo, "rectify", lambda *_: (whole_mask, torch.zeros(1, 4, 4), None))
     pairs, masked = ({kind: [] for kind in masks.KINDS} for _ in range(2))
     rectify = masks.rectify_in_part(part, 0, pairs, masked)
-    mask, _, advantages = rectify(
-        None, SimpleNamespace(texts=TEXTS, group_size=4), rewards, dagrpo.Config(scale="none")
-    )
+    mask, _, advantages = rectify(None, SimpleNamespace(texts=TEXTS, group_size=4), rewards, dagrpo.Config())
     assert pairs_of(~mask) == left_out
-    # (4) without σ: a quarter for each of the two pairs of an answer that is left.
+    # (4): a quarter for each of the two pairs of an answer that is left, over σ = 1/2.
     lost = [sum(n in pair for pair in left_out) for n in range(4)]
-    expected = [sign * (2 - own) / 4 for sign, own in zip((1, 1, -1, -1), lost, strict=True)]
-    assert advantages.tolist() == [pytest.approx(expected)]
+    expected = [sign * (2 - own) / 4 / 0.5 for sign, own in zip((1, 1, -1, -1), lost, strict=True)]
+    assert advantages.tolist() == [pytest.approx(expected, rel=1e-4)]
     assert pairs == {"at once": [1], "worked": [1], "one of each": [2]}
     assert masked == {"at once": [1], "worked": [1], "one of each": [0]}
 
@@ -74,9 +100,12 @@ def run(part: str, seed: int, last: float) -> dict:
 
 
 def test_the_tables_compare_each_part_with_no_mask_and_say_what_is_masked_when():
-    runs = [run("none", 0, 0.6), run("none", 1, 0.8), run("worked", 0, 0.5), run("worked", 1, 0.5), run("all", 0, 0.6)]
+    runs = [run("none", 0, 0.6), run("none", 1, 0.8), run("worked", 0, 0.5), run("worked", 1, 0.5)]
+    runs += [run("all", 0, 0.6), run("chance", 1, 0.9), run("chance", 5, 0.1)]
     lines = masks.accuracy_table(runs).splitlines()
-    assert "| worked | 2 | 50.0 | -20.0 (-30.0 to -10.0) | 45.0 | -10.0 (-15.0 to -5.0) |" in lines
+    ours = "| worked | 2 | 50.0 | -20.0 (-30.0 to -10.0) | -40.0 | 45.0 | -10.0 (-15.0 to -5.0) | -20.0 |"
+    assert ours in lines  # chance has one seed, so that the difference to it has no interval
+    assert lines[2].startswith("| none | 2 | 70.0 | – | -10.0 |")
     assert masks.kind_table(runs).splitlines()[2:] == [
         "| at once | 10 | 10.0 | 10 | 30.0 |",
         "| worked | 0 | – | 20 | 25.0 |",
@@ -94,3 +123,18 @@ def test_a_tiny_run_is_kept_and_not_repeated(tmp_path, capsys):
     masks.main(["--quick", "--json", str(file)])
     assert file.read_text().splitlines() == lines
     assert capsys.readouterr().out.count("| chance | 1 |") == 2
+
+
+def test_a_run_of_another_configuration_is_made_anew(tmp_path, monkeypatch):
+    file = tmp_path / "masks.jsonl"
+    asked = []
+
+    def measured(part, seed, rate, budget):
+        asked.append((part, seed))
+        return {**run(part, seed, 0.5), **masks.made_from(seed, rate, budget)}
+
+    monkeypatch.setattr(masks, "measure", measured)
+    for rate in (1e-4, 2e-4, 2e-4):
+        monkeypatch.setattr(study, "QUICK_RATE", rate)
+        masks.main(["--quick", "--json", str(file)])
+    assert asked == 2 * [(part, masks.SEEDS[0]) for part in masks.PARTS]
