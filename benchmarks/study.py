@@ -12,12 +12,13 @@ benchmarks/study/ with the commit, the configuration and a hash of the model and
 only where configuration or hash are others. A change of the code alone does not show in them: delete the cells after
 one. --quick does all of it in a tiny version, in runs/study-quick.
 
-One budget: every variant starts from the same model and sees the same questions in the same order, the same number of
-rollouts (but for `dapo`, which samples groups without signal again, and `sft`, which samples none) and of steps.
+One budget: every variant starts from the same model and takes the same number of steps, each on 24 questions with 8
+answers, the same questions in the same order. Three methods differ by what they are: `dapo` replaces groups without
+signal by further questions and their answers, `luffy` samples 7 answers beside the anchor, `sft` samples none.
 
 Three tasks, which differ in the solutions that some variants learn from: the example's, which a good answer of the
 embedded model looks like; solutions that skip steps, as those of an expert do (variants that end in -terse); half of
-each (-mixed). Variants without solutions are in all three.
+each (-mixed). What learns from no solution is in all three.
 """
 
 from __future__ import annotations
@@ -387,6 +388,7 @@ def run_cells(cells: list[dict[str, Any]], workers: int) -> None:
 def start_worker(threads: int) -> None:
     """Set up a worker process. It ends with the process that started it, also where that one was killed."""
     torch.set_num_threads(threads)
+    commit()  # kept from now on: the code that was loaded, whatever is committed while it runs
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -449,6 +451,20 @@ def load_cells(folder: Path) -> Cells:
     return {variant: by_seed for variant, by_seed in cells.items() if by_seed}
 
 
+def warn_of_others(cells: Cells, budget: Budget, folder: Path) -> None:
+    """Name on stderr the cells that today's configuration and questions would not make: run would make them anew."""
+    others = [
+        f"{variant}-seed{seed}"
+        for variant, by_seed in cells.items()
+        for seed, cell in by_seed.items()
+        if not is_finished(
+            folder / f"{variant}-seed{seed}.json", made_from(variant, seed, cell["learning_rate"], budget, True)
+        )
+    ]
+    if others:
+        print(f"study.py: made from other settings or questions than today's: {', '.join(others)}.", file=sys.stderr)
+
+
 def of_seeds(cells: Cells, seeds: tuple[int, ...], inside: bool = True) -> Cells:
     """The cells of these seeds, or of all others; without the variants that have none."""
     picked = {
@@ -495,6 +511,9 @@ def grid(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
 def run(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Train and measure every variant with every seed that is not finished."""
     variants = arguments.only or list(VARIANTS)
+    chosen_for = {*budget.grid_seeds, *budget.settings_seeds} & set(arguments.seeds or ())
+    if chosen_for:
+        sys.exit(f"study.py: --seeds {min(chosen_for)}: settings were picked with this seed; take another one.")
     rates = {BASE: 0.0, **learning_rates(budget, folder, sorted({grid_of(v) for v in variants if v != BASE}))}
     cells = [
         {"variant": variant, "seed": seed, "rate": rates[BASE if variant == BASE else grid_of(variant)],
@@ -521,6 +540,7 @@ def settings(arguments: argparse.Namespace, budget: Budget, folder: Path) -> Non
 def report(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Print the tables and statistics as Markdown."""
     cells = load_cells(folder)
+    warn_of_others(cells, budget, folder)
     print(markdown(of_seeds(cells, budget.further_seeds, inside=False)))
     further = of_seeds(cells, budget.further_seeds)
     if further:

@@ -21,7 +21,9 @@ Cells = dict[str, dict[int, Cell]]  # by variant and seed
 REFERENCE = "grpo"
 METHODS = ("sft", "grpo", "dr_grpo", "dapo", "luffy", "dagrpo")
 BASELINES = METHODS[:-1]
-WITHOUT_SOLUTIONS = ("base", "grpo", "dr_grpo", "dapo", "dagrpo-no-anchors")
+WITHOUT_SOLUTIONS = (
+    "base", "grpo", "grpo-equal-norms", "dr_grpo", "dapo", "dagrpo-no-anchors", "dagrpo-neither",
+)  # fmt: skip
 # What the solutions of a variant are, by the ending of its name.
 TASKS = {"": "Worked solutions", "-mixed": "Half of the solutions terse", "-terse": "Terse solutions"}
 # What is added, or what takes the place of what: a variant with it, and the one without.
@@ -100,14 +102,20 @@ def task_of(variant: str) -> str:
 
 
 def cells_of_task(cells: Cells, ending: str) -> Cells:
-    """The variants of one of TASKS, without its ending; those that learn from no solution are in both tasks.
+    """The variants of one of TASKS, without its ending; those that learn from no solution are in every task.
 
-    Empty where only these are there.
+    Of these, only the seeds that the task's own variants have, so that their means compare. Empty where only these are
+    there.
     """
     own = {name: by_seed for name, by_seed in cells.items() if task_of(name) == ending}
     if not ending or not own:
         return own
-    shared = {name: cells[name] for name in WITHOUT_SOLUTIONS if name in cells}
+    seeds = {seed for by_seed in own.values() for seed in by_seed}
+    shared = {
+        name: {seed: cell for seed, cell in cells[name].items() if seed in seeds}
+        for name in WITHOUT_SOLUTIONS
+        if name in cells
+    }
     return {**shared, **{name.removesuffix(ending): by_seed for name, by_seed in own.items()}}
 
 
@@ -155,17 +163,21 @@ def with_interval(values: np.ndarray, scale: float = 100.0, form: str = "+.1f") 
     return number(middle, form) + ("" if math.isnan(low) else f" ({number(low, form)} to {number(high, form)})")
 
 
+def learning_rates(cells: dict[int, Cell]) -> str:
+    rates = sorted({cell["learning_rate"] for cell in cells.values()})
+    return ", ".join(f"{rate:g}" for rate in rates if rate) or "–"
+
+
 def accuracy_table(cells: Cells) -> str:
     """Every variant on every benchmark: sampled accuracy in percent, mean over seeds."""
     rows = []
     for variant, by_seed in cells.items():
         means = [mean(list(accuracies(by_seed, name, "sampled").values())) for name in [*BENCHMARKS, *MEANS]]
-        rates = sorted({cell["learning_rate"] for cell in by_seed.values()})
         rows.append(
             [
                 variant,
                 str(len(by_seed)),
-                ", ".join(f"{rate:g}" for rate in rates if rate) or "–",
+                learning_rates(by_seed),
                 number(100 * mean(list(last_validation(by_seed).values()))),
                 *(number(100 * value) for value in means),
             ]
@@ -199,12 +211,13 @@ def pair_table(cells: Cells, samples: int) -> str:
     for name, (with_it, without_it) in PAIRS.items():
         seeds = cells.get(with_it, {}).keys() & cells.get(without_it, {}).keys()
         if seeds:
-            row = [name, f"{with_it} − {without_it}", str(len(seeds))]
+            rates = [learning_rates(cells[variant]) for variant in (with_it, without_it)]
+            row = [name, f"{with_it} − {without_it}", str(len(seeds)), ", ".join(dict.fromkeys(rates))]
             for kind in ("sampled", "greedy"):
                 own, others = (accuracies(cells[one], "mean of nine", kind) for one in (with_it, without_it))
                 row.append(with_interval(paired_differences(own, others)))
             rows.append(row)
-    return table(["what adds", "variants", "seeds", f"avg@{samples} (95 %)", "greedy (95 %)"], rows)
+    return table(["what adds", "variants", "seeds", "learning rate", f"avg@{samples} (95 %)", "greedy (95 %)"], rows)
 
 
 def stability_table(cells: Cells) -> str:
@@ -293,7 +306,7 @@ def task_parts(cells: Cells, k: int) -> list[str]:
     """The tables of one task."""
     parts = [
         f"Best baseline, by its accuracy on the validation set: {best_baseline(cells)}. Learning rates were picked on "
-        "the validation set too.",
+        "the validation set too; a variant of a method takes the rate that was picked for the method.",
         f"### Accuracy, avg@{k}",
         accuracy_table(cells),
     ]
@@ -425,9 +438,12 @@ def task_figure(cells: Cells, pyplot: Any) -> None:
                 markerfacecolor=fill, capsize=2, linewidth=1, label=method,
             )  # fmt: skip
     for name, line in (("grpo", "-"), ("dr_grpo", "--")):
-        if name in cells:
-            value = 100 * mean(list(accuracies(cells[name], "mean of nine", "sampled").values()))
-            axis.axhline(value, color="0.6", linestyle=line, linewidth=1, label=f"{name}, without solutions")
+        there = {place: own[name] for place, own in enumerate(by_task) if own.get(name)}
+        middles = [100 * mean(list(accuracies(own, "mean of nine", "sampled").values())) for own in there.values()]
+        if there:  # other means by task only where there are other seeds
+            axis.plot(
+                list(there), middles, color="0.6", linestyle=line, linewidth=1, label=f"{name}, without solutions"
+            )
     axis.set_xticks(range(len(TASKS)), ["\n".join(textwrap.wrap(title, 13)) for title in TASKS.values()])
     axis.set(ylabel="mean of nine benchmarks, %", ylim=(0, 100))
     figure.legend(frameon=False, loc="outside right center", fontsize=7)

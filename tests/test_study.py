@@ -228,9 +228,16 @@ def test_each_part_is_what_a_variant_with_it_has_over_one_without_it(cells):
     cells["dagrpo-no-mask"] = by_seed("dagrpo-no-mask", [0.3, 0.7, 0.1], 0.5)
     # 0.5 − 0.3 and 0.8 − 0.7; the third seed has no partner. Greedy is 0.1 more on both sides.
     differences = "+15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0)"
-    row = f"| masks | dagrpo − dagrpo-no-mask | 2 | {differences} |"
+    row = f"| masks | dagrpo − dagrpo-no-mask | 2 | 0.0001 | {differences} |"
     assert row in study_report.pair_table(cells, 8).splitlines()
     assert row in study_report.markdown(cells)
+
+
+def test_a_pair_says_where_its_learning_rates_differ(cells):
+    for own in cells["dagrpo"].values():
+        own["learning_rate"] = 8e-4
+    row = "| DaGRPO rather than GRPO | dagrpo − grpo | 2 | 0.0008, 0.0001 |"
+    assert row in study_report.pair_table(cells, 8)
 
 
 def test_further_seeds_are_reported_by_themselves_and_together_with_the_first(tmp_path, capsys):
@@ -239,11 +246,13 @@ def test_further_seeds_are_reported_by_themselves_and_together_with_the_first(tm
             written = json.dumps(cell(variant, seed, accuracy, 0.5))
             (tmp_path / f"{variant}-seed{seed}.json").write_text(written)
     study.main(["report", "--quick", "--folder", str(tmp_path)])
-    first, further, both = re.split("Only these seeds|All seeds", capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "other settings or questions than today's: sft-seed0, sft-seed1, grpo-seed0" in printed.err
+    first, further, both = re.split("Only these seeds|All seeds", printed.out)
     pair = "| DaGRPO rather than GRPO | dagrpo − grpo |"
-    assert f"{pair} 1 | +10.0 | +10.0 |" in first and "| grpo | 1 | 0.0001 | 50.0 | 40.0 |" in first
-    assert f"{pair} 1 | +20.0 | +20.0 |" in further
-    assert f"{pair} 2 | +15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0) |" in both
+    assert f"{pair} 1 | 0.0001 | +10.0 | +10.0 |" in first and "| grpo | 1 | 0.0001 | 50.0 | 40.0 |" in first
+    assert f"{pair} 1 | 0.0001 | +20.0 | +20.0 |" in further
+    assert f"{pair} 2 | 0.0001 | +15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0) |" in both
 
 
 def test_only_what_is_repeated_has_further_seeds(tmp_path, monkeypatch):
@@ -283,17 +292,21 @@ def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(cells
     assert [clip.sub(b"", path.read_bytes()) for path in study_report.draw(cells, tmp_path)] == first
 
 
-def test_a_task_has_its_own_variants_and_those_without_solutions(cells):
-    cells = {**cells, "sft": cells["grpo"], "sft-terse": cells["dapo"], "dagrpo-terse": cells["luffy"]}
+def test_a_task_has_its_own_variants_and_on_the_same_seeds_those_without_solutions(cells):
+    cells = {**cells, "sft": cells["grpo"], "sft-terse": {1: cells["dapo"][1]}, "dagrpo-terse": {1: cells["luffy"][1]}}
     assert list(study_report.cells_of_task(cells, "")) == ["grpo", "dapo", "luffy", "dagrpo", "sft"]
-    terse = study_report.cells_of_task(cells, "-terse")
-    assert {name: by_seed is cells[name] for name, by_seed in terse.items()} == {
-        "grpo": True, "dapo": True, "sft": False, "dagrpo": False,
+    assert study_report.cells_of_task(cells, "-terse") == {
+        "grpo": {1: cells["grpo"][1]}, "dapo": {1: cells["dapo"][1]},
+        "sft": cells["sft-terse"], "dagrpo": cells["dagrpo-terse"],
     }  # fmt: skip
-    assert terse["sft"] is cells["sft-terse"] and terse["dagrpo"] is cells["dagrpo-terse"]
     assert study_report.cells_of_task({"grpo": cells["grpo"]}, "-terse") == {}
-    alone = {"grpo": cells["grpo"], "sft-terse": cells["sft-terse"]}
-    assert list(study_report.cells_of_task(alone, "-terse")) == ["grpo", "sft"]
+
+
+def test_what_learns_from_no_solution_is_in_every_task():
+    for variant in study.VARIANTS:
+        config = study.configuration(variant, 0, 1e-4, study.FULL, Path())
+        own = variant == study.BASE or config.anchors == "none"
+        assert own == (variant in study_report.WITHOUT_SOLUTIONS), variant
 
 
 def test_the_table_of_settings_compares_each_with_the_start_seed_by_seed():
@@ -436,6 +449,38 @@ def test_a_cell_that_fails_leaves_no_file_and_shows_what_it_printed(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cell_is_trained_on_its_task_and_measures_what_was_trained(monkeypatch):
+    seen = {}
+
+    def train(config):
+        run = Path(config.out)
+        run.mkdir()
+        seen["training"] = anchors.read_questions(config.data)
+        record = {name: 0.5 for name in ("grad_norm", "no_signal", "masked_pairs", "anchored", "entropy", "reward")}
+        record |= {"length/mean": 9.0, "trained_sequences": 0.75, "sampled_tokens": 40}
+        record |= {"seconds/rollout": 2.0, "seconds/train": 1.0}
+        lines = [{"memory_estimate_gb": {}}, {"step": 1, **record}, {"step": 2, **record}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        rows = [{"texts": ["one two", "a right one", "wrong"], "rewards": [1.0, 1.0, 0.0]}]
+        (run / "evaluations.jsonl").write_text(json.dumps({"step": 0, "accuracy": 0.1, "length": 5.0, "rows": rows}))
+
+    def measure(path, names, folder, k, seed, temperature=study.TEMPERATURE):
+        assert Path(path) == folder / "run" / "model" and names == study_tasks.BENCHMARKS
+        return {"levels": {name: {"accuracy": temperature / k, "length": float(k)} for name in names}}
+
+    monkeypatch.setattr(dagrpo, "train", train)
+    monkeypatch.setattr(study, "measure", measure)
+    monkeypatch.setattr(rollout, "load", lambda path, _: (None, lambda text, **_: {"input_ids": text.split()}))
+    own = study.measure_cell("sft-terse", 0, 1e-4, study.QUICK, True)
+    assert [row["solution"] for row in seen["training"]] == [
+        row["solution"] for row in study.questions(study.QUICK, "-terse")["training"]
+    ]
+    assert own["benchmarks"]["larger"] == {"sampled": 0.3, "greedy": 0.0, "length": 2.0}  # 0.6 of 2 answers; 0 of 1
+    assert own["validation"] == {"steps": [0], "accuracy": [0.1], "length": [5.0], "right_length": [2.5]}
+    assert own["curves"]["skipped"] == [0.25, 0.25] and own["curves"]["seconds"] == [3.0, 3.0]
+    assert own["sampled_tokens"] == 80
+
+
 def test_the_study_does_not_start_without_picked_learning_rates(tmp_path):
     with pytest.raises(SystemExit, match=r"run study\.py grid first"):
         study.main(["run", "--only", "grpo", "--folder", str(tmp_path)])
@@ -468,6 +513,21 @@ def test_settings_are_compared_at_the_rate_of_what_they_start_from(tmp_path, mon
     assert asked[0] == ("gamma 1.0", 1e-4)
     assert {("start", 1e-4), ("start", 2e-4), ("dagrpo", 1e-4)} <= set(asked[1:])
     assert study.grid_of("gamma 1.0") == "start"
+
+
+def test_a_variant_is_run_at_the_rate_that_was_picked_for_its_method(tmp_path, monkeypatch):
+    write_grid(tmp_path, "grpo", (0.6, 0.5))
+    write_grid(tmp_path, "dagrpo", (0.5, 0.6))
+    asked = {}
+    monkeypatch.setattr(study, "run_cells", lambda cells, _: asked.update({c["variant"]: c["rate"] for c in cells}))
+    only = ["base", "grpo", "grpo-equal-norms", "dagrpo", "dagrpo-no-mask"]
+    study.main(["run", "--quick", "--only", *only, "--seeds", "0", "--folder", str(tmp_path)])
+    assert [asked[variant] for variant in only] == [0.0, 1e-4, 1e-4, 2e-4, 2e-4]
+
+
+def test_a_seed_that_settings_were_picked_with_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="--seeds 100"):
+        study.main(["run", "--quick", "--only", "base", "--seeds", "0", "100", "--folder", str(tmp_path)])
 
 
 def test_a_rate_counts_only_with_all_seeds_of_the_grid(tmp_path):
