@@ -122,7 +122,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # The other tasks. What learns from no solution is the same in all of them, and is not run again.
     **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
-REPEATED = ("sft", "grpo", "luffy", "dagrpo")  # with further seeds
+REPEATED = ("sft", "grpo", "dagrpo-neither", "dagrpo")  # with further seeds
 
 # The search for DaGRPO's defaults, on the validation set: from START, one setting changed at a time, then together what
 # was better alone.
