@@ -21,8 +21,6 @@ configuration or the questions have changed. Each takes one thread.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import sys
 import tempfile
@@ -35,7 +33,7 @@ import numpy as np
 import study
 import study_tasks
 import torch
-from study_report import mean, number, paired_differences, table, with_interval
+from study_report import last_validation, mean, mean_validation, number, paired_differences, table, with_interval
 from tqdm import tqdm
 
 import dagrpo
@@ -97,21 +95,11 @@ def rectify_in_part(part: str, seed: int, pairs: Counts, masked_pairs: Counts) -
     return rectify
 
 
-def made_from(seed: int, rate: float, budget: study.Budget) -> dict[str, Any]:
-    """What a run depends on, but for the part of the mask: its configuration, and a hash of model and questions."""
-    return json.loads(json.dumps(study.made_from(VARIANT, seed, rate, budget, benchmarks=False)))
-
-
 def measure(part: str, seed: int, rate: float, budget: study.Budget) -> dict[str, Any]:
     """One run: accuracy on the validation set by evaluation, and the pairs of each step by kind."""
     pairs: Counts = {kind: [] for kind in KINDS}
     masked_pairs: Counts = {kind: [] for kind in KINDS}
-    printed = io.StringIO()
-    with (
-        tempfile.TemporaryDirectory() as name,
-        contextlib.redirect_stdout(printed),
-        contextlib.redirect_stderr(printed),
-    ):
+    with tempfile.TemporaryDirectory() as name, study.silenced():
         folder = Path(name)
         study_tasks.write_sets(folder, study.questions(budget, ""))
         config = study.configuration(VARIANT, seed, rate, budget, folder)
@@ -122,28 +110,26 @@ def measure(part: str, seed: int, rate: float, budget: study.Budget) -> dict[str
         "part": part,
         "seed": seed,
         "commit": study.commit(),
-        "accuracy": [round(evaluation["accuracy"], 5) for evaluation in evaluations],
+        "validation": {"accuracy": [round(evaluation["accuracy"], 5) for evaluation in evaluations]},
         "pairs": pairs,
         "masked_pairs": masked_pairs,
-        **made_from(seed, rate, budget),
+        **study.made_from(VARIANT, seed, rate, budget, benchmarks=False),
     }
 
 
 def accuracy_table(runs: list[dict[str, Any]]) -> str:
     """By part: validation accuracy in percent, at the end and as the mean of the curve; differences to no mask and to
     chance in points, paired by seed."""
-    measures = {
-        "at the end": lambda run: run["accuracy"][-1],
-        "mean of the curve": lambda run: mean(run["accuracy"][1:]),
-    }
+    by_part = {part: {run["seed"]: run for run in runs if run["part"] == part} for part in PARTS}
+    measures = {"at the end": last_validation, "mean of the curve": mean_validation}
     rows = []
-    for part in PARTS:
-        row = [part, str(sum(run["part"] == part for run in runs))]
+    for part, own in by_part.items():
+        row = [part, str(len(own))]
         for measured in measures.values():
-            values = {name: {run["seed"]: measured(run) for run in runs if run["part"] == name} for name in PARTS}
-            row.append(number(100 * mean(list(values[part].values()))))
+            values = measured(own)
+            row.append(number(100 * mean(list(values.values()))))
             for other in ("none", "chance"):
-                differences = paired_differences(values[part], values[other])
+                differences = paired_differences(values, measured(by_part[other]))
                 row.append("–" if part == other else with_interval(differences))
         rows.append(row)
     head = ["mask", "seeds"]
@@ -185,19 +171,19 @@ def main(arguments: list[str] | None = None) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     rate = study.QUICK_RATE if options.quick else study.learning_rates(budget, study.FOLDER, ["dagrpo"])["dagrpo"]
     seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
-    wanted = [(part, seed) for seed in seeds for part in PARTS]
     runs = {}
     for run in study.read_lines(file) if file.exists() else []:
         part, seed = run["part"], run["seed"]
-        if (part, seed) in wanted and made_from(seed, rate, budget).items() <= run.items():
+        if study.is_made_from(run, study.made_from(VARIANT, seed, rate, budget, benchmarks=False)):
             runs[part, seed] = run
-    missing = [own for own in wanted if own not in runs]
+    missing = [(part, seed) for seed in seeds for part in PARTS if (part, seed) not in runs]
     for part, seed in tqdm(missing, desc="runs", unit="run", file=sys.stderr):
         runs[part, seed] = measure(part, seed, rate, budget)
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(runs[part, seed]) + "\n")
-    print("Validation accuracy in percent, differences in points\n", accuracy_table([*runs.values()]), sep="\n")
-    print("\nRight/wrong pairs in the runs with the whole mask\n", kind_table([*runs.values()]), sep="\n")
+    asked = [run for run in runs.values() if run["seed"] in seeds]
+    print("Validation accuracy in percent, differences in points\n", accuracy_table(asked), sep="\n")
+    print("\nRight/wrong pairs in the runs with the whole mask\n", kind_table(asked), sep="\n")
 
 
 if __name__ == "__main__":

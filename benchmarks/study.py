@@ -37,6 +37,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -209,10 +210,12 @@ def data_hash(budget: Budget, task: str) -> str:
 
 
 def is_finished(path: Path, wanted: dict[str, Any]) -> bool:
-    """Is there a cell made from what is wanted? A field that Config got since then must have its default."""
-    if not path.is_file():
-        return False
-    cell = json.loads(path.read_text(encoding="utf-8"))
+    """Is there a cell made from what is wanted?"""
+    return path.is_file() and is_made_from(json.loads(path.read_text(encoding="utf-8")), wanted)
+
+
+def is_made_from(cell: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Was the cell made from what is wanted? A field that Config got since then must have its default."""
     defaults = {field.name: field.default for field in fields(dagrpo.Config)}
     there = cell["configuration"]
     new = wanted["configuration"].keys() - there.keys()
@@ -226,14 +229,21 @@ def effective(configuration: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in configuration.items() if shapes or name != "gamma"}
 
 
-def run_cell(variant: str, seed: int, rate: float, budget: Budget, path: Path, benchmarks: bool = True) -> None:
-    """Train, measure, and write the cell to `path`; what the run prints is shown only where it fails."""
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Print nothing; where the body fails, the end of what it would have printed is in the error."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            cell = measure_cell(variant, seed, rate, budget, benchmarks)
+            yield
     except Exception as error:
         raise RuntimeError(f"{error!r}, after: {printed.getvalue()[-500:]}") from error
+
+
+def run_cell(variant: str, seed: int, rate: float, budget: Budget, path: Path, benchmarks: bool = True) -> None:
+    """Train, measure, and write the cell to `path`; what the run prints is shown only where it fails."""
+    with silenced():
+        cell = measure_cell(variant, seed, rate, budget, benchmarks)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps(cell, indent=1) + "\n", encoding="utf-8")
@@ -451,15 +461,13 @@ def load_cells(folder: Path) -> Cells:
     return {variant: by_seed for variant, by_seed in cells.items() if by_seed}
 
 
-def warn_of_others(cells: Cells, budget: Budget, folder: Path) -> None:
+def warn_of_others(cells: Cells, budget: Budget) -> None:
     """Name on stderr the cells that today's configuration and questions would not make: run would make them anew."""
     others = [
         f"{variant}-seed{seed}"
         for variant, by_seed in cells.items()
         for seed, cell in by_seed.items()
-        if not is_finished(
-            folder / f"{variant}-seed{seed}.json", made_from(variant, seed, cell["learning_rate"], budget, True)
-        )
+        if not is_made_from(cell, made_from(variant, seed, cell["learning_rate"], budget, True))
     ]
     if others:
         print(f"study.py: made from other settings or questions than today's: {', '.join(others)}.", file=sys.stderr)
@@ -540,7 +548,7 @@ def settings(arguments: argparse.Namespace, budget: Budget, folder: Path) -> Non
 def report(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Print the tables and statistics as Markdown."""
     cells = load_cells(folder)
-    warn_of_others(cells, budget, folder)
+    warn_of_others(cells, budget)
     print(markdown(of_seeds(cells, budget.further_seeds, inside=False)))
     further = of_seeds(cells, budget.further_seeds)
     if further:

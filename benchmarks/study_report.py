@@ -163,7 +163,7 @@ def with_interval(values: np.ndarray, scale: float = 100.0, form: str = "+.1f") 
     return number(middle, form) + ("" if math.isnan(low) else f" ({number(low, form)} to {number(high, form)})")
 
 
-def learning_rates(cells: dict[int, Cell]) -> str:
+def shown_rates(cells: dict[int, Cell]) -> str:
     rates = sorted({cell["learning_rate"] for cell in cells.values()})
     return ", ".join(f"{rate:g}" for rate in rates if rate) or "–"
 
@@ -177,7 +177,7 @@ def accuracy_table(cells: Cells) -> str:
             [
                 variant,
                 str(len(by_seed)),
-                learning_rates(by_seed),
+                shown_rates(by_seed),
                 number(100 * mean(list(last_validation(by_seed).values()))),
                 *(number(100 * value) for value in means),
             ]
@@ -211,7 +211,7 @@ def pair_table(cells: Cells, samples: int) -> str:
     for name, (with_it, without_it) in PAIRS.items():
         seeds = cells.get(with_it, {}).keys() & cells.get(without_it, {}).keys()
         if seeds:
-            rates = [learning_rates(cells[variant]) for variant in (with_it, without_it)]
+            rates = [shown_rates(cells[variant]) for variant in (with_it, without_it)]
             row = [name, f"{with_it} − {without_it}", str(len(seeds)), ", ".join(dict.fromkeys(rates))]
             for kind in ("sampled", "greedy"):
                 own, others = (accuracies(cells[one], "mean of nine", kind) for one in (with_it, without_it))

@@ -96,7 +96,8 @@ def test_a_part_of_the_mask_leaves_out_its_pairs_and_no_others(part, left_out, m
 def run(part: str, seed: int, last: float) -> dict:
     pairs = {"at once": [10, 10], "worked": [0, 20], "one of each": [4, 0]}
     masked = {"at once": [1, 3], "worked": [0, 5], "one of each": [0, 0]}
-    return {"part": part, "seed": seed, "accuracy": [0.2, 0.4, last], "pairs": pairs, "masked_pairs": masked}
+    validation = {"accuracy": [0.2, 0.4, last]}
+    return {"part": part, "seed": seed, "validation": validation, "pairs": pairs, "masked_pairs": masked}
 
 
 def test_the_tables_compare_each_part_with_no_mask_and_say_what_is_masked_when():
@@ -119,7 +120,7 @@ def test_a_tiny_run_is_kept_and_not_repeated(tmp_path, capsys):
     lines = file.read_text().splitlines()
     runs = [json.loads(line) for line in lines]
     assert [run["part"] for run in runs] == list(masks.PARTS)
-    assert all(len(run["accuracy"]) == 3 and len(run["pairs"]["worked"]) == 2 for run in runs)
+    assert all(len(run["validation"]["accuracy"]) == 3 and len(run["pairs"]["worked"]) == 2 for run in runs)
     masks.main(["--quick", "--json", str(file)])
     assert file.read_text().splitlines() == lines
     assert capsys.readouterr().out.count("| chance | 1 |") == 2
@@ -131,10 +132,20 @@ def test_a_run_of_another_configuration_is_made_anew(tmp_path, monkeypatch):
 
     def measured(part, seed, rate, budget):
         asked.append((part, seed))
-        return {**run(part, seed, 0.5), **masks.made_from(seed, rate, budget)}
+        return {**run(part, seed, 0.5), **study.made_from(masks.VARIANT, seed, rate, budget, False)}
 
     monkeypatch.setattr(masks, "measure", measured)
     for rate in (1e-4, 2e-4, 2e-4):
         monkeypatch.setattr(study, "QUICK_RATE", rate)
         masks.main(["--quick", "--json", str(file)])
     assert asked == 2 * [(part, masks.SEEDS[0]) for part in masks.PARTS]
+
+
+def test_only_the_seeds_that_are_asked_for_are_in_the_tables(tmp_path, monkeypatch, capsys):
+    def measured(part, seed, rate, budget):
+        return {**run(part, seed, 0.5), **study.made_from(masks.VARIANT, seed, rate, budget, False)}
+
+    monkeypatch.setattr(masks, "measure", measured)
+    for seeds in (["200"], ["201", "202"]):
+        masks.main(["--quick", "--json", str(tmp_path / "masks.jsonl"), "--seeds", *seeds])
+    assert "| chance | 1 |" in (printed := capsys.readouterr().out) and "| chance | 2 |" in printed

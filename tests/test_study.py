@@ -255,6 +255,15 @@ def test_further_seeds_are_reported_by_themselves_and_together_with_the_first(tm
     assert f"{pair} 2 | 0.0001 | +15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0) |" in both
 
 
+def test_figures_are_of_the_first_seeds_alone(tmp_path, monkeypatch):
+    for seed in (0, 1):  # --quick has 1 as its further seed
+        (tmp_path / f"{seed}.json").write_text(json.dumps(cell("grpo", seed, 0.5, 0.5)))
+    drawn = []
+    monkeypatch.setattr(study, "draw", lambda cells, _: drawn.append(cells) or [])
+    study.main(["figures", "--quick", "--folder", str(tmp_path)])
+    assert {variant: list(own) for variant, own in drawn[0].items()} == {"grpo": [0]}
+
+
 def test_only_what_is_repeated_has_further_seeds(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(study, "run_cells", lambda cells, workers: asked.extend(cells))
@@ -569,6 +578,8 @@ def test_a_tiny_study_runs_once_and_is_reported(tmp_path, capsys):
 
     study.main(["report", "--folder", str(tmp_path)])
     assert "| dagrpo | 1 |" in capsys.readouterr().out
+    study.main(["report", "--quick", "--folder", str(tmp_path)])
+    assert "other settings" not in capsys.readouterr().err
 
 
 def test_tiny_settings_are_compared_on_the_validation_set_alone(tmp_path, capsys):
