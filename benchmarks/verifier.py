@@ -38,9 +38,10 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm  # noqa: E402
 
 import verify  # noqa: E402
-from answer_parser import Words, read  # noqa: E402
+from verify.grading import final_answers, idle_workers  # noqa: E402
+from verify.parser import Words, read  # noqa: E402
 
-CASES = ROOT / "tests" / "data" / "verify_cases.jsonl"
+CASES = ROOT / "tests" / "verify" / "data" / "verify_cases.jsonl"
 Decide = Callable[[dict[str, Any]], bool]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def peer_gold(text: str) -> str:
     formula = re.fullmatch(r"\s*(\$\$?)([^$]+)\1\s*", text)
     if formula and r"\boxed" not in text:
         return formula[2]
-    answers = verify.answers_of(text)
+    answers = final_answers(text)
     return answers[-1] if answers else text
 
 
@@ -428,7 +429,7 @@ def fuzz(arguments: argparse.Namespace) -> None:
 def peak_memory() -> int:
     """Bytes that the worker processes have held at most, each; 0 where the system does not say."""
     peaks = [0]
-    for worker in verify.idle_workers:
+    for worker in idle_workers:
         status = Path(f"/proc/{worker.process.pid}/status")
         if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+)", status.read_text())):
             peaks.append(1024 * int(peak[1]))

@@ -1,7 +1,7 @@
 r"""Read a final answer, LaTeX or plain, into a value that can be compared: an expression, a set, an interval, words.
 
 `read` is the way in. What stands outside of all brackets decides the kind: commas make a list, `=` and `<` a relation,
-`\cup` a region, a colon a ratio; what is left is an expression (answer_expression.py). Text that fits no kind is not
+`\cup` a region, a colon a ratio; what is left is an expression (expression.py). Text that fits no kind is not
 read, and is compared as text.
 """
 
@@ -17,8 +17,8 @@ from typing import TypeAlias
 import sympy
 from sympy.matrices.matrixbase import MatrixBase
 
-from answer_expression import UNIT_VECTORS, expression, rational
-from answer_regions import (
+from verify.expression import UNIT_VECTORS, expression, rational
+from verify.regions import (
     MAX_MEMBERS,
     REALS,
     Interval,
@@ -30,7 +30,7 @@ from answer_regions import (
     where,
     whole_numbers,
 )
-from answer_text import (
+from verify.text import (
     FAMILIAR,
     GREEK,
     LETTER_UNITS,
@@ -314,9 +314,9 @@ def read_item(tokens: list[str]) -> Value:
     if tokens == [r"\emptyset"] or tokens == ["\\{", "\\}"]:
         return Group("set", ())
     if tokens[0] in SYSTEMS and matching(tokens, 0) == len(tokens) - 1 and set(tokens) & COMPARED:
-        rows, _ = split([token for token in tokens[1:-1] if token != "&"], {r"\\"})
-        rows = [row[matching(row, 0) + 1 :] if row[0] == "{" else row for row in rows if row]
-        return Group("list", tuple(read_item(row) for row in rows))
+        lines, _ = split([token for token in tokens[1:-1] if token != "&"], {r"\\"})
+        lines = [line[matching(line, 0) + 1 :] if line[0] == "{" else line for line in lines if line]
+        return Group("list", tuple(read_item(line) for line in lines))
     if tokens[0] == r"\begin{cases}" and matching(tokens, 0) == len(tokens) - 1:
         return cases(tokens[1:-1])
     if tokens[0] in OPENING and matching(tokens, 0) == len(tokens) - 1:
@@ -435,14 +435,14 @@ def read_set_operation(tokens: list[str]) -> Value | None:
 
 def cases(tokens: list[str]) -> Value:
     """A system of equations as a list, or a function by cases as a set of (value, condition)."""
-    rows = [[cell for cell in split(row, {"&"})[0] if cell] for row in split(tokens, {r"\\"})[0] if row]
-    if all(len(row) == 1 for row in rows):
-        return Group("list", tuple(read_item(row[0]) for row in rows))
+    lines = [[cell for cell in split(line, {"&"})[0] if cell] for line in split(tokens, {r"\\"})[0] if line]
+    if all(len(cells) == 1 for cells in lines):
+        return Group("list", tuple(read_item(cells[0]) for cells in lines))
     pairs: list[Value] = []
-    for row in rows:
-        if len(row) != 2:
+    for cells in lines:
+        if len(cells) != 2:
             raise Unreadable
-        value, condition = row[0][:-1] if row[0][-1] == "," else row[0], row[1]
+        value, condition = cells[0][:-1] if cells[0][-1] == "," else cells[0], cells[1]
         spelled = re.sub(r"^\\text|[{}]", "", "".join(condition))
         condition = condition[2 if spelled.startswith("if") else 3 if spelled.startswith("for") else 0 :]
         otherwise = spelled.startswith("otherwise")
@@ -454,7 +454,7 @@ def single(tokens: list[str]) -> Value:
     """An expression, a matrix, or a vector in the unit vectors i, j, k."""
     value = expression(tokens)
     if isinstance(value, MatrixBase):
-        return Matrix(tuple(tuple(row) for row in value.tolist()))
+        return Matrix(tuple(tuple(cells) for cells in value.tolist()))
     if value.free_symbols.intersection(UNIT_VECTORS):  # 3i + 4j
         parts = [value.coeff(vector) for vector in UNIT_VECTORS]
         if value != sympy.Add(*(part * vector for part, vector in zip(parts, UNIT_VECTORS, strict=True))):

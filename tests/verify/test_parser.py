@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sympy
 
-from answer_parser import (
+from verify.parser import (
     Congruence,
     Group,
     Matrix,
@@ -18,7 +18,7 @@ from answer_parser import (
     read,
     region_of,
 )
-from answer_regions import REALS, Interval, Region, merged
+from verify.regions import REALS, Interval, Region, merged
 
 x = sympy.Symbol("x", real=True)
 N = sympy.Integer

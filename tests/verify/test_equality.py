@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import verify
-from answer_equality import is_equivalent
+from verify.equality import is_equivalent
 
 DATA = Path(__file__).parent / "data"
 
@@ -420,8 +421,9 @@ def test_different(kind):
 def labelled_cases():
     """The labelled answers, by category; `policy` in the files names the convention that decides a case."""
     for name in ("verify_cases.jsonl", "answer_cases.jsonl"):
-        rows = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
-        for category, cases in groupby(sorted(rows, key=lambda row: row["category"]), key=lambda row: row["category"]):
+        labelled = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+        labelled.sort(key=itemgetter("category"))
+        for category, cases in groupby(labelled, key=itemgetter("category")):
             yield pytest.param(list(cases), id=f"{name.split('_')[0]}-{category}")
 
 

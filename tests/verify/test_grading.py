@@ -1,4 +1,4 @@
-r"""The verifier as it is used: what it extracts from a text, and how `grade` works through a batch."""
+r"""Is an answer right? One text, and how `grade` works through a batch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from pathlib import Path
 import pytest
 
 import verify
+from verify import grading
+from verify.worker import WORKER_MEMORY
+
+ROOT = Path(verify.__file__).parents[1]
+
 
 EXTRACTED = {
     "the last complete box": [
@@ -149,14 +154,14 @@ def test_lists_of_unequal_length_are_an_error():
 
 def test_workers_are_kept_for_the_next_call():
     verify.grade([r"\boxed{x}"], ["y"], workers=1)
-    before = [worker.process.pid for worker in verify.idle_workers]
+    before = [worker.process.pid for worker in grading.idle_workers]
     verify.grade([r"\boxed{x}"], ["y"], workers=1)
-    assert [worker.process.pid for worker in verify.idle_workers] == before
+    assert [worker.process.pid for worker in grading.idle_workers] == before
     assert before
 
 
 def test_plain_numbers_and_choices_need_no_process(monkeypatch):
-    monkeypatch.setattr(verify, "compare_all", lambda comparisons, *_: [pytest.fail("called")] if comparisons else [])
+    monkeypatch.setattr(grading, "compare_all", lambda comparisons, *_: [pytest.fail("called")] if comparisons else [])
     assert verify.grade([r"\boxed{3}", "so 4", r"\boxed{A}"], ["3.0", "5", "A"], [None, None, ["x", "y"]]) == [
         True,
         False,
@@ -167,26 +172,26 @@ def test_plain_numbers_and_choices_need_no_process(monkeypatch):
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be halted here")
 def test_a_worker_that_does_not_answer_is_killed_and_replaced():
     verify.grade([r"\boxed{x}"], ["y"], workers=1)
-    halted = verify.idle_workers[-1]
+    halted = grading.idle_workers[-1]
     os.kill(halted.process.pid, signal.SIGSTOP)
     start = time.perf_counter()
     verdicts = verify.grade([r"\boxed{a}", r"\boxed{2b}"], ["a", "b + b"], workers=1, time_limit=0.5)
     assert verdicts == [False, True]  # the first one ran out of time, the second one got a new process
     assert 0.5 <= time.perf_counter() - start < 20
     assert halted.process.poll() is not None
-    assert halted not in verify.idle_workers
+    assert halted not in grading.idle_workers
 
 
 def test_a_worker_that_died_is_replaced():
     verify.grade([r"\boxed{x}"], ["y"], workers=1)
-    verify.idle_workers[-1].process.kill()
+    grading.idle_workers[-1].process.kill()
     assert verify.grade([r"\boxed{a}", r"\boxed{2b}"], ["a", "b + b"], workers=1)[1] is True
 
 
 def test_kept_workers_that_died_cost_no_verdict():
     verify.grade([r"\boxed{2x}"] * 80, [f"x + {n}x" for n in range(80)], workers=2)
-    assert len(verify.idle_workers) >= 2
-    for worker in verify.idle_workers:
+    assert len(grading.idle_workers) >= 2
+    for worker in grading.idle_workers:
         worker.process.kill()
         worker.process.wait()
     assert verify.grade([r"\boxed{a}", r"\boxed{2b}"], ["a + 0", "b + b"], workers=1) == [True, True]
@@ -198,7 +203,7 @@ def test_a_busy_worker_ends_with_the_program_that_started_it():
     answer = ", ".join(rf"\sin^2(x+{n}yz){tail}" for n in range(1, 29))
     gold = ", ".join(rf"(1-\cos^2(x+{n}yz)){tail}" for n in range(28, 0, -1))  # it takes seconds to find the pairs
     code = f"import verify; verify.grade([r'\\boxed{{{answer}}}'], [r'{gold}'], workers=1, time_limit=99)"
-    program = subprocess.Popen([sys.executable, "-c", code], cwd=Path(verify.__file__).parent)
+    program = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     wait_for(lambda: children(program.pid))
     (worker,) = children(program.pid)
     time.sleep(1.5)  # until it has read its case
@@ -225,16 +230,16 @@ def wait_for(condition, seconds: float = 20) -> None:
 
 def test_no_more_workers_are_kept_than_there_are_cores():
     verify.grade([r"\boxed{2x}"] * 40, [f"x + {n}x" for n in range(40)], workers=8)
-    assert 0 < len(verify.idle_workers) <= (os.cpu_count() or 1)
-    assert verify.live_workers == set(verify.idle_workers)
+    assert 0 < len(grading.idle_workers) <= (os.cpu_count() or 1)
+    assert grading.live_workers == set(grading.idle_workers)
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits are looked up in /proc")
 def test_the_memory_of_a_worker_is_limited():
     verify.grade([r"\boxed{x}"], ["y"], workers=1)
-    limits = Path(f"/proc/{verify.idle_workers[-1].process.pid}/limits").read_text().splitlines()
+    limits = Path(f"/proc/{grading.idle_workers[-1].process.pid}/limits").read_text().splitlines()
     (address_space,) = [line for line in limits if line.startswith("Max address space")]
-    assert address_space.split()[3] == str(verify.WORKER_MEMORY)
+    assert address_space.split()[3] == str(WORKER_MEMORY)
 
 
 def test_a_negative_number_of_workers_is_an_error():
@@ -257,17 +262,68 @@ def test_grade_works_from_threads():
 def test_a_script_without_a_main_guard_can_grade_and_ends():
     """Workers are started as commands, so that they do not run the user's script again."""
     code = r"import verify; print(verify.grade([r'\boxed{2x}'], ['x + x'], workers=1))"
-    root = Path(verify.__file__).parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.stderr) == ("[True]", "")
+
+
+@pytest.mark.parametrize("path", ["", os.pathsep], ids=["no PYTHONPATH", "PYTHONPATH with an empty entry"])
+def test_a_worker_takes_no_module_from_the_working_directory(path, monkeypatch, tmp_path):
+    for name in ("sympy", "json", "verify"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError")
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.chdir(tmp_path)
+    worker = grading.Worker()
+    try:
+        assert worker.compare((("2x",), "x + x"), 20) is True
+    finally:
+        worker.stop()
+
+
+def test_a_worker_keeps_the_environment(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/one", "", "/two"]))
+    monkeypatch.setenv("KEPT", "1")
+    assert grading.environment() == {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), "/one", "/two"])}
+
+
+def test_neither_the_package_nor_a_worker_imports_torch():
+    code = "import sys, verify, verify.worker; print('verify.worker' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("True False", "")
+
+
+def test_the_package_does_not_import_the_program_of_its_workers():
+    code = "import sys, verify; print('verify.worker' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
+def test_a_worker_that_a_person_starts_says_what_it_is():
+    command = [sys.executable, "-m", "verify.worker"]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "verify.grade" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals here")
+def test_a_worker_does_not_read_from_a_terminal():
+    ours, its = os.openpty()
+    try:
+        command = [sys.executable, "-m", "verify.worker", "--worker"]
+        done = subprocess.run(command, cwd=ROOT, stdin=its, capture_output=True, text=True, timeout=60)
+    finally:
+        os.close(ours)
+        os.close(its)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "verify.grade" in done.stderr
 
 
 def test_where_no_process_can_start_answers_are_compared_here(monkeypatch):
     def refuse() -> None:
         raise OSError("not allowed")
 
-    monkeypatch.setattr(verify, "idle_workers", [])
-    monkeypatch.setattr(verify, "Worker", refuse)
+    monkeypatch.setattr(grading, "idle_workers", [])
+    monkeypatch.setattr(grading, "Worker", refuse)
     with pytest.warns(UserWarning, match="not allowed"):
         assert verify.grade([r"\boxed{2x}"], ["x + x"], workers=1) == [True]
 

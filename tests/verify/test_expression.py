@@ -8,8 +8,8 @@ import time
 import pytest
 import sympy
 
-from answer_expression import MAX_DEPTH, expression, power_of, root_of
-from answer_text import Unreadable, tidy, tokens_of
+from verify.expression import MAX_DEPTH, expression, power_of, root_of
+from verify.text import Unreadable, tidy, tokens_of
 
 x, y = sympy.symbols("x y", real=True)
 R = sympy.Rational

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from answer_text import (
+from verify.text import (
     MAX_TOKENS,
     Unreadable,
     matching,

@@ -9,8 +9,8 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from answer_regions import REALS, Interval, Region, breaks, complement, intersection, merged, where, whole_numbers
-from answer_text import Unreadable
+from verify.regions import REALS, Interval, Region, breaks, complement, intersection, merged, where, whole_numbers
+from verify.text import Unreadable
 
 x = sympy.Symbol("x", real=True)
 N = sympy.Integer

@@ -15,7 +15,7 @@ from fractions import Fraction
 import sympy
 from sympy.matrices.matrixbase import MatrixBase
 
-from answer_text import GREEK, Unreadable, matching, split
+from verify.text import GREEK, Unreadable, matching, split
 
 MAX_DEPTH = 60  # nested brackets
 MAX_DIGITS = 4_000  # of a number; Python refuses to read more than 4,300
@@ -425,8 +425,8 @@ class Parser:
         letter = name.rstrip("'").partition("_")[0]
         simple = re.fullmatch(r"-?(?:[a-zA-Z]|\d+)", "".join(inner)) is not None
         nested = len(inner) > 3 and inner[0] in APPLIED | APPLIED_TO_ONE and inner[1] == "("  # f(g(x))
-        known = letter in APPLIED or (letter in APPLIED_TO_ONE and (simple or nested))
-        if not known and not (simple and inner[-1].isdigit()):
+        is_function = letter in APPLIED or (letter in APPLIED_TO_ONE and (simple or nested))
+        if not is_function and not (simple and inner[-1].isdigit()):
             return None
         arguments = [expression(piece) for piece in split(inner, {","})[0]]
         self.place = end + 1
@@ -559,9 +559,9 @@ class Parser:
             raise Unreadable
         if name == "array" and inner and inner[0] == "{":
             inner = inner[matching(inner, 0) + 1 :]
-        rows = [row for row in split(inner, {r"\\"})[0] if row]
-        cells = [[expression(cell) for cell in split(row, {"&"})[0]] for row in rows]
-        if not cells or len({len(row) for row in cells}) != 1 or len(cells) * len(cells[0]) > MAX_CELLS:
+        lines = [line for line in split(inner, {r"\\"})[0] if line]
+        cells = [[expression(cell) for cell in split(line, {"&"})[0]] for line in lines]
+        if not cells or len({len(line) for line in cells}) != 1 or len(cells) * len(cells[0]) > MAX_CELLS:
             raise Unreadable
         found = sympy.ImmutableMatrix(cells)
         return determinant(found) if name == "vmatrix" else found

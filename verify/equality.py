@@ -14,8 +14,8 @@ from fractions import Fraction
 import sympy
 from sympy.core.function import AppliedUndef
 
-from answer_expression import ANY_INTEGER
-from answer_parser import (
+from verify.expression import ANY_INTEGER
+from verify.parser import (
     TURNED,
     Congruence,
     Group,
@@ -32,8 +32,8 @@ from answer_parser import (
     read_spelling,
     region_of,
 )
-from answer_regions import Interval, Region, merged
-from answer_text import MAX_LENGTH, THOUSANDS, Unreadable, tidy
+from verify.regions import Interval, Region, merged
+from verify.text import MAX_LENGTH, THOUSANDS, Unreadable, tidy
 
 NUMBER = re.compile(r"[-+]?\d{1,1000}(?:\.\d{1,1000})?", re.ASCII)
 DIGITS = 60  # of a number that is no fraction; two numbers agree where 50 of them do
@@ -177,7 +177,7 @@ def sequence(value: Value) -> tuple[Value, ...] | None:
     if isinstance(value, Interval) and value.low_open and value.high_open:
         return (value.low, value.high)
     if isinstance(value, Matrix) and 1 in (len(value.rows), len(value.rows[0])):
-        return tuple(cell for row in value.rows for cell in row)
+        return tuple(cell for cells in value.rows for cell in cells)
     return None
 
 
@@ -412,8 +412,8 @@ def places(symbols: list[sympy.Symbol]) -> list[dict[sympy.Symbol, sympy.Expr]]:
     """Points at which expressions in these variables are compared: fixed, in no pattern, of several sizes and signs."""
     ranges = [(-800, 1_200), (-800, 1_200), (-800, 1_200), (41, 1_200), (1, 40), (4_100, 90_000), (-40, 40), (-300, 0)]
     return [
-        {symbol: sympy.Rational(random.Random(f"{row} {symbol}").randrange(*span), 41) for symbol in symbols}
-        for row, span in enumerate(ranges)
+        {symbol: sympy.Rational(random.Random(f"{number} {symbol}").randrange(*span), 41) for symbol in symbols}
+        for number, span in enumerate(ranges)
     ]
 
 
@@ -421,10 +421,10 @@ def whole_places(symbols: list[sympy.Symbol]) -> list[dict[sympy.Symbol, sympy.E
     """Points of whole numbers, at which what is rounded takes its steps."""
     return [
         {
-            symbol: sympy.Integer((row + place * random.Random(row).randrange(30)) % 41 - 6)
+            symbol: sympy.Integer((start + place * random.Random(start).randrange(30)) % 41 - 6)
             for place, symbol in enumerate(symbols)
         }
-        for row in range(41)
+        for start in range(41)
     ]
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise, product
 
 import sympy
 
-from answer_text import Unreadable
+from verify.text import Unreadable
 
 MAX_MEMBERS = 1_000  # of {1, 2, …, 100} written out
 

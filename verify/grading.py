@@ -1,13 +1,7 @@
-r"""Is an answer right? Extract the final answer of a text and compare it with the gold answer by meaning.
+r"""Is the answer of a text right? One text in this process, or a batch in processes with a time limit.
 
-    grade(["... so it is \\boxed{1/2}."], ["0.5"])    # [True]
-
-The conventions, in short: decimals are exact values; a unit or a percent sign on one side only is ignored; sets and
-lists have no order, tuples have; (1, 2) is a point or an interval as the gold is; equations agree up to a factor;
-variables are real, and R is not r; the last complete box of a text is its answer, and a truncated box is none.
-
-Text that a model wrote is read by answer_parser.py, compared by answer_equality.py, and never evaluated as code.
-`grade` works in processes of its own, which are killed and replaced when an answer takes too long.
+What sympy takes cannot be known before, and what it has begun cannot be stopped from inside of its process. So a batch
+is compared in processes of its own (worker.py), and one that takes too long is killed and replaced.
 """
 
 from __future__ import annotations
@@ -23,12 +17,12 @@ import sys
 import threading
 import warnings
 from collections import deque
+from pathlib import Path
 
-from answer_equality import choice_of, is_equivalent, readable
+from verify.equality import choice_of, is_equivalent, readable
 
 TEXT_END = 100_000  # characters searched for an answer, from the end of the text
 START_LIMIT = 60.0  # seconds that a worker process may take to start and to import sympy
-WORKER_MEMORY = 4 * 2**30  # bytes of address space that a worker may have, where the system can limit it
 CASES_A_WORKER = 32  # below this many comparisons a further process does not pay
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(-?\w+)(?![\w{]))")
@@ -71,10 +65,10 @@ def extract_answer(text: str) -> str | None:
     else the last formula or number of the final sentence. A text that ends inside a box or inside its reasoning has
     none.
     """
-    return next(iter(answers_of(text)), None)
+    return next(iter(final_answers(text)), None)
 
 
-def answers_of(text: str) -> list[str]:
+def final_answers(text: str) -> list[str]:
     r"""The final answer; after it, where the text ends in `\boxed{1} and \boxed{2}`, the list of both."""
     text = text[-TEXT_END:]
     if "</think>" in text:
@@ -177,12 +171,12 @@ def is_correct(text: str, gold: str, choices: list[str] | None = None, *, rel_to
     """Does the final answer of the text equal the gold answer? With `choices`, the gold is a letter: A, B, ..."""
     if choices:
         return chosen(text) == (choice_of(gold) or gold.strip().upper())
-    return any(is_equivalent(answer, gold, rel_tol=rel_tol) for answer in answers_of(text))
+    return any(is_equivalent(answer, gold, rel_tol=rel_tol) for answer in final_answers(text))
 
 
 def chosen(text: str) -> str | None:
     """The letter of the choice that a text makes: in its answer, else the last capital letter that stands alone."""
-    answers = answers_of(text)
+    answers = final_answers(text)
     if not answers and ("<think>" in text.rpartition("</think>")[2] or boxes_of(text[-TEXT_END:])[1]):
         return None  # cut off
     letters = re.findall(r"\b([A-HJ-Z])\b", answers[0] if answers else "")
@@ -216,7 +210,7 @@ def grade(
         if option:
             verdicts[place] = is_correct(text, gold, option) if gold.strip() else None
             continue
-        answers = answers_of(text)
+        answers = final_answers(text)
         if PLAIN_NUMBER.fullmatch(gold.strip()) and all(PLAIN_NUMBER.fullmatch(answer) for answer in answers):
             verdicts[place] = any(is_equivalent(answer, gold) for answer in answers)
         else:
@@ -250,7 +244,8 @@ class Worker:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "--worker"],
+            [sys.executable, "-P", "-m", "verify.worker", "--worker"],
+            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -264,7 +259,7 @@ class Worker:
             self.answer(START_LIMIT)
         except (ValueError, queue.Empty):
             self.stop()
-            raise OSError(f"{sys.executable} did not start verify.py") from None
+            raise OSError(f"{sys.executable} did not start verify.worker") from None
 
     def listen(self) -> None:
         assert self.process.stdout is not None
@@ -292,6 +287,13 @@ class Worker:
             with contextlib.suppress(OSError):  # what was not written yet has no reader any more
                 if pipe is not None:
                     pipe.close()
+
+
+def environment() -> dict[str, str]:
+    """That of a worker: from any working directory it finds this package, and no module in that directory."""
+    folders = [str(Path(__file__).absolute().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    # An empty entry would stand for the working directory.
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in folders if folder)}
 
 
 live_workers: set[Worker] = set()
@@ -387,36 +389,3 @@ def idle_worker() -> Worker | None:
             return worker
         worker.stop()
     return None
-
-
-def serve() -> None:
-    """What a worker process does, until its input ends, also in the middle of a comparison."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that it works for
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (WORKER_MEMORY, WORKER_MEMORY))
-    lines: queue.Queue[str] = queue.Queue()
-
-    def listen() -> None:
-        for line in sys.stdin:
-            lines.put(line)
-        os._exit(0)  # nobody waits for an answer any more
-
-    threading.Thread(target=listen, daemon=True).start()
-    print(json.dumps("ready"), flush=True)
-    while True:
-        answers, gold = json.loads(lines.get())
-        try:
-            verdict = compare((tuple(answers), gold))
-        except (MemoryError, RecursionError):
-            verdict = False
-        print(json.dumps(verdict), flush=True)
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["--worker"]:
-        sys.exit("verify.py is a module: from verify import grade. The tests show its use: pytest tests/test_verify.py")
-    serve()

@@ -1,0 +1,17 @@
+r"""Is an answer right? Extract the final answer of a text and compare it with the gold answer by meaning.
+
+    grade(["... so it is \\boxed{1/2}."], ["0.5"])    # [True]
+
+The conventions, in short: decimals are exact values; a unit or a percent sign on one side only is ignored; sets and
+lists have no order, tuples have; (1, 2) is a point or an interval as the gold is; equations agree up to a factor;
+variables are real, and R is not r; the last complete box of a text is its answer, and a truncated box is none.
+
+Text that a model wrote is read by parser.py, compared by equality.py, and never evaluated as code. `grade` works in
+processes of its own, which are killed and replaced when an answer takes too long. The package needs sympy and the
+standard library only.
+"""
+
+from verify.equality import is_equivalent
+from verify.grading import extract_answer, grade, is_correct
+
+__all__ = ["extract_answer", "grade", "is_correct", "is_equivalent"]
