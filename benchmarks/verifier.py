@@ -38,7 +38,8 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm  # noqa: E402
 
 import verify  # noqa: E402
-from verify.grading import final_answers, idle_workers  # noqa: E402
+from verify.extraction import final_answers  # noqa: E402
+from verify.grading import idle_workers  # noqa: E402
 from verify.parser import Words, read  # noqa: E402
 
 CASES = ROOT / "tests" / "verify" / "data" / "verify_cases.jsonl"

@@ -12,6 +12,7 @@ standard library only.
 """
 
 from verify.equality import is_equivalent
-from verify.grading import extract_answer, grade, is_correct
+from verify.extraction import extract_answer
+from verify.grading import grade, is_correct
 
 __all__ = ["extract_answer", "grade", "is_correct", "is_equivalent"]
