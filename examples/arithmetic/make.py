@@ -353,7 +353,7 @@ def main() -> None:
         tokenizer = build_tokenizer()
         model = pretrain(tokenizer, held_out, options.steps, options.seed)
         tokenizer.save_pretrained(HERE)
-        model.to(torch.bfloat16).save_pretrained(HERE)
+        model.bfloat16().save_pretrained(HERE)
     report(options.seed)
 
 

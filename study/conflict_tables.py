@@ -1,4 +1,4 @@
-"""What conflict.py measures, summarised: statistics over dependent pairs, and the Markdown tables.
+"""What study/conflict.py measures, summarised: statistics over dependent pairs, and the Markdown tables.
 
 Pairs of a group share answers: their intervals resample groups. Intervals of steps and costs resample repetitions.
 All are 95 % bootstrap intervals.

@@ -13,20 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import study
-import study_report
-import study_tasks
 
 import anchors
 import dagrpo
 import rollout
+from study import run as study
+from study import tables, tasks
 
 NAN = math.nan
 
 
 @pytest.fixture(scope="module")
 def sets():
-    return study_tasks.questions(30, 5, 5)
+    return tasks.questions(30, 5, 5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -35,7 +34,7 @@ def sets():
 
 
 def test_no_question_is_in_two_sets_or_was_held_out_of_pretraining(sets):
-    assert list(sets) == ["training", "validation", *study_tasks.BENCHMARKS]
+    assert list(sets) == ["training", "validation", *tasks.BENCHMARKS]
     problems = [row["problem"] for rows in sets.values() for row in rows]
     example = {row["problem"] for name in ("train", "held_out") for row in example_rows(name)}
     assert len(problems) == len(set(problems)) == 11 * 30
@@ -100,7 +99,7 @@ def largest_result(row: dict) -> int:
 
 
 def test_terse_solutions_are_right_and_take_half_the_steps(sets):
-    for own, terse in zip(sets["training"], study_tasks.with_terse_solutions(sets["training"], 1.0), strict=True):
+    for own, terse in zip(sets["training"], tasks.with_terse_solutions(sets["training"], 1.0), strict=True):
         assert {**own, "solution": ""} == {**terse, "solution": ""}
         assert anchors.correctness([terse["solution"]], [terse]) == [1.0]
         operations = [len(sentence.split(", ")) - 1 for sentence in own["problem"].split(". ")[:-1]]
@@ -117,28 +116,28 @@ def test_in_the_mixed_task_half_of_the_solutions_are_terse():
     picked = [own == other for own, other in zip(mixed, terse, strict=True)]
     assert mixed == [b if pick else a for pick, a, b in zip(picked, worked, terse, strict=True)]
     assert 0.45 < sum(picked) / len(picked) < 0.55
-    assert worked == study_tasks.questions(300, 80, 40)["training"]
+    assert worked == tasks.questions(300, 80, 40)["training"]
 
 
 def test_a_question_can_be_read_back_as_the_problem_that_it_was_made_from(sets):
     for rows in sets.values():
         for row in rows:
-            problem = study_tasks.as_problem(row["problem"])
+            problem = tasks.as_problem(row["problem"])
             assert problem.answer == int(row["answer"])
             if row["problem"].endswith(f"Find {' + '.join(problem.names)}."):  # not reordered
                 assert problem.text == row["problem"]
 
 
 def test_the_seeds_alone_fix_the_questions(sets):
-    assert study_tasks.questions(30, 5, 5) == sets
+    assert tasks.questions(30, 5, 5) == sets
 
 
 def test_the_real_study_is_large_enough():
-    assert study.FULL.benchmark_each >= 300 and len(study.FULL.seeds) >= study_report.ENOUGH_SEEDS
+    assert study.FULL.benchmark_each >= 300 and len(study.FULL.seeds) >= tables.ENOUGH_SEEDS
     parts = ("grid_seeds", "settings_seeds", "seeds", "further_seeds")
     seeds = [seed for part in parts for seed in getattr(study.FULL, part)]
     assert len(set(seeds)) == len(seeds)  # no cell is chosen for its own luck, or counted twice
-    assert len(study.FULL.further_seeds) >= study_report.ENOUGH_SEEDS
+    assert len(study.FULL.further_seeds) >= tables.ENOUGH_SEEDS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,32 +146,32 @@ def test_the_real_study_is_large_enough():
 
 
 def test_a_spike_is_measured_by_what_came_before_it():
-    assert study_report.spikes([1.0, 1.0, 1.0, 1.0, 1.0, 11.0, 9.0, 10.5]) == 2  # 11 and 10.5 against a median of 1
-    assert study_report.spikes([50.0, 1.0, 1.0]) == 0  # nothing to compare the first ones with
-    assert study_report.spikes([1.0] * 5 + [10.0]) == 0  # exactly ten times is not over ten times
+    assert tables.spikes([1.0, 1.0, 1.0, 1.0, 1.0, 11.0, 9.0, 10.5]) == 2  # 11 and 10.5 against a median of 1
+    assert tables.spikes([50.0, 1.0, 1.0]) == 0  # nothing to compare the first ones with
+    assert tables.spikes([1.0] * 5 + [10.0]) == 0  # exactly ten times is not over ten times
 
 
 def test_steps_without_an_update_do_not_lower_the_median_norm():
-    assert study_report.norm_summary([0.0, 2.0, 0.0, 4.0]) == {
+    assert tables.norm_summary([0.0, 2.0, 0.0, 4.0]) == {
         "p50": 3.0,
         "p99": pytest.approx(3.98),
         "max": 4.0,
         "spikes": 0,
     }
-    assert math.isnan(study_report.norm_summary([0.0])["p99"])
+    assert math.isnan(tables.norm_summary([0.0])["p99"])
 
 
 def test_differences_are_paired_by_seed_and_unknown_ones_left_out():
     ours, others = {2: 0.5, 0: 0.7, 1: NAN, 3: 0.9}, {0: 0.4, 1: 0.2, 2: 0.6}
-    assert study_report.paired_differences(ours, others) == pytest.approx([0.3, -0.1])
+    assert tables.paired_differences(ours, others) == pytest.approx([0.3, -0.1])
 
 
 def test_an_interval_needs_two_seeds():
-    assert study_report.mean_and_interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)  # means 0, ½, 1 at ¼, ½, ¼
-    assert study_report.mean_and_interval(np.array([0.2, 0.2, 0.2])) == pytest.approx((0.2, 0.2, 0.2))
-    middle, low, high = study_report.mean_and_interval(np.array([0.3]))
+    assert tables.mean_and_interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)  # means 0, ½, 1 at ¼, ½, ¼
+    assert tables.mean_and_interval(np.array([0.2, 0.2, 0.2])) == pytest.approx((0.2, 0.2, 0.2))
+    middle, low, high = tables.mean_and_interval(np.array([0.3]))
     assert middle == 0.3 and math.isnan(low) and math.isnan(high)
-    assert all(map(math.isnan, study_report.mean_and_interval(np.array([]))))
+    assert all(map(math.isnan, tables.mean_and_interval(np.array([]))))
 
 
 def cell(variant: str, seed: int, accuracy: float, validation: float, **changes: object) -> dict:
@@ -187,7 +186,7 @@ def cell(variant: str, seed: int, accuracy: float, validation: float, **changes:
             for name in ("grad_norm", "no_signal", "masked_pairs", "skipped", "entropy", "seconds")
         },
         "sampled_tokens": 1000,
-        "benchmarks": {name: {"sampled": accuracy, "greedy": accuracy + 0.1} for name in study_tasks.BENCHMARKS},
+        "benchmarks": {name: {"sampled": accuracy, "greedy": accuracy + 0.1} for name in tasks.BENCHMARKS},
         **changes,
     }  # fmt: skip
 
@@ -207,16 +206,16 @@ def cells():
 
 
 def test_norm_growth_compares_the_end_of_a_run_with_its_start():
-    assert study_report.norm_growth([1.0, 3.0, 5.0, 0.0, 8.0], count=2) == 6.5 / 2.0
-    assert math.isnan(study_report.norm_growth([0.0, 0.0]))
+    assert tables.norm_growth([1.0, 3.0, 5.0, 0.0, 8.0], count=2) == 6.5 / 2.0
+    assert math.isnan(tables.norm_growth([0.0, 0.0]))
 
 
 def test_the_best_baseline_is_picked_on_validation_not_on_the_benchmarks(cells):
-    assert study_report.best_baseline(cells) == "luffy"
+    assert tables.best_baseline(cells) == "luffy"
 
 
 def test_the_table_holds_paired_differences_in_points(cells):
-    rows = study_report.difference_table(cells, "mean of nine", 8).splitlines()
+    rows = tables.difference_table(cells, "mean of nine", 8).splitlines()
     assert "avg@8 − grpo (95 %)" in rows[0] and "greedy − luffy (95 %)" in rows[0]
     columns = [column.strip() for column in rows[-1].strip("|").split("|")]
     # 0.5 − 0.4 and 0.8 − 0.6 against grpo; 0 and 0.3 against luffy.
@@ -229,15 +228,15 @@ def test_each_part_is_what_a_variant_with_it_has_over_one_without_it(cells):
     # 0.5 − 0.3 and 0.8 − 0.7; the third seed has no partner. Greedy is 0.1 more on both sides.
     differences = "+15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0)"
     row = f"| masks | dagrpo − dagrpo-no-mask | 2 | 0.0001 | {differences} |"
-    assert row in study_report.pair_table(cells, 8).splitlines()
-    assert row in study_report.markdown(cells)
+    assert row in tables.pair_table(cells, 8).splitlines()
+    assert row in tables.markdown(cells)
 
 
 def test_a_pair_says_where_its_learning_rates_differ(cells):
     for own in cells["dagrpo"].values():
         own["learning_rate"] = 8e-4
     row = "| DaGRPO rather than GRPO | dagrpo − grpo | 2 | 0.0008, 0.0001 |"
-    assert row in study_report.pair_table(cells, 8)
+    assert row in tables.pair_table(cells, 8)
 
 
 def test_further_seeds_are_reported_by_themselves_and_together_with_the_first(tmp_path, capsys):
@@ -277,13 +276,13 @@ def test_only_what_is_repeated_has_further_seeds(tmp_path, monkeypatch):
 def test_the_mean_of_nine_weighs_every_benchmark_alike():
     own = cell("grpo", 0, 0.0, 0.5)
     own["benchmarks"]["level-1"]["sampled"] = 0.9
-    assert study_report.accuracies({0: own}, "mean of nine", "sampled")[0] == pytest.approx(0.1)
-    assert study_report.accuracies({0: own}, "mean of six", "sampled")[0] == pytest.approx(0.15)
-    assert study_report.accuracies({0: own}, "mean of three", "sampled")[0] == 0
+    assert tables.accuracies({0: own}, "mean of nine", "sampled")[0] == pytest.approx(0.1)
+    assert tables.accuracies({0: own}, "mean of six", "sampled")[0] == pytest.approx(0.15)
+    assert tables.accuracies({0: own}, "mean of three", "sampled")[0] == 0
 
 
 def test_the_report_says_how_few_seeds_there_are_and_bears_what_is_not_known(cells):
-    text = study_report.markdown(cells)
+    text = tables.markdown(cells)
     assert "Fewer than 8 seeds: grpo (2), dapo (2), luffy (2), dagrpo (2)" in text
     assert "nan" not in text
     assert "| grpo | 2 | 1.000 | 4.000 | 5.000 | 4.00 (4.00 to 4.00) | 1.00 | 1.00 | 37.5 |" in text
@@ -291,37 +290,37 @@ def test_the_report_says_how_few_seeds_there_are_and_bears_what_is_not_known(cel
 
 def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(cells, tmp_path):
     pytest.importorskip("matplotlib")
-    paths = study_report.draw(cells, tmp_path / "figures")
-    names = {name + suffix for name in study_report.FIGURES for suffix in (".png", ".svg")}
+    paths = tables.draw(cells, tmp_path / "figures")
+    names = {name + suffix for name in tables.FIGURES for suffix in (".png", ".svg")}
     assert {path.name for path in paths} == names
     assert all(path.stat().st_size > 5_000 for path in paths)
     # No date, no random names; the names of clip paths hash places whose last digits the layout does not fix.
     clip = re.compile(rb"p[0-9a-f]{10}")
     first = [clip.sub(b"", path.read_bytes()) for path in paths]
-    assert [clip.sub(b"", path.read_bytes()) for path in study_report.draw(cells, tmp_path)] == first
+    assert [clip.sub(b"", path.read_bytes()) for path in tables.draw(cells, tmp_path)] == first
 
 
 def test_a_task_has_its_own_variants_and_on_the_same_seeds_those_without_solutions(cells):
     cells = {**cells, "sft": cells["grpo"], "sft-terse": {1: cells["dapo"][1]}, "dagrpo-terse": {1: cells["luffy"][1]}}
-    assert list(study_report.cells_of_task(cells, "")) == ["grpo", "dapo", "luffy", "dagrpo", "sft"]
-    assert study_report.cells_of_task(cells, "-terse") == {
+    assert list(tables.cells_of_task(cells, "")) == ["grpo", "dapo", "luffy", "dagrpo", "sft"]
+    assert tables.cells_of_task(cells, "-terse") == {
         "grpo": {1: cells["grpo"][1]}, "dapo": {1: cells["dapo"][1]},
         "sft": cells["sft-terse"], "dagrpo": cells["dagrpo-terse"],
     }  # fmt: skip
-    assert study_report.cells_of_task({"grpo": cells["grpo"]}, "-terse") == {}
+    assert tables.cells_of_task({"grpo": cells["grpo"]}, "-terse") == {}
 
 
 def test_what_learns_from_no_solution_is_in_every_task():
     for variant in study.VARIANTS:
         config = study.configuration(variant, 0, 1e-4, study.FULL, Path())
         own = variant == study.BASE or config.anchors == "none"
-        assert own == (variant in study_report.WITHOUT_SOLUTIONS), variant
+        assert own == (variant in tables.WITHOUT_SOLUTIONS), variant
 
 
 def test_the_table_of_settings_compares_each_with_the_start_seed_by_seed():
     start, other = by_seed("start", [0.1, 0.1], 0.5), by_seed("gamma 1", [0.1, 0.1], 0.7)
     start[1]["validation"]["accuracy"] = [0.1, 0.5, 0.7]
-    lines = study_report.settings_table({"start": start, "gamma 1": other}).splitlines()
+    lines = tables.settings_table({"start": start, "gamma 1": other}).splitlines()
     # At the end 0.5 and 0.7 against 0.7 twice; means of the curves, without step 0: 0.5 and 0.6.
     assert lines[-2].startswith("| start | 2 | 60.0 | – | 55.0 | – | 37.5 | 37.5 | 1 |")
     assert lines[-1].startswith("| gamma 1 | 2 | 70.0 | +10.0 (+0.0 to +20.0) | 70.0 | +15.0 (+10.0 to +20.0) |")
@@ -384,7 +383,7 @@ FOLLOWS = {"method", "threshold"}  # from the name, and from another scorer or r
 
 def test_a_pair_changes_what_it_names_and_has_it_on_its_left():
     """Swapped, it would report a gain as a loss."""
-    for name, pair in study_report.PAIRS.items():
+    for name, pair in tables.PAIRS.items():
         assert set(pair) <= study.VARIANTS.keys()
         left, right = (study.configuration(variant, 0, 1e-4, study.FULL, Path()) for variant in pair)
         changed = {field for field, value in vars(left).items() if vars(right)[field] != value}
@@ -416,12 +415,12 @@ def test_a_cell_without_shaped_anchors_stays_finished_where_gamma_changes(tmp_pa
 def test_workers_end_with_the_process_that_started_them():
     """Killed, it cannot end them itself; they would go on beside the next study."""
     program = (
-        "import os, sys; sys.path[:0] = sys.argv[1:]; import study; from concurrent.futures import ProcessPoolExecutor;"
+        "import os; from study import run as study; from concurrent.futures import ProcessPoolExecutor;"
         "pool = ProcessPoolExecutor(1, initializer=study.start_worker, initargs=(1,));"
         "print(pool.submit(os.getpid).result(), flush=True); os.kill(os.getpid(), 9)"
     )
-    paths = [str(study.ROOT), str(study.ROOT / "benchmarks")]
-    ended = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=tasks.ROOT, capture_output=True, text=True, timeout=60)
     worker = int(ended.stdout)
     for _ in range(100):
         if not is_running(worker):
@@ -441,10 +440,10 @@ def is_running(process: int) -> bool:
 
 def test_a_terse_variant_has_a_learning_rate_and_data_of_its_own():
     assert [study.grid_of(name) for name in ("sft-terse", "dagrpo-no-mask")] == ["sft-terse", "dagrpo"]
-    names = [f"dagrpo{task}" for task in study_report.TASKS]
+    names = [f"dagrpo{task}" for task in tables.TASKS]
     made = [study.made_from(name, 0, 1e-4, study.QUICK, True) for name in names]
     assert made[0]["configuration"] == made[1]["configuration"] == made[2]["configuration"]
-    assert len({own["data"] for own in made}) == len(study_report.TASKS)
+    assert len({own["data"] for own in made}) == len(tables.TASKS)
 
 
 def test_a_cell_that_fails_leaves_no_file_and_shows_what_it_printed(tmp_path, monkeypatch):
@@ -474,7 +473,7 @@ def test_a_cell_is_trained_on_its_task_and_measures_what_was_trained(monkeypatch
         (run / "evaluations.jsonl").write_text(json.dumps({"step": 0, "accuracy": 0.1, "length": 5.0, "rows": rows}))
 
     def measure(path, names, folder, k, seed, temperature=study.TEMPERATURE):
-        assert Path(path) == folder / "run" / "model" and names == study_tasks.BENCHMARKS
+        assert Path(path) == folder / "run" / "model" and names == tasks.BENCHMARKS
         return {"levels": {name: {"accuracy": temperature / k, "length": float(k)} for name in names}}
 
     monkeypatch.setattr(dagrpo, "train", train)
@@ -491,7 +490,7 @@ def test_a_cell_is_trained_on_its_task_and_measures_what_was_trained(monkeypatch
 
 
 def test_the_study_does_not_start_without_picked_learning_rates(tmp_path):
-    with pytest.raises(SystemExit, match=r"run study\.py grid first"):
+    with pytest.raises(SystemExit, match=r"run study\.run grid first"):
         study.main(["run", "--only", "grpo", "--folder", str(tmp_path)])
 
 
@@ -573,7 +572,7 @@ def test_a_tiny_study_runs_once_and_is_reported(tmp_path, capsys):
     result = json.loads((tmp_path / "dagrpo-seed0.json").read_text())
     assert result["validation"]["steps"] == [0, 1, 2]
     assert len(result["curves"]["grad_norm"]) == 2 and result["sampled_tokens"] > 0
-    assert set(result["benchmarks"]) == set(study_tasks.BENCHMARKS)
+    assert set(result["benchmarks"]) == set(tasks.BENCHMARKS)
     assert (tmp_path / "dagrpo-seed0.json").stat().st_size < 10_000  # no answers in it
 
     study.main(["report", "--folder", str(tmp_path)])

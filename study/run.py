@@ -1,11 +1,11 @@
 """Does DaGRPO beat GRPO, SFT and hybrid training, by how much? A comparison at one budget on the embedded task.
 
-    python benchmarks/study.py grid       pick each method's learning rate on the validation set
-    python benchmarks/study.py run        train and measure every variant with every seed
-    python benchmarks/study.py settings   the search for DaGRPO's defaults, on the validation set
-    python benchmarks/study.py report     the tables, as Markdown
-    python benchmarks/study.py figures    the figures, as PNG and SVG (pip install matplotlib)
-    python benchmarks/study.py make       write the questions as JSONL, to look at
+    python -m study.run grid       pick each method's learning rate on the validation set
+    python -m study.run run        train and measure every variant with every seed
+    python -m study.run settings   the search for DaGRPO's defaults, on the validation set
+    python -m study.run report     the tables, as Markdown
+    python -m study.run figures    the figures, as PNG and SVG (pip install matplotlib)
+    python -m study.run make       write the questions as JSONL, to look at
 
 `grid`, `run` and `settings` take up where they stopped: each (variant, seed) is a cell, kept as one JSON file in
 benchmarks/study/ with the commit, the configuration and a hash of the model and data that made it, and is run again
@@ -43,10 +43,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import study_tasks
 import torch
-from study_report import TASKS, Cells, draw, markdown, mean, norm_summary, replication, settings_table, task_of
-from study_tasks import BENCHMARKS, ROOT, Row
 from tqdm import tqdm
 
 import dagrpo
@@ -54,6 +51,9 @@ import rollout
 from anchors import read_questions
 from evaluate import evaluate
 from flags import ConfigError
+from study import tasks
+from study.tables import TASKS, Cells, draw, markdown, mean, norm_summary, replication, settings_table, task_of
+from study.tasks import BENCHMARKS, ROOT, Row
 
 FOLDER = ROOT / "benchmarks" / "study"
 QUICK_FOLDER = ROOT / "runs" / "study-quick"
@@ -195,8 +195,8 @@ def made_from(variant: str, seed: int, rate: float, budget: Budget, benchmarks: 
 @functools.cache
 def questions(budget: Budget, task: str) -> dict[str, list[Row]]:
     """Rows by name, of the training set with the solutions of the task."""
-    sets = study_tasks.questions(budget.benchmark_each, budget.training_each, budget.validation_each)
-    sets["training"] = study_tasks.with_terse_solutions(sets["training"], TERSE_SHARE[task])
+    sets = tasks.questions(budget.benchmark_each, budget.training_each, budget.validation_each)
+    sets["training"] = tasks.with_terse_solutions(sets["training"], TERSE_SHARE[task])
     return sets
 
 
@@ -255,7 +255,7 @@ def measure_cell(variant: str, seed: int, rate: float, budget: Budget, benchmark
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        study_tasks.write_sets(folder, questions(budget, task_of(variant)))
+        tasks.write_sets(folder, questions(budget, task_of(variant)))
         config = configuration(variant, seed, rate, budget, folder)
         steps: list[dict[str, Any]] = []
         trained = config.model
@@ -388,11 +388,11 @@ def run_cells(cells: list[dict[str, Any]], workers: int) -> None:
                 failed.append(f"{futures[future]}: {future.exception()}")
                 tqdm.write(f"failed: {failed[-1]}", file=sys.stderr)
     except KeyboardInterrupt:
-        sys.exit("study.py: stopped. Finished cells are kept; the same command goes on from there.")
+        sys.exit("study.run: stopped. Finished cells are kept; the same command goes on from there.")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if failed:
-        sys.exit(f"study.py: {len(failed)} of {len(missing)} cells failed, the first one is {failed[0]}")
+        sys.exit(f"study.run: {len(failed)} of {len(missing)} cells failed, the first one is {failed[0]}")
 
 
 def start_worker(threads: int) -> None:
@@ -439,7 +439,7 @@ def learning_rates(budget: Budget, folder: Path, variants: list[str]) -> dict[st
         elif budget == QUICK:
             rates[variant] = QUICK_RATE
         else:
-            sys.exit(f"study.py: the learning rate of {variant} is not picked yet: run study.py grid first.")
+            sys.exit(f"study.run: the learning rate of {variant} is not picked yet: run study.run grid first.")
     return rates
 
 
@@ -447,12 +447,12 @@ def load_cells(folder: Path) -> Cells:
     """The cells in the folder, variants in the order of FLAGS. Ends the program where they do not compare."""
     found = [with_nan(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
     if not found:
-        sys.exit(f"study.py: no cells in {folder}: run study.py run first.")
+        sys.exit(f"study.run: no cells in {folder}: run study.run run first.")
     steps = {cell["configuration"]["steps"] for cell in found if cell["variant"] != BASE}
     hashes = {(task_of(cell["variant"]), cell["data"]) for cell in found}
     if len(hashes) > len({task for task, _ in hashes}) or len(steps) > 1:
         sys.exit(
-            f"study.py: the cells in {folder} are of different questions, models or steps: run study.py run again."
+            f"study.run: the cells in {folder} are of different questions, models or steps: run study.run run again."
         )
     cells: Cells = {
         variant: {cell["seed"]: cell for cell in sorted(found, key=lambda c: c["seed"]) if cell["variant"] == variant}
@@ -470,7 +470,7 @@ def warn_of_others(cells: Cells, budget: Budget) -> None:
         if not is_made_from(cell, made_from(variant, seed, cell["learning_rate"], budget, True))
     ]
     if others:
-        print(f"study.py: made from other settings or questions than today's: {', '.join(others)}.", file=sys.stderr)
+        print(f"study.run: made from other settings or questions than today's: {', '.join(others)}.", file=sys.stderr)
 
 
 def of_seeds(cells: Cells, seeds: tuple[int, ...], inside: bool = True) -> Cells:
@@ -491,7 +491,7 @@ def make(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     """Write the training set, the validation set and the nine benchmarks as JSONL."""
     folder = arguments.folder or ROOT / "runs" / "study-questions"
     sets = {**questions(budget, ""), **{f"training{task}": questions(budget, task)["training"] for task in TASKS}}
-    study_tasks.write_sets(folder, sets)
+    tasks.write_sets(folder, sets)
     for name, rows in sets.items():
         print(f"{name:14} {len(rows):>5} questions, such as: {rows[0]['problem']}")
     print(f"Written to {folder}.")
@@ -521,7 +521,7 @@ def run(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None:
     variants = arguments.only or list(VARIANTS)
     chosen_for = {*budget.grid_seeds, *budget.settings_seeds} & set(arguments.seeds or ())
     if chosen_for:
-        sys.exit(f"study.py: --seeds {min(chosen_for)}: settings were picked with this seed; take another one.")
+        sys.exit(f"study.run: --seeds {min(chosen_for)}: settings were picked with this seed; take another one.")
     rates = {BASE: 0.0, **learning_rates(budget, folder, sorted({grid_of(v) for v in variants if v != BASE}))}
     cells = [
         {"variant": variant, "seed": seed, "rate": rates[BASE if variant == BASE else grid_of(variant)],
@@ -563,7 +563,7 @@ def figures(arguments: argparse.Namespace, budget: Budget, folder: Path) -> None
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="study.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="study.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
     for command in (grid, run, settings, report, figures, make):
@@ -586,7 +586,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         options.command(options, QUICK if options.quick else FULL, folder)
     except (ConfigError, ImportError) as error:
-        sys.exit(f"study.py: {error}")
+        sys.exit(f"study.run: {error}")
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 
-import conflict
-import conflict_report
 import numpy as np
 import pytest
 import torch
 
 import dagrpo
 import rollout
+from study import conflict, conflict_tables
 
 NAN = math.nan
 
@@ -53,7 +52,7 @@ def log_likelihood(model, rollouts, i):
     ],
 )
 def test_spearman_by_hand(a, b, expected):
-    assert conflict_report.spearman(np.array(a), np.array(b)) == pytest.approx(expected, nan_ok=True)
+    assert conflict_tables.spearman(np.array(a), np.array(b)) == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -68,39 +67,39 @@ def test_spearman_by_hand(a, b, expected):
     ],
 )
 def test_area_under_curve_by_hand(score, event, expected):
-    area = conflict_report.area_under_curve(np.array(score), np.array(event, dtype=bool))
+    area = conflict_tables.area_under_curve(np.array(score), np.array(event, dtype=bool))
     assert area == pytest.approx(expected, nan_ok=True)
 
 
 def test_pairs_of_one_group_are_not_counted_as_independent():
     values = np.repeat([0.0, 1.0], 50)
-    mean = conflict_report.mean_or_nan
-    value, low, high = conflict_report.by_groups(mean, [values], groups=np.repeat([3, 8], 50))
+    mean = conflict_tables.mean_or_nan
+    value, low, high = conflict_tables.by_groups(mean, [values], groups=np.repeat([3, 8], 50))
     assert (value, low, high) == (0.5, 0.0, 1.0)  # two groups say hardly anything
-    _, low, high = conflict_report.by_groups(mean, [values], groups=np.arange(100))
+    _, low, high = conflict_tables.by_groups(mean, [values], groups=np.arange(100))
     assert low == pytest.approx(0.4, abs=0.02) and high == pytest.approx(0.6, abs=0.02)
 
 
 def test_no_interval_from_one_group_or_from_an_event_that_most_draws_miss():
-    value, low, high = conflict_report.by_groups(conflict_report.mean_or_nan, [np.arange(4.0)], np.zeros(4))
+    value, low, high = conflict_tables.by_groups(conflict_tables.mean_or_nan, [np.arange(4.0)], np.zeros(4))
     assert value == 1.5 and math.isnan(low) and math.isnan(high)
     event = np.arange(30) == 29
-    value, low, high = conflict_report.by_groups(
-        conflict_report.area_under_curve, [np.arange(30.0), event], np.arange(30)
+    value, low, high = conflict_tables.by_groups(
+        conflict_tables.area_under_curve, [np.arange(30.0), event], np.arange(30)
     )
     assert value == 1.0 and math.isnan(low) and math.isnan(high)
 
 
 def test_a_repetition_without_a_value_is_left_out():
-    assert conflict_report.by_repetitions([2.0, NAN, 2.0]) == (2.0, 2.0, 2.0)
-    assert all(map(math.isnan, conflict_report.by_repetitions([NAN])))
+    assert conflict_tables.by_repetitions([2.0, NAN, 2.0]) == (2.0, 2.0, 2.0)
+    assert all(map(math.isnan, conflict_tables.by_repetitions([NAN])))
 
 
 def test_no_event_is_shown_with_a_bound_by_groups():
-    assert conflict_report.most_likely_share(1) == pytest.approx(0.95)
-    assert conflict_report.most_likely_share(300) == pytest.approx(3 / 300, rel=0.01)  # the rule of three
-    assert conflict_report.shown_share((0.0, 0.0, 0.0), 0, 300) == "0 (in at most 1.0% of groups)"
-    assert conflict_report.shown_share((0.5, 0.25, 0.75), 10, 4) == "50.0% (25.0% to 75.0%), 10 pairs"
+    assert conflict_tables.most_likely_share(1) == pytest.approx(0.95)
+    assert conflict_tables.most_likely_share(300) == pytest.approx(3 / 300, rel=0.01)  # the rule of three
+    assert conflict_tables.shown_share((0.0, 0.0, 0.0), 0, 300) == "0 (in at most 1.0% of groups)"
+    assert conflict_tables.shown_share((0.5, 0.25, 0.75), 10, 4) == "50.0% (25.0% to 75.0%), 10 pairs"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,9 +136,9 @@ def test_displaced_pairs_are_those_whose_own_step_lowers_the_right_answer(model,
 
 def test_a_group_without_both_kinds_has_no_pairs(model, group):
     assert conflict.measure_pairs(model, group, torch.ones(1, 4), 1.0) == {}
-    assert conflict_report.summary_of_pairs({}) == {"groups": 0, "pairs": 0}
+    assert conflict_tables.summary_of_pairs({}) == {"groups": 0, "pairs": 0}
     checkpoint = {"steps": 0, "questions": 1, "accuracy": 1.0, "length": 5.0, "groups": 0, "pairs": 0}
-    assert "| 0 | 0 of 1 | 0 | 100% | 5 | – | – | – | – |" in conflict_report.pair_tables([checkpoint])
+    assert "| 0 | 0 of 1 | 0 | 100% | 5 | – | – | – | – |" in conflict_tables.pair_tables([checkpoint])
 
 
 def test_full_gradients_mask_the_displaced_pairs(model, group):
@@ -156,7 +155,7 @@ def test_full_gradients_mask_the_displaced_pairs(model, group):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", conflict_report.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", conflict_tables.OPTIMIZERS)
 def test_a_step_is_taken_inside_and_taken_back_after(model, group, optimizer):
     config = dagrpo.Config(group_size=4, warmup=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -183,7 +182,7 @@ def test_masks_are_compared_with_none_in_the_same_repetition():
         masked = {**own, "trained": 6.0, "train_seconds": 1.5, "SGD length": 1.0, "SGD right, batch": change + 1}
         return {"none": plain, "auto": masked}
 
-    auto = conflict_report.summary_of_masks([repetition(0.0), repetition(100.0)])["auto"]
+    auto = conflict_tables.summary_of_masks([repetition(0.0), repetition(100.0)])["auto"]
     assert auto["SGD right, batch, against none"] == (1.0, 1.0, 1.0)
     assert auto["SGD length, against none"] == (0.5, 0.5, 0.5)
     assert auto["skipped"] == (0.25, 0.25, 0.25) and auto["saved_seconds"] == (0.5, 0.5, 0.5)

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import masks
 import pytest
-import study
 import torch
 
 import dagrpo
+from study import masks
+from study import run as study
 
 TEXTS = ["I get 3", "So 1 + 2 = 3. I get 3", "So 1 + 2 = 4. I get 4", "That makes 5"]
 WORKED_PAIR, PAIR_AT_ONCE = {(1, 2)}, {(0, 3)}

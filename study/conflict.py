@@ -1,7 +1,7 @@
 """Do the gradients of right and wrong answers collide, does a cheap score see it, and does masking then help?
 
-    python benchmarks/conflict.py                     the embedded model, after 0, 10 and 20 steps of GRPO
-    python benchmarks/conflict.py --steps 0 --repetitions 0 --model MODEL --data FILE.jsonl    any other model, as it is
+    python -m study.conflict                     the embedded model, after 0, 10 and 20 steps of GRPO
+    python -m study.conflict --steps 0 --repetitions 0 --model MODEL --data FILE.jsonl    any other model, as it is
 
 Four Markdown tables are printed, over the checkpoints of a training:
 
@@ -12,7 +12,7 @@ Four Markdown tables are printed, over the checkpoints of a training:
        on, and of answers to other questions from the same policy. One mask applies rule (5) to the full gradients:
        what masking could do if its score were right.
     4. What a threshold masks, skips, costs and saves, in CPU time (on a GPU, wall time). Accuracy by threshold is
-       measured by benchmarks/study.py.
+       measured by study/run.py.
 
 Pairs of a group share answers, so intervals of 1 and 2 resample groups; those of 3 and 4 resample repetitions, each of
 which draws questions and answers anew. All are 95 % bootstrap intervals. The measured questions are not trained on.
@@ -36,9 +36,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import study_tasks
 import torch
-from conflict_report import (
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import anchors
+import dagrpo
+import rollout
+import scoring
+from benchmarks.speed import machine, synchronize
+from dagrpo import Config
+from report import say
+from rollout import Rollouts
+from study import tasks
+from study.conflict_tables import (
     FULL,
     MEASURED,
     OPTIMIZERS,
@@ -51,17 +61,7 @@ from conflict_report import (
     summary_of_masks,
     summary_of_pairs,
 )
-from speed import machine, synchronize
-from study import commit
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-import anchors
-import dagrpo
-import rollout
-import scoring
-from dagrpo import Config
-from report import say
-from rollout import Rollouts
+from study.run import commit
 
 MASKS: dict[str, dict[str, Any]] = {
     "none": {"scorer": "none", "threshold": 0.0},
@@ -295,7 +295,7 @@ def measure_masks(
 def questions(data: str) -> tuple[list[anchors.Row], list[anchors.Row]]:
     """(to train on, to measure on): training and validation set of the study, or the two halves of --data, shuffled."""
     if not data:
-        sets = study_tasks.questions(1, 80, 40)  # as study.py draws them; of the benchmarks none is needed here
+        sets = tasks.questions(1, 80, 40)  # as study/run.py draws them; of the benchmarks none is needed here
         return sets["training"], sets["validation"]
     rows, _ = anchors.drop_unreadable(anchors.read_questions([data]))
     random.Random(0).shuffle(rows)
@@ -359,7 +359,9 @@ def without_nan(value: Any) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="study.conflict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", help="as dagrpo.py takes it; the embedded model without it")
     parser.add_argument("--data", default="", help="JSONL file; half of it is trained on, the other half measured")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 20], help="of GRPO before each checkpoint")
@@ -378,7 +380,7 @@ def main(arguments: list[str] | None = None) -> None:
     training, measured = questions(options.data)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        study_tasks.write_sets(folder, {"training": training})
+        tasks.write_sets(folder, {"training": training})
         random.Random(0).shuffle(measured)  # the study's come level by level
         config = configuration(options, folder)
         checkpoints = [

@@ -1,9 +1,9 @@
 """What the answers of a run on the embedded example can do, evaluation by evaluation: does training harm a skill?
 
-    python benchmarks/study.py make --folder runs/questions
+    python -m study.run make --folder runs/questions
     python dagrpo.py --data runs/questions/training-terse.jsonl --eval-data runs/questions/validation.jsonl \\
         --steps 20 --learning-rate 4e-4 --eval-every 4 --eval-temperature 0.6 --out runs/terse
-    python benchmarks/skills.py runs/terse
+    python -m study.skills runs/terse
 
 Two skills are read from the text of the held-out answers: single steps (`7 + 5 = 12.`) that are right, and first sums
 of two quantities whose addends the answer itself has found before, each in a step of its own.
@@ -17,7 +17,7 @@ import re
 import sys
 from pathlib import Path
 
-from study_tasks import make
+from study.tasks import make
 
 FIRST_SUM = re.compile(rf"(?:{'|'.join(make.JOINS)})(\d+) \+ (\d+) = ")
 RESULT = re.compile(r"= (\d+)\.")
@@ -38,11 +38,13 @@ def share(values: list[bool]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="study.skills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of the run")
     path = parser.parse_args(arguments).run / "evaluations.jsonl"
     if not path.is_file():
-        sys.exit(f"skills.py: {path} does not exist; name the folder of a run (--out of dagrpo.py).")
+        sys.exit(f"study.skills: {path} does not exist; name the folder of a run (--out of dagrpo.py).")
     print("| step | right answers | right single steps | sums of values found before |\n| --- | ---: | ---: | ---: |")
     for line in path.read_text(encoding="utf-8").splitlines():
         evaluation = json.loads(line)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import skills
+
+from study import skills
 
 
 def test_single_steps_are_judged_and_leaps_and_plain_numbers_left_out():

@@ -18,16 +18,13 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from examples.arithmetic import make
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "arithmetic")]
-
-import make  # noqa: E402
-
 Row = dict[str, Any]
 IN_DISTRIBUTION = [f"level-{level}" for level in make.LEVELS]
 OUT_OF_DISTRIBUTION = ["longer", "larger", "reordered"]

@@ -1,6 +1,6 @@
 """What the cells of the study say: statistics paired by seed, tables as Markdown, figures.
 
-A cell is the dict that study.py writes for one (variant, seed). All figures of accuracy are shares in 0..1 here and
+A cell is the dict that study/run.py writes for one (variant, seed). All figures of accuracy are shares in 0..1 here and
 percent or percentage points in tables. A figure that is not known is NaN, and a table shows it as –.
 """
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study_tasks import BENCHMARKS, IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 
 from evaluate import bootstrap
+from study.tasks import BENCHMARKS, IN_DISTRIBUTION, OUT_OF_DISTRIBUTION
 
 Cell = dict[str, Any]
 Cells = dict[str, dict[int, Cell]]  # by variant and seed

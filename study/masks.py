@@ -1,9 +1,9 @@
 """Which masked pairs help, and which cost? GRPO with DaGRPO's loss norm and parts of its mask, without anchors.
 
-    python benchmarks/masks.py             8 seeds of each part: about half an hour
-    python benchmarks/masks.py --quick     a tiny version
+    python -m study.masks             8 seeds of each part: about half an hour
+    python -m study.masks --quick     a tiny version
 
-Each part of the mask is trained with for 20 steps, as the variant dagrpo-no-anchors of benchmarks/study.py is, and
+Each part of the mask is trained with for 20 steps, as the variant dagrpo-no-anchors of study/run.py is, and
 compared on the study's validation set with no mask at all:
 
     all        every right/wrong pair that --scorer gradient finds too alike
@@ -14,7 +14,7 @@ compared on the study's validation set with no mask at all:
 A pair of one answer of either kind is hardly ever masked; the second table says how often. The seeds are others than
 those of the study, which had shown that the mask costs accuracy here.
 
-A run is kept as one line of --json FILE, benchmarks/masks.jsonl without it, and is run again only where its
+A run is kept as one line of --json FILE, study/masks.jsonl without it, and is run again only where its
 configuration or the questions have changed. Each takes one thread.
 """
 
@@ -30,21 +30,21 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import study
-import study_tasks
 import torch
-from study_report import last_validation, mean, mean_validation, number, paired_differences, table, with_interval
 from tqdm import tqdm
 
 import dagrpo
 import scoring
 from rollout import Rollouts
+from study import run as study
+from study import tasks
+from study.tables import last_validation, mean, mean_validation, number, paired_differences, table, with_interval
 
 VARIANT = "dagrpo-no-anchors"
 SEEDS = tuple(range(200, 208))
 PARTS = ("none", "all", "at once", "worked", "chance")
 KINDS = ("at once", "worked", "one of each")
-FILE = study.ROOT / "benchmarks" / "masks.jsonl"
+FILE = study.ROOT / "study" / "masks.jsonl"
 QUICK_FILE = study.ROOT / "runs" / "masks-quick.jsonl"
 
 Counts = dict[str, list[int]]  # by kind of pair: the right/wrong pairs of each step
@@ -101,7 +101,7 @@ def measure(part: str, seed: int, rate: float, budget: study.Budget) -> dict[str
     masked_pairs: Counts = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as name, study.silenced():
         folder = Path(name)
-        study_tasks.write_sets(folder, study.questions(budget, ""))
+        tasks.write_sets(folder, study.questions(budget, ""))
         config = study.configuration(VARIANT, seed, rate, budget, folder)
         with mock.patch.object(dagrpo, "rectify", rectify_in_part(part, seed, pairs, masked_pairs)):
             dagrpo.train(config)
@@ -159,7 +159,9 @@ def kind_table(runs: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="study.masks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", nargs="+", type=int, help=f"{SEEDS[0]} to {SEEDS[-1]} without this flag")
     parser.add_argument("--json", type=Path, help="where runs are kept")
     parser.add_argument("--quick", action="store_true", help="a tiny version")

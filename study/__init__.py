@@ -1,0 +1,1 @@
+"""Does DaGRPO beat its baselines, and why? The research of this project: experiments, their results, and findings."""
