@@ -1,6 +1,6 @@
 """What study/conflict.py measures, summarised: statistics over dependent pairs, and the Markdown tables.
 
-Pairs of a group share answers: their intervals resample groups. Intervals of steps and costs resample repetitions.
+Pairs of a group share completions: their intervals resample groups. Intervals of steps and costs resample repetitions.
 All are 95 % bootstrap intervals.
 """
 
@@ -28,7 +28,7 @@ SCORES = {
 OPTIMIZERS = ("AdamW", "SGD")
 FULL = "rule (5) by full gradients"  # too slow to train with
 STEPPED = ("none", "gradient 0.35", "state 0.2", "auto", "token 0.1", FULL)  # masks with which a step is taken
-MEASURED = ("right, batch", "right, held out", "wrong, held out")  # answers whose log-likelihood is measured
+MEASURED = ("right, batch", "right, held out", "wrong, held out")  # completions whose log-likelihood is measured
 COLLISION = 0.3  # the cosine that the default threshold of 0.35 masks from
 PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -79,8 +79,8 @@ def by_groups(
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(draws):
-        rows = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
-        drawn.append(statistic(*(column[rows] for column in columns)))
+        places = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
+        drawn.append(statistic(*(column[places] for column in columns)))
     if np.isnan(drawn).mean() > 0.05:  # an event in one or two groups only
         return value, math.nan, math.nan
     low, high = np.nanquantile(drawn, [0.025, 0.975])
@@ -104,7 +104,7 @@ def most_likely_share(trials: int) -> float:
 
 
 def summary_of_pairs(pairs: Pairs) -> Figures:
-    """What tables 1 and 2 show. Empty where no group has a right and a wrong answer."""
+    """What tables 1 and 2 show. Empty where no group has a right and a wrong completion."""
     if not pairs:
         return {"groups": 0, "pairs": 0}
     cosine, displaced, groups = pairs["cosine"], pairs["displaced"], pairs["group"]
@@ -133,19 +133,19 @@ def summary_of_masks(repetitions: list[dict[str, dict[str, float]]]) -> Figures:
     """Means over repetitions with intervals, and differences to no mask within each repetition."""
     summary: Figures = {}
     for name in repetitions[0]:
-        own, plain = [r[name] for r in repetitions], [r["none"] for r in repetitions]
-        figures: Figures = {key: by_repetitions([values[key] for values in own]) for key in own[0]}
+        masked, plain = [r[name] for r in repetitions], [r["none"] for r in repetitions]
+        figures: Figures = {key: by_repetitions([values[key] for values in masked]) for key in masked[0]}
         figures["skipped"] = by_repetitions(
-            [1 - a["trained"] / b["trained"] if b["trained"] else math.nan for a, b in zip(own, plain, strict=True)]
+            [1 - a["trained"] / b["trained"] if b["trained"] else math.nan for a, b in zip(masked, plain, strict=True)]
         )
         figures["saved_seconds"] = by_repetitions(
-            [b["train_seconds"] - a["train_seconds"] for a, b in zip(own, plain, strict=True)]
+            [b["train_seconds"] - a["train_seconds"] for a, b in zip(masked, plain, strict=True)]
         )
-        for key in own[0]:
+        for key in masked[0]:
             if key.startswith(OPTIMIZERS):
-                compared = [a[key] - b[key] for a, b in zip(own, plain, strict=True)]
+                compared = [a[key] - b[key] for a, b in zip(masked, plain, strict=True)]
                 if key.endswith("length"):
-                    compared = [a[key] / b[key] if b[key] else math.nan for a, b in zip(own, plain, strict=True)]
+                    compared = [a[key] / b[key] if b[key] else math.nan for a, b in zip(masked, plain, strict=True)]
                 figures[f"{key}, against none"] = by_repetitions(compared)
         summary[name] = figures
     return summary
@@ -191,8 +191,8 @@ def pair_tables(checkpoints: list[Figures]) -> str:
             " / ".join(f"{norm:.3g}" for norm in c["norms"]),
         ])  # fmt: skip
         for name, label in SCORES.items():
-            own = c["scores"][name]
-            areas = [shown(own[key], ".2f") for key in ("spearman", "area_collide", "area_displace")]
+            of_score = c["scores"][name]
+            areas = [shown(of_score[key], ".2f") for key in ("spearman", "area_collide", "area_displace")]
             scores.append([*head, label, *areas])
     head = ["steps", "groups with both", "pairs"]
     cosine = f"cosine, percentiles {' / '.join(map(str, PERCENTILES))}"
@@ -210,19 +210,17 @@ def mask_tables(checkpoints: list[Figures]) -> str:
     for c in checkpoints:
         for optimizer in OPTIMIZERS:
             for name in STEPPED:
-                own = c["masks"][name]
-                line = [str(c["steps"]), optimizer, name, shown(own[f"{optimizer} length, against none"], ".2f")]
+                figures = c["masks"][name]
+                line = [str(c["steps"]), optimizer, name, shown(figures[f"{optimizer} length, against none"], ".2f")]
                 for what in MEASURED:
-                    key = f"{optimizer} {what}"
-                    line.append(
-                        shown(own[key], "+.4f") if name == "none" else shown(own[f"{key}, against none"], "+.4f")
-                    )
-                changes.append([*line, shown(own[f"{optimizer} lowered"], ".1%")])
-        for name, own in c["masks"].items():
+                    key = f"{optimizer} {what}" + ("" if name == "none" else ", against none")
+                    line.append(shown(figures[key], "+.4f"))
+                changes.append([*line, shown(figures[f"{optimizer} lowered"], ".1%")])
+        for name, figures in c["masks"].items():
             costs.append([
-                str(c["steps"]), name, shown(own["masked"], ".1%"), shown(own["skipped"], ".1%"),
-                shown(own["train_seconds"], ".3f"), shown(own["saved_seconds"], "+.3f"),
-                shown(own["score_seconds"], ".3f"),
+                str(c["steps"]), name, shown(figures["masked"], ".1%"), shown(figures["skipped"], ".1%"),
+                shown(figures["train_seconds"], ".3f"), shown(figures["saved_seconds"], "+.3f"),
+                shown(figures["score_seconds"], ".3f"),
             ])  # fmt: skip
     repetitions = checkpoints[0]["repetitions"]
     third = [

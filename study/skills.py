@@ -1,12 +1,12 @@
-"""What the answers of a run on the embedded example can do, evaluation by evaluation: does training harm a skill?
+"""What the completions of a run on the embedded example can do, by evaluation: does training harm a skill?
 
     python -m study.run make --folder runs/questions
     python dagrpo.py --data runs/questions/training-terse.jsonl --eval-data runs/questions/validation.jsonl \\
         --steps 20 --learning-rate 4e-4 --eval-every 4 --eval-temperature 0.6 --out runs/terse
     python -m study.skills runs/terse
 
-Two skills are read from the text of the held-out answers: single steps (`7 + 5 = 12.`) that are right, and first sums
-of two quantities whose addends the answer itself has found before, each in a step of its own.
+Two skills are read from the completions of held-out questions: single steps (`7 + 5 = 12.`) that are right, and first
+sums of two quantities whose addends the completion itself has found before, each in a step of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("| step | right answers | right single steps | sums of values found before |\n| --- | ---: | ---: | ---: |")
     for line in path.read_text(encoding="utf-8").splitlines():
         evaluation = json.loads(line)
-        texts = [text for row in evaluation["rows"] for text in row["texts"]]
+        texts = [text for question in evaluation["rows"] for text in question["texts"]]
         steps = [right for text in texts for right in make.right_steps(text)]
         sums = [found for text in texts for found in sums_of_found(text)]
         print(f"| {evaluation['step']} | {evaluation['accuracy']:.1%} | {share(steps)} | {share(sums)} |")

@@ -1,7 +1,7 @@
 """What the cells of the study say: statistics paired by seed, tables as Markdown, figures.
 
-A cell is the dict that study/run.py writes for one (variant, seed). All figures of accuracy are shares in 0..1 here and
-percent or percentage points in tables. A figure that is not known is NaN, and a table shows it as –.
+A cell is the dict that study/cells.py keeps for one (variant, seed). All figures of accuracy are shares in 0..1 here
+and percent or percentage points in tables. A figure that is not known is NaN, and a table shows it as –.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ def paired_differences(ours: dict[int, float], others: dict[int, float]) -> np.n
 
 def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and 95 % bootstrap interval over seeds; one value has no interval, and no value no mean: NaN."""
-    mean = float(values.mean()) if len(values) else math.nan
+    middle = float(values.mean()) if len(values) else math.nan
     low, high = bootstrap(values, resamples=10_000) if len(values) > 1 else (math.nan, math.nan)
-    return mean, low, high
+    return middle, low, high
 
 
 def mean(values: list[float]) -> float:
-    """The mean of the values that are known, NaN if none is."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    """The mean of the values that are not NaN; NaN if all are."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else math.nan
 
 
 def task_of(variant: str) -> str:
@@ -104,19 +104,19 @@ def task_of(variant: str) -> str:
 def cells_of_task(cells: Cells, ending: str) -> Cells:
     """The variants of one of TASKS, without its ending; those that learn from no solution are in every task.
 
-    Of these, only the seeds that the task's own variants have, so that their means compare. Empty where only these are
-    there.
+    Of these, only the seeds that the variants with the ending have, so that their means compare. Empty where only these
+    are there.
     """
-    own = {name: by_seed for name, by_seed in cells.items() if task_of(name) == ending}
-    if not ending or not own:
-        return own
-    seeds = {seed for by_seed in own.values() for seed in by_seed}
+    of_ending = {name: by_seed for name, by_seed in cells.items() if task_of(name) == ending}
+    if not ending or not of_ending:
+        return of_ending
+    seeds = {seed for by_seed in of_ending.values() for seed in by_seed}
     shared = {
         name: {seed: cell for seed, cell in cells[name].items() if seed in seeds}
         for name in WITHOUT_SOLUTIONS
         if name in cells
     }
-    return {**shared, **{name.removesuffix(ending): by_seed for name, by_seed in own.items()}}
+    return {**shared, **{name.removesuffix(ending): by_seed for name, by_seed in of_ending.items()}}
 
 
 def accuracies(cells: dict[int, Cell], name: str, kind: str) -> dict[int, float]:
@@ -193,10 +193,10 @@ def difference_table(cells: Cells, name: str, samples: int) -> str:
     for variant, by_seed in cells.items():
         row = [variant, str(len(by_seed))]
         for kind in ("sampled", "greedy"):
-            own = accuracies(by_seed, name, kind)
-            row.append(number(100 * mean(list(own.values()))))
+            ours = accuracies(by_seed, name, kind)
+            row.append(number(100 * mean(list(ours.values()))))
             for other in columns:
-                differences = paired_differences(own, accuracies(cells.get(other, {}), name, kind))
+                differences = paired_differences(ours, accuracies(cells.get(other, {}), name, kind))
                 row.append("–" if variant == other else with_interval(differences))
         rows.append(row)
     head = ["variant", "seeds"]
@@ -214,8 +214,8 @@ def pair_table(cells: Cells, samples: int) -> str:
             rates = [shown_rates(cells[variant]) for variant in (with_it, without_it)]
             row = [name, f"{with_it} − {without_it}", str(len(seeds)), ", ".join(dict.fromkeys(rates))]
             for kind in ("sampled", "greedy"):
-                own, others = (accuracies(cells[one], "mean of nine", kind) for one in (with_it, without_it))
-                row.append(with_interval(paired_differences(own, others)))
+                ours, others = (accuracies(cells[one], "mean of nine", kind) for one in (with_it, without_it))
+                row.append(with_interval(paired_differences(ours, others)))
             rows.append(row)
     return table(["what adds", "variants", "seeds", "learning rate", f"avg@{samples} (95 %)", "greedy (95 %)"], rows)
 
@@ -267,9 +267,9 @@ def settings_table(cells: Cells) -> str:
         curves = [cell["curves"] for cell in by_seed.values()]
         row = [setting, str(len(by_seed))]
         for measure in (last_validation, mean_validation):
-            own = measure(by_seed)
-            row.append(number(100 * mean(list(own.values()))))
-            differences = paired_differences(own, measure(cells.get("start", {})))
+            ours = measure(by_seed)
+            row.append(number(100 * mean(list(ours.values()))))
+            differences = paired_differences(ours, measure(cells.get("start", {})))
             row.append("–" if setting == "start" else with_interval(differences))
         row += [number(100 * mean([mean(curve[name]) for curve in curves])) for name in ("masked_pairs", "skipped")]
         rows.append([*row, number(mean([sum(curve["seconds"]) for curve in curves]), ".0f")])
@@ -296,9 +296,9 @@ def markdown(cells: Cells) -> str:
         few = [f"{variant} ({len(by_seed)})" for variant, by_seed in cells.items() if len(by_seed) < ENOUGH_SEEDS]
         parts.append(f"**Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. Read their intervals with care.**")
     for ending, title in TASKS.items():
-        own = cells_of_task(cells, ending)
-        if own:
-            parts += [f"## {title}", *task_parts(own, k)]
+        of_task = cells_of_task(cells, ending)
+        if of_task:
+            parts += [f"## {title}", *task_parts(of_task, k)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -350,7 +350,7 @@ def band(cells: dict[int, Cell], curve: str) -> tuple[list[int], np.ndarray, np.
     With one seed, low and high are the mean.
     """
     curves = [cell["validation"] for cell in cells.values()]
-    values = np.array([own[curve] for own in curves], dtype=float)  # (seeds, S)
+    values = np.array([validation[curve] for validation in curves], dtype=float)  # (seeds, S)
     figures = np.array([mean_and_interval(column[~np.isnan(column)]) for column in values.T])  # (S, 3)
     figures = np.where(np.isnan(figures), figures[:, :1], figures)
     return curves[0]["steps"], figures[:, 0], figures[:, 1], figures[:, 2]
@@ -377,7 +377,7 @@ def draw(cells: Cells, folder: Path) -> list[Path]:
 
 
 def learning_figure(cells: Cells, pyplot: Any) -> None:
-    """DaGRPO beside each baseline: accuracy on the validation set; in the last panel, the length of right answers."""
+    """DaGRPO beside each baseline: accuracy on the validation set; last, the length of right completions."""
     panels = [(name, "accuracy") for name in BASELINES if cells.get(name)] + [(REFERENCE, "right_length")]
     rows = math.ceil(len(panels) / 3)
     figure, axes = pyplot.subplots(rows, 3, figsize=(8, 2.3 * rows), layout="constrained", squeeze=False)
@@ -403,7 +403,9 @@ def learning_figure(cells: Cells, pyplot: Any) -> None:
 def benchmark_figure(cells: Cells, pyplot: Any) -> None:
     """Variant by benchmark: sampled accuracy in percent, darker is higher, each number in its field."""
     columns = [*BENCHMARKS, *MEANS]
-    values = np.array([[mean(list(accuracies(own, n, "sampled").values())) for n in columns] for own in cells.values()])
+    values = np.array(
+        [[mean(list(accuracies(by_seed, n, "sampled").values())) for n in columns] for by_seed in cells.values()]
+    )
     _, axis = pyplot.subplots(figsize=(8, 0.8 + 0.28 * len(cells)))
     axis.imshow(100 * values, cmap="Greys", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(100 * values):
@@ -424,12 +426,10 @@ def task_figure(cells: Cells, pyplot: Any) -> None:
     styles = {"sft": ("s", ":", "white"), "luffy": ("^", "--", "0.6"), "dagrpo": ("o", "-", "black")}
     for number_of_method, (method, (marker, line, fill)) in enumerate(styles.items()):
         places, figures = [], []
-        for place, own in enumerate(by_task):
-            if method in own:
-                values = np.array(list(accuracies(own[method], "mean of nine", "sampled").values()))
-                places.append(
-                    place + 0.04 * (number_of_method - 1)
-                )  # side by side, so that bars do not hide each other
+        for place, variants in enumerate(by_task):
+            if method in variants:
+                values = np.array(list(accuracies(variants[method], "mean of nine", "sampled").values()))
+                places.append(place + 0.04 * (number_of_method - 1))  # so that bars do not hide each other
                 figures.append(100 * np.array(mean_and_interval(values)))
         if places:
             middle, low, high = np.array(figures).T
@@ -438,8 +438,10 @@ def task_figure(cells: Cells, pyplot: Any) -> None:
                 markerfacecolor=fill, capsize=2, linewidth=1, label=method,
             )  # fmt: skip
     for name, line in (("grpo", "-"), ("dr_grpo", "--")):
-        there = {place: own[name] for place, own in enumerate(by_task) if own.get(name)}
-        middles = [100 * mean(list(accuracies(own, "mean of nine", "sampled").values())) for own in there.values()]
+        there = {place: variants[name] for place, variants in enumerate(by_task) if variants.get(name)}
+        middles = [
+            100 * mean(list(accuracies(by_seed, "mean of nine", "sampled").values())) for by_seed in there.values()
+        ]
         if there:  # other means by task only where there are other seeds
             axis.plot(
                 list(there), middles, color="0.6", linestyle=line, linewidth=1, label=f"{name}, without solutions"
