@@ -1,4 +1,4 @@
-"""Do the gradients of right and wrong answers collide, does a cheap score see it, and does masking then help?
+"""Do the gradients of right and wrong completions collide, does a cheap score see it, and does masking then help?
 
     python -m study.conflict                     the embedded model, after 0, 10 and 20 steps of GRPO
     python -m study.conflict --steps 0 --repetitions 0 --model MODEL --data FILE.jsonl    any other model, as it is
@@ -6,16 +6,17 @@
 Four Markdown tables are printed, over the checkpoints of a training:
 
     1. How often the full-parameter gradients of a right/wrong pair of a group collide. Rule (5) of docs/method.md
-       calls a pair displacing where g_i·g_j > |g_i|², i the right answer: its own update lowers the right answer.
+       calls a pair displacing where g_i·g_j > |g_i|², i the right completion: its own update lowers it.
     2. How well each cheap score ranks the pairs as the full gradients do.
-    3. What one small optimizer step does to the log-likelihood of right answers, by mask: of those that it is taken
-       on, and of answers to other questions from the same policy. One mask applies rule (5) to the full gradients:
-       what masking could do if its score were right.
+    3. What one small optimizer step does to the log-likelihood of right completions, by mask: of those that it is
+       taken on, and of other questions' from the same policy. One mask applies rule (5) to the full gradients: what
+       masking could do if its score were right.
     4. What a threshold masks, skips, costs and saves, in CPU time (on a GPU, wall time). Accuracy by threshold is
-       measured by study/run.py.
+       measured by study.run.
 
-Pairs of a group share answers, so intervals of 1 and 2 resample groups; those of 3 and 4 resample repetitions, each of
-which draws questions and answers anew. All are 95 % bootstrap intervals. The measured questions are not trained on.
+Pairs of a group share completions, so intervals of 1 and 2 resample groups; those of 3 and 4 resample repetitions, each
+of which draws questions and completions anew. All are 95 % bootstrap intervals. The measured questions are not trained
+on.
 --json FILE adds the figures to FILE as one line, with machine and versions. --quick is a tiny version.
 """
 
@@ -48,6 +49,7 @@ from dagrpo import Config
 from report import say
 from rollout import Rollouts
 from study import tasks
+from study.cells import commit
 from study.conflict_tables import (
     FULL,
     MEASURED,
@@ -61,7 +63,7 @@ from study.conflict_tables import (
     summary_of_masks,
     summary_of_pairs,
 )
-from study.run import commit
+from study.tasks import Question
 
 MASKS: dict[str, dict[str, Any]] = {
     "none": {"scorer": "none", "threshold": 0.0},
@@ -80,18 +82,21 @@ QUICK = {"steps": [0, 1], "questions": 6, "batch": 4, "group_size": 4, "repetiti
 
 
 def full_gram(model: PreTrainedModel, group: Rollouts, temperature: float) -> torch.Tensor:
-    """Inner products of the answers' log-likelihood gradients with respect to all parameters. G rows -> (1, G, G)"""
+    """Inner products of the completions' log-likelihood gradients with respect to all parameters.
+
+    G sequences -> (1, G, G)
+    """
     parameters = list(model.parameters())
     gradients = []
     for i in range(len(group.texts)):
-        row = group.rows(torch.tensor([i]))
+        one = group.rows(torch.tensor([i]))
         logps, _ = rollout.token_logps(
-            model, row.input_ids, row.attention_mask, row.response_mask, temperature=temperature
+            model, one.input_ids, one.attention_mask, one.response_mask, temperature=temperature
         )
         gradients.append(torch.autograd.grad(logps.sum(), parameters))
     gram = torch.zeros(len(gradients), len(gradients), dtype=torch.double)
-    for own in zip(*gradients, strict=True):  # parameter by parameter, so that the gradients are never held twice
-        flat = torch.stack([gradient.flatten() for gradient in own])
+    for parts in zip(*gradients, strict=True):  # parameter by parameter, so that the gradients are never held twice
+        flat = torch.stack([part.flatten() for part in parts])
         gram += (flat @ flat.T).double().cpu()
     return gram[None]
 
@@ -102,9 +107,9 @@ def cosines(gram: torch.Tensor) -> torch.Tensor:
 
 
 def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tensor, temperature: float) -> Pairs:
-    """Every pair of a right answer i and a wrong one j, by full gradients and by scores, higher for more alike.
+    """Every pair of a right completion i and a wrong one j, by full gradients and by scores, higher for more alike.
 
-    G rows, (G,) -> columns (n,)
+    G sequences, (G,) -> columns (n,)
     """
     size = group.group_size
     tokens = (group.input_ids, group.attention_mask, group.response_mask)
@@ -117,7 +122,7 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
     }
     with torch.no_grad():
         states = scoring.answer_states(model, *tokens, group.hidden)
-    means = torch.stack([own.mean(0) for own in states]).double()
+    means = torch.stack([hidden.mean(0) for hidden in states]).double()
     right, wrong = (rewards[:, None] > rewards[None, :]).nonzero().T
     norms = full[0].diagonal().sqrt()
     tables = {
@@ -134,7 +139,7 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
 
 
 def measure_pairs(model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Tensor, temperature: float) -> Pairs:
-    """The pairs of all groups, with the column `group`. N rows, (P, G)"""
+    """The pairs of all groups, with the column `group`. N sequences, (P, G)"""
     size = rollouts.group_size
     found = []
     for p in (rewards != rewards[:, :1]).any(1).nonzero().flatten().tolist():
@@ -149,21 +154,22 @@ def measure_pairs(model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Ten
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def answers_to(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[anchors.Row], config: Config, seed: int
+def completions_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], config: Config, seed: int
 ) -> tuple[Rollouts, torch.Tensor]:
-    """Sampled answers with their hidden states, and the rewards. P questions -> N rows, (P, G)"""
+    """Completions with their hidden states, and the rewards. P questions -> N sequences, (P, G)"""
     rollouts = rollout.sample(
-        model, tokenizer, [anchors.prompt_of(tokenizer, row) for row in rows], config.group_size,
+        model, tokenizer, [anchors.prompt_of(tokenizer, question) for question in questions], config.group_size,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed, keep_hidden=True,
     )  # fmt: skip
-    rewards = anchors.correctness(rollouts.texts, [row for row in rows for _ in range(config.group_size)])
-    return rollouts, torch.tensor(rewards, device=model.device).view(len(rows), -1)
+    repeated = [question for question in questions for _ in range(config.group_size)]
+    rewards = anchors.correctness(rollouts.texts, repeated)
+    return rollouts, torch.tensor(rewards, device=model.device).view(len(questions), -1)
 
 
 @torch.no_grad()
 def log_likelihoods(model: PreTrainedModel, rollouts: Rollouts, rows: torch.Tensor, config: Config) -> np.ndarray:
-    """Σ_t log π of some answers. N rows, (B,) -> (B,)"""
+    """Σ_t log π of some completions. N sequences, (B,) -> (B,)"""
     values = torch.zeros(len(rollouts.texts), dtype=torch.double)
     for batch in rollout.micro_batches(model, rollouts, rows, config.token_budget):
         part = rollouts.rows(batch.rows)
@@ -180,7 +186,7 @@ def rectify_in_full(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `dagrpo.rectify` by rule (5), but with the gradients of all parameters: what a cheap score could come to.
 
-    N rows, (P, G) -> (P, G, G) bool, (P, G, G), (P, G)
+    N sequences, (P, G) -> (P, G, G) bool, (P, G, G), (P, G)
     """
     size = rollouts.group_size
     grams = torch.zeros(len(rewards), size, size, dtype=torch.double)
@@ -194,7 +200,7 @@ def rectify_in_full(
 def gradients_under(
     model: PreTrainedModel, rollouts: Rollouts, advantages: torch.Tensor, config: Config
 ) -> list[torch.Tensor]:
-    """Gradient of the loss (8), as in training: answers whose advantage is 0 are skipped. N rows, (P, G)"""
+    """Gradient of the loss (8), as in training: what has advantage 0 is skipped. N sequences, (P, G)"""
     flat = advantages.flatten()
     denominators = dagrpo.loss_denominators(rollouts.lengths, config.loss_norm, config.max_new_tokens)
     learning = flat.nonzero().flatten()
@@ -246,24 +252,24 @@ def measure_masks(
     held_out: tuple[Rollouts, torch.Tensor],
     config: Config,
 ) -> dict[str, dict[str, float]]:
-    """One repetition: for each mask its shares and seconds, and for STEPPED what a step changes. N rows, (P, G), twice
+    """One repetition: for each mask its shares and seconds, and for STEPPED what a step changes.
 
-    The unmasked AdamW step is the first of a training, at the rate that the warm-up starts with; SGD gets the rate
-    at which its unmasked step has the same length, and keeps it under every mask.
+    Twice N sequences, (P, G). The unmasked AdamW step is the first of a training, at the rate that the warm-up starts
+    with; SGD gets the rate at which its unmasked step has the same length, and keeps it under every mask.
     """
     rollouts, rewards = batch
     differs = rewards[:, :, None] > rewards[:, None, :]
     sets = [(*batch, 1), (*held_out, 1), (*held_out, 0)]
-    rows = [(rollouts, (earned.flatten() == wanted).nonzero().flatten()) for rollouts, earned, wanted in sets]
-    before = [log_likelihoods(model, answers, picked, config) for answers, picked in rows]
+    measured = [(sampled, (earned.flatten() == wanted).nonzero().flatten()) for sampled, earned, wanted in sets]
+    before = [log_likelihoods(model, sampled, picked, config) for sampled, picked in measured]
     unmasked = dagrpo.rectify(model, rollouts, rewards, replace(config, **MASKS["none"]))[2]
     gradients_under(model, rollouts, unmasked, config)  # warms up: otherwise the first mask would seem slower
     results: dict[str, dict[str, float]] = {}
     rates = {"AdamW": config.learning_rate / max(1, config.warmup)}
     for name, flags in MASKS.items():
-        own = replace(config, **flags)
+        with_mask = replace(config, **flags)
         rectify = rectify_in_full if name == FULL else dagrpo.rectify
-        score_seconds, (mask, _, advantages) = seconds_of(model, partial(rectify, model, rollouts, rewards, own))
+        score_seconds, (mask, _, advantages) = seconds_of(model, partial(rectify, model, rollouts, rewards, with_mask))
         train_seconds, gradients = seconds_of(model, partial(gradients_under, model, rollouts, advantages, config))
         results[name] = {
             "masked": mean_or_nan((~mask)[differs].double().cpu().numpy()),
@@ -278,7 +284,7 @@ def measure_masks(
             if optimizer not in rates:
                 rates[optimizer] = results["none"]["AdamW length"] / max(norm_of(gradients), 1e-30)
             with stepped(model, gradients, config, optimizer, rates[optimizer]) as length:
-                after = [log_likelihoods(model, answers, picked, config) for answers, picked in rows]
+                after = [log_likelihoods(model, sampled, picked, config) for sampled, picked in measured]
             results[name][f"{optimizer} length"] = length
             changes = [new - old for old, new in zip(before, after, strict=True)]
             for what, change in zip(MEASURED, changes, strict=True):
@@ -292,14 +298,14 @@ def measure_masks(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def questions(data: str) -> tuple[list[anchors.Row], list[anchors.Row]]:
+def two_sets(data: str) -> tuple[list[Question], list[Question]]:
     """(to train on, to measure on): training and validation set of the study, or the two halves of --data, shuffled."""
     if not data:
-        sets = tasks.questions(1, 80, 40)  # as study/run.py draws them; of the benchmarks none is needed here
+        sets = tasks.draw_sets(1, 80, 40)  # as the study draws them; of the benchmarks none is needed here
         return sets["training"], sets["validation"]
-    rows, _ = anchors.drop_unreadable(anchors.read_questions([data]))
-    random.Random(0).shuffle(rows)
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    questions, _ = anchors.drop_unreadable(anchors.read_questions([data]))
+    random.Random(0).shuffle(questions)
+    return questions[: len(questions) // 2], questions[len(questions) // 2 :]
 
 
 def configuration(options: argparse.Namespace, folder: Path) -> Config:
@@ -323,16 +329,16 @@ def checkpoint_path(config: Config, steps: int, folder: Path) -> str:
 
 
 def measure_checkpoint(
-    path: str, steps: int, rows: list[anchors.Row], config: Config, options: argparse.Namespace
+    path: str, steps: int, questions: list[Question], config: Config, options: argparse.Namespace
 ) -> Figures:
     model, tokenizer = rollout.load(path)
-    rollouts, rewards = answers_to(model, tokenizer, rows[: options.questions], config, seed=0)
+    rollouts, rewards = completions_of(model, tokenizer, questions[: options.questions], config, seed=0)
     pairs = measure_pairs(model, rollouts, rewards, config.temperature)
     repetitions = []
     for seed in range(1, options.repetitions + 1):
-        chosen = random.Random(seed).sample(rows, 2 * options.batch)
+        chosen = random.Random(seed).sample(questions, 2 * options.batch)
         batch, held_out = (
-            answers_to(model, tokenizer, part, config, seed)
+            completions_of(model, tokenizer, part, config, seed)
             for part in (chosen[: options.batch], chosen[options.batch :])
         )
         repetitions.append(measure_masks(model, batch, held_out, config))
@@ -350,9 +356,9 @@ def measure_checkpoint(
 def without_nan(value: Any) -> Any:
     """The figures as JSON knows them: four significant digits, null for NaN."""
     if isinstance(value, dict):
-        return {name: without_nan(own) for name, own in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_nan(own) for own in value]
+        return [without_nan(item) for item in value]
     if isinstance(value, float):
         return None if math.isnan(value) else float(f"{value:.4g}")
     return value
@@ -366,7 +372,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", default="", help="JSONL file; half of it is trained on, the other half measured")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 20], help="of GRPO before each checkpoint")
     parser.add_argument("--questions", type=int, default=96, help="whose pairs are measured")
-    parser.add_argument("--batch", type=int, default=24, help="questions a training step, and a repetition of one step")
+    parser.add_argument(
+        "--batch", type=int, default=24, help="questions per training step, and per repetition of one step"
+    )
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=6, help="of one step by each mask; 0: pairs only")
     parser.add_argument("--max-new-tokens", type=int)
@@ -377,7 +385,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--data is missing: with --model, name the JSONL file of its questions.")
     if options.quick:
         vars(options).update(QUICK)
-    training, measured = questions(options.data)
+    training, measured = two_sets(options.data)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         tasks.write_sets(folder, {"training": training})

@@ -7,12 +7,12 @@ Each part of the mask is trained with for 20 steps, as the variant dagrpo-no-anc
 compared on the study's validation set with no mask at all:
 
     all        every right/wrong pair that --scorer gradient finds too alike
-    at once    of these, the pairs of two answers that write no step, such as `I get \\boxed{30}`
-    worked     of these, the pairs of two answers that write steps
+    at once    of these, the pairs of two completions that write no step, such as `I get \\boxed{30}`
+    worked     of these, the pairs of two completions that write steps
     chance     as many right/wrong pairs of the group as `all`, of each kind as many, but drawn by chance
 
-A pair of one answer of either kind is hardly ever masked; the second table says how often. The seeds are others than
-those of the study, which had shown that the mask costs accuracy here.
+A pair of one completion of either kind is hardly ever masked; the second table says how often. The seeds are others
+than those of the study, which had shown that the mask costs accuracy here.
 
 A run is kept as one line of --json FILE, study/masks.jsonl without it, and is run again only where its
 configuration or the questions have changed. Each takes one thread.
@@ -21,7 +21,6 @@ configuration or the questions have changed. Each takes one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -36,16 +35,19 @@ from tqdm import tqdm
 import dagrpo
 import scoring
 from rollout import Rollouts
-from study import run as study
 from study import tasks
+from study.cells import FILE as CELLS
+from study.cells import append_kept, commit, is_made_from, learning_rates, read_kept, silenced
 from study.tables import last_validation, mean, mean_validation, number, paired_differences, table, with_interval
+from study.tasks import ROOT, read_lines
+from study.variants import FULL, QUICK, QUICK_RATE, Budget, Request, configuration, made_from, question_sets
 
 VARIANT = "dagrpo-no-anchors"
 SEEDS = tuple(range(200, 208))
 PARTS = ("none", "all", "at once", "worked", "chance")
 KINDS = ("at once", "worked", "one of each")
-FILE = study.ROOT / "study" / "masks.jsonl"
-QUICK_FILE = study.ROOT / "runs" / "masks-quick.jsonl"
+FILE = ROOT / "study" / "masks.jsonl"
+QUICK_FILE = ROOT / "runs" / "masks-quick.jsonl"
 
 Counts = dict[str, list[int]]  # by kind of pair: the right/wrong pairs of each step
 
@@ -95,25 +97,31 @@ def rectify_in_part(part: str, seed: int, pairs: Counts, masked_pairs: Counts) -
     return rectify
 
 
-def measure(part: str, seed: int, rate: float, budget: study.Budget) -> dict[str, Any]:
+def request_of(seed: int, rate: float, budget: Budget) -> Request:
+    """What every part of the mask is trained with."""
+    return Request("masks", VARIANT, seed, rate, budget)
+
+
+def measure(part: str, seed: int, rate: float, budget: Budget) -> dict[str, Any]:
     """One run: accuracy on the validation set by evaluation, and the pairs of each step by kind."""
     pairs: Counts = {kind: [] for kind in KINDS}
     masked_pairs: Counts = {kind: [] for kind in KINDS}
-    with tempfile.TemporaryDirectory() as name, study.silenced():
+    request = request_of(seed, rate, budget)
+    with tempfile.TemporaryDirectory() as name, silenced():
         folder = Path(name)
-        tasks.write_sets(folder, study.questions(budget, ""))
-        config = study.configuration(VARIANT, seed, rate, budget, folder)
+        tasks.write_sets(folder, question_sets(budget, ""))
+        config = configuration(request, folder)
         with mock.patch.object(dagrpo, "rectify", rectify_in_part(part, seed, pairs, masked_pairs)):
             dagrpo.train(config)
-        evaluations = study.read_lines(Path(config.out) / "evaluations.jsonl")
+        evaluations = read_lines(Path(config.out) / "evaluations.jsonl")
     return {
         "part": part,
         "seed": seed,
-        "commit": study.commit(),
+        "commit": commit(),
         "validation": {"accuracy": [round(evaluation["accuracy"], 5) for evaluation in evaluations]},
         "pairs": pairs,
         "masked_pairs": masked_pairs,
-        **study.made_from(VARIANT, seed, rate, budget, benchmarks=False),
+        **made_from(request),
     }
 
 
@@ -123,10 +131,10 @@ def accuracy_table(runs: list[dict[str, Any]]) -> str:
     by_part = {part: {run["seed"]: run for run in runs if run["part"] == part} for part in PARTS}
     measures = {"at the end": last_validation, "mean of the curve": mean_validation}
     rows = []
-    for part, own in by_part.items():
-        row = [part, str(len(own))]
+    for part, by_seed in by_part.items():
+        row = [part, str(len(by_seed))]
         for measured in measures.values():
-            values = measured(own)
+            values = measured(by_seed)
             row.append(number(100 * mean(list(values.values()))))
             for other in ("none", "chance"):
                 differences = paired_differences(values, measured(by_part[other]))
@@ -140,14 +148,16 @@ def accuracy_table(runs: list[dict[str, Any]]) -> str:
 
 def kind_table(runs: list[dict[str, Any]]) -> str:
     """What the whole mask leaves out in the runs with it: by kind of pair, in both halves of the training."""
-    own = [run for run in runs if run["part"] == "all"]
+    with_all = [run for run in runs if run["part"] == "all"]
     rows = []
     for kind in KINDS:
-        pairs, masked = (np.array([run[name][kind] for run in own]) for name in ("pairs", "masked_pairs"))  # (runs, S)
+        pairs, masked = (  # (runs, S) each
+            np.array([run[name][kind] for run in with_all]) for name in ("pairs", "masked_pairs")
+        )
         row = [kind]
         for half in (slice(None, pairs.shape[1] // 2), slice(pairs.shape[1] // 2, None)):
             there, left_out = pairs[:, half].sum(), masked[:, half].sum()
-            row += [f"{there / len(own):.0f}", number(100 * left_out / there if there else np.nan)]
+            row += [f"{there / len(with_all):.0f}", number(100 * left_out / there if there else np.nan)]
         rows.append(row)
     return table(
         [
@@ -167,22 +177,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny version")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    study.commit()  # kept from now on: the code that was loaded, whatever is committed while it runs
-    budget = study.QUICK if options.quick else study.FULL
+    commit()  # kept from now on: the code that was loaded, whatever is committed while it runs
+    budget = QUICK if options.quick else FULL
     file = options.json or (QUICK_FILE if options.quick else FILE)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rate = study.QUICK_RATE if options.quick else study.learning_rates(budget, study.FOLDER, ["dagrpo"])["dagrpo"]
+    rate = QUICK_RATE if options.quick else learning_rates(budget, CELLS, ["dagrpo"])["dagrpo"]
     seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
     runs = {}
-    for run in study.read_lines(file) if file.exists() else []:
-        part, seed = run["part"], run["seed"]
-        if study.is_made_from(run, study.made_from(VARIANT, seed, rate, budget, benchmarks=False)):
-            runs[part, seed] = run
+    for run in read_kept(file):
+        if is_made_from(run, made_from(request_of(run["seed"], rate, budget))):
+            runs[run["part"], run["seed"]] = run
     missing = [(part, seed) for seed in seeds for part in PARTS if (part, seed) not in runs]
     for part, seed in tqdm(missing, desc="runs", unit="run", file=sys.stderr):
         runs[part, seed] = measure(part, seed, rate, budget)
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(runs[part, seed]) + "\n")
+        append_kept(file, runs[part, seed])
     asked = [run for run in runs.values() if run["seed"] in seeds]
     print("Validation accuracy in percent, differences in points\n", accuracy_table(asked), sep="\n")
     print("\nRight/wrong pairs in the runs with the whole mask\n", kind_table(asked), sep="\n")

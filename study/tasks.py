@@ -25,32 +25,32 @@ from typing import Any
 from examples.arithmetic import make
 
 ROOT = Path(__file__).resolve().parent.parent
-Row = dict[str, Any]
+Question = dict[str, Any]
 IN_DISTRIBUTION = [f"level-{level}" for level in make.LEVELS]
 OUT_OF_DISTRIBUTION = ["longer", "larger", "reordered"]
 BENCHMARKS = IN_DISTRIBUTION + OUT_OF_DISTRIBUTION
 SEEDS = {"training": 1, "validation": 2, "levels": 3, "longer": 4, "larger": 5, "reordered": 6, "terse": 7, "mixed": 8}
 
 
-def longer(rng: random.Random) -> Row:
+def longer(rng: random.Random) -> Question:
     """Level 6 with a fourth operation on one quantity: ten in all, where training has nine at most.
 
     The embedded model hardly goes beyond the lengths that it was pretrained on: trained ones solve a few percent. A
-    single quantity with five operations would be no better, and answers at once hit some of those by chance.
+    single quantity with five operations would be no better, and completions without steps hit some of those by chance.
     """
     lengths = rng.sample([4, 3, 3], 3)
     starts, operations = zip(*[make.draw_quantity(rng, length, 30) for length in lengths], strict=True)
-    return as_row(make.Problem(0, ["x", "y", "z"], list(starts), list(operations)))
+    return as_question(make.Problem(0, ["x", "y", "z"], list(starts), list(operations)))
 
 
-def larger(rng: random.Random) -> Row:
+def larger(rng: random.Random) -> Question:
     """Levels 3 and 4 with a result between 41 and 60 on the way: in training, two quantities stay at 40 or less."""
     length = make.LEVELS[rng.choice([3, 4])][1]
     while True:
         starts, operations = zip(*[make.draw_quantity(rng, length, 60) for _ in "xy"], strict=True)
         problem = make.Problem(0, ["x", "y"], list(starts), list(operations))
         if largest_value(problem) > 40 and problem.answer <= make.LARGEST:
-            return as_row(problem)
+            return as_question(problem)
 
 
 def largest_value(problem: make.Problem) -> int:
@@ -62,66 +62,70 @@ def largest_value(problem: make.Problem) -> int:
     )
 
 
-def reordered(rng: random.Random) -> Row:
+def reordered(rng: random.Random) -> Question:
     """Levels 3 to 6 with the question's sum in another order: in training, it is x + y or x + y + z."""
     problem = make.draw_problem(rng, rng.choice([3, 4, 5, 6]))
     names = problem.names
     while names == problem.names:
         names = rng.sample(problem.names, len(problem.names))
-    row = as_row(problem)
-    row["problem"] = row["problem"].replace(" + ".join(problem.names), " + ".join(names))
-    return row
+    question = as_question(problem)
+    question["problem"] = question["problem"].replace(" + ".join(problem.names), " + ".join(names))
+    return question
 
 
-def as_row(problem: make.Problem) -> Row:
+def as_question(problem: make.Problem) -> Question:
     return {"problem": problem.text, "answer": str(problem.answer)}
 
 
 def draw_distinct(
-    draw: Callable[[random.Random], Row], rng: random.Random, count: int, excluded: set[str]
-) -> list[Row]:
-    """`count` rows of `draw`, none of whose problems is in `excluded` or drawn twice; they join `excluded`."""
-    rows: list[Row] = []
-    while len(rows) < count:
-        row = draw(rng)
-        if row["problem"] not in excluded:
-            excluded.add(row["problem"])
-            rows.append(row)
-    return rows
+    draw: Callable[[random.Random], Question], rng: random.Random, count: int, excluded: set[str]
+) -> list[Question]:
+    """`count` questions of `draw`, none of whose problems is in `excluded` or drawn twice; they join `excluded`."""
+    questions: list[Question] = []
+    while len(questions) < count:
+        question = draw(rng)
+        if question["problem"] not in excluded:
+            excluded.add(question["problem"])
+            questions.append(question)
+    return questions
 
 
-def questions(each: int, training_each: int, validation_each: int) -> dict[str, list[Row]]:
-    """Rows by name: `training`, `validation` and the nine BENCHMARKS.
+def draw_sets(each: int, training_each: int, validation_each: int) -> dict[str, list[Question]]:
+    """Questions by name of the set: `training`, `validation` and the nine BENCHMARKS.
 
-    `each`: problems a benchmark; `training_each`, `validation_each`: of each level. Smaller sets are not the first
+    `each`: problems per benchmark; `training_each`, `validation_each`: of each level. Smaller sets are not the first
     part of larger ones.
     """
-    example = {name: read_rows(make.HERE / f"{name}.jsonl") for name in ("train", "held_out")}
-    excluded = {row["problem"] for rows in example.values() for row in rows}
+    example = {name: read_lines(make.HERE / f"{name}.jsonl") for name in ("train", "held_out")}
+    excluded = {question["problem"] for questions in example.values() for question in questions}
     rng = random.Random(SEEDS["training"])
     sets = {
         "training": [
-            row
+            question
             for level in make.LEVELS
-            for row in rng.sample([row for row in example["train"] if row["level"] == level], training_each)
+            for question in rng.sample(of_level(example["train"], level), training_each)
         ],
         "validation": make.draw_questions(random.Random(SEEDS["validation"]), validation_each, excluded),
     }
     levels = make.draw_questions(random.Random(SEEDS["levels"]), each, excluded)
     for level, name in zip(make.LEVELS, IN_DISTRIBUTION, strict=True):
-        sets[name] = [row for row in levels if row["level"] == level]
+        sets[name] = of_level(levels, level)
     for name, draw in zip(OUT_OF_DISTRIBUTION, (longer, larger, reordered), strict=True):
         sets[name] = draw_distinct(draw, random.Random(SEEDS[name]), each, excluded)
     return sets
 
 
-def with_terse_solutions(rows: list[Row], share: float) -> list[Row]:
+def of_level(questions: list[Question], level: int) -> list[Question]:
+    return [question for question in questions if question["level"] == level]
+
+
+def with_terse_solutions(questions: list[Question], share: float) -> list[Question]:
     """The same questions; about `share` of the solutions take two operations at once wherever they can."""
     rng, choice = random.Random(SEEDS["terse"]), random.Random(SEEDS["mixed"])
-    terse = [make.write_out(rng, as_problem(row["problem"]), leaps=1.0) for row in rows]
+    terse = [make.write_out(rng, as_problem(question["problem"]), leaps=1.0) for question in questions]
     return [
-        {**row, "solution": solution} if choice.random() < share else row
-        for row, solution in zip(rows, terse, strict=True)
+        {**question, "solution": solution} if choice.random() < share else question
+        for question, solution in zip(questions, terse, strict=True)
     ]
 
 
@@ -136,12 +140,13 @@ def as_problem(text: str) -> make.Problem:
     return make.Problem(0, names, starts, operations)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The object of each line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write_sets(folder: Path, sets: dict[str, list[Row]]) -> None:
+def write_sets(folder: Path, sets: dict[str, list[Question]]) -> None:
     """One JSONL file for each set of questions."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in sets.items():
-        make.write_jsonl(folder / f"{name}.jsonl", rows)
+    for name, questions in sets.items():
+        make.write_jsonl(folder / f"{name}.jsonl", questions)

@@ -11,7 +11,7 @@ import torch
 
 import dagrpo
 from study import masks
-from study import run as study
+from study.variants import FULL, configuration, made_from
 
 TEXTS = ["I get 3", "So 1 + 2 = 3. I get 3", "So 1 + 2 = 4. I get 4", "That makes 5"]
 WORKED_PAIR, PAIR_AT_ONCE = {(1, 2)}, {(0, 3)}
@@ -24,7 +24,7 @@ def pairs_of(table: torch.Tensor) -> set[tuple[int, int]]:
     return {(i, j) for i, j in table[0].nonzero().tolist() if i < j}
 
 
-def test_a_pair_is_worked_where_both_answers_write_a_step():
+def test_a_pair_is_worked_where_both_completions_write_a_step():
     kinds = masks.kinds_of_pairs(TEXTS, 4)
     off_diagonal = ~torch.eye(4, dtype=torch.bool)
     found = {kind: pairs_of(table & off_diagonal) for kind, table in kinds.items()}
@@ -66,10 +66,10 @@ def test_chance_keeps_to_the_kinds_that_are_masked(monkeypatch):
 
 
 def test_what_is_trained_is_the_default_mask_without_anchors():
-    config = study.configuration(masks.VARIANT, masks.SEEDS[0], 1e-4, study.FULL, Path())
+    config = configuration(masks.request_of(masks.SEEDS[0], 1e-4, FULL), Path())
     default = dagrpo.Config()
     assert (config.anchors, config.scorer, config.threshold) == ("none", default.scorer, default.threshold)
-    taken = (*study.FULL.seeds, *study.FULL.further_seeds, *study.FULL.grid_seeds, *study.FULL.settings_seeds)
+    taken = (*FULL.seeds, *FULL.further_seeds, *FULL.grid_seeds, *FULL.settings_seeds)
     assert not set(masks.SEEDS) & set(taken)
 
 
@@ -85,9 +85,9 @@ def test_a_part_of_the_mask_leaves_out_its_pairs_and_no_others(part, left_out, m
     rectify = masks.rectify_in_part(part, 0, pairs, masked)
     mask, _, advantages = rectify(None, SimpleNamespace(texts=TEXTS, group_size=4), rewards, dagrpo.Config())
     assert pairs_of(~mask) == left_out
-    # (4): a quarter for each of the two pairs of an answer that is left, over σ = 1/2.
+    # (4): a quarter for each of the two pairs of a completion that is left, over σ = 1/2.
     lost = [sum(n in pair for pair in left_out) for n in range(4)]
-    expected = [sign * (2 - own) / 4 / 0.5 for sign, own in zip((1, 1, -1, -1), lost, strict=True)]
+    expected = [sign * (2 - count) / 4 / 0.5 for sign, count in zip((1, 1, -1, -1), lost, strict=True)]
     assert advantages.tolist() == [pytest.approx(expected, rel=1e-4)]
     assert pairs == {"at once": [1], "worked": [1], "one of each": [2]}
     assert masked == {"at once": [1], "worked": [1], "one of each": [0]}
@@ -132,18 +132,18 @@ def test_a_run_of_another_configuration_is_made_anew(tmp_path, monkeypatch):
 
     def measured(part, seed, rate, budget):
         asked.append((part, seed))
-        return {**run(part, seed, 0.5), **study.made_from(masks.VARIANT, seed, rate, budget, False)}
+        return {**run(part, seed, 0.5), **made_from(masks.request_of(seed, rate, budget))}
 
     monkeypatch.setattr(masks, "measure", measured)
     for rate in (1e-4, 2e-4, 2e-4):
-        monkeypatch.setattr(study, "QUICK_RATE", rate)
+        monkeypatch.setattr(masks, "QUICK_RATE", rate)
         masks.main(["--quick", "--json", str(file)])
     assert asked == 2 * [(part, masks.SEEDS[0]) for part in masks.PARTS]
 
 
 def test_only_the_seeds_that_are_asked_for_are_in_the_tables(tmp_path, monkeypatch, capsys):
     def measured(part, seed, rate, budget):
-        return {**run(part, seed, 0.5), **study.made_from(masks.VARIANT, seed, rate, budget, False)}
+        return {**run(part, seed, 0.5), **made_from(masks.request_of(seed, rate, budget))}
 
     monkeypatch.setattr(masks, "measure", measured)
     for seeds in (["200"], ["201", "202"]):

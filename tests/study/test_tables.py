@@ -1,0 +1,131 @@
+"""Statistics that can be computed by hand, the tables that hold them, and figures that come out the same every time."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from made_up_cells import NAN, by_seed, cell
+
+from study import tables
+
+
+def test_a_spike_is_measured_by_what_came_before_it():
+    assert tables.spikes([1.0, 1.0, 1.0, 1.0, 1.0, 11.0, 9.0, 10.5]) == 2  # 11 and 10.5 against a median of 1
+    assert tables.spikes([50.0, 1.0, 1.0]) == 0  # nothing to compare the first ones with
+    assert tables.spikes([1.0] * 5 + [10.0]) == 0  # exactly ten times is not over ten times
+
+
+def test_steps_without_an_update_do_not_lower_the_median_norm():
+    assert tables.norm_summary([0.0, 2.0, 0.0, 4.0]) == {
+        "p50": 3.0,
+        "p99": pytest.approx(3.98),
+        "max": 4.0,
+        "spikes": 0,
+    }
+    assert math.isnan(tables.norm_summary([0.0])["p99"])
+
+
+def test_differences_are_paired_by_seed_and_unknown_ones_left_out():
+    ours, others = {2: 0.5, 0: 0.7, 1: NAN, 3: 0.9}, {0: 0.4, 1: 0.2, 2: 0.6}
+    assert tables.paired_differences(ours, others) == pytest.approx([0.3, -0.1])
+
+
+def test_an_interval_needs_two_seeds():
+    assert tables.mean_and_interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)  # means 0, ½, 1 at ¼, ½, ¼
+    assert tables.mean_and_interval(np.array([0.2, 0.2, 0.2])) == pytest.approx((0.2, 0.2, 0.2))
+    middle, low, high = tables.mean_and_interval(np.array([0.3]))
+    assert middle == 0.3 and math.isnan(low) and math.isnan(high)
+    assert all(map(math.isnan, tables.mean_and_interval(np.array([]))))
+
+
+@pytest.fixture
+def cells():
+    return {
+        "grpo": by_seed("grpo", [0.4, 0.6], 0.5),
+        "dapo": by_seed("dapo", [0.9, 0.9], 0.3),
+        "luffy": by_seed("luffy", [0.5, 0.5], 0.8),
+        "dagrpo": by_seed("dagrpo", [0.5, 0.8], 0.9),
+    }
+
+
+def test_norm_growth_compares_the_end_of_a_run_with_its_start():
+    assert tables.norm_growth([1.0, 3.0, 5.0, 0.0, 8.0], count=2) == 6.5 / 2.0
+    assert math.isnan(tables.norm_growth([0.0, 0.0]))
+
+
+def test_the_best_baseline_is_picked_on_validation_not_on_the_benchmarks(cells):
+    assert tables.best_baseline(cells) == "luffy"
+
+
+def test_the_table_holds_paired_differences_in_points(cells):
+    rows = tables.difference_table(cells, "mean of nine", 8).splitlines()
+    assert "avg@8 − grpo (95 %)" in rows[0] and "greedy − luffy (95 %)" in rows[0]
+    columns = [column.strip() for column in rows[-1].strip("|").split("|")]
+    # 0.5 − 0.4 and 0.8 − 0.6 against grpo; 0 and 0.3 against luffy.
+    assert columns[:5] == ["dagrpo", "2", "65.0", "+15.0 (+10.0 to +20.0)", "+15.0 (+0.0 to +30.0)"]
+    assert columns[5] == "75.0"
+
+
+def test_each_part_is_what_a_variant_with_it_has_over_one_without_it(cells):
+    cells["dagrpo-no-mask"] = by_seed("dagrpo-no-mask", [0.3, 0.7, 0.1], 0.5)
+    # 0.5 − 0.3 and 0.8 − 0.7; the third seed has no partner. Greedy is 0.1 more on both sides.
+    differences = "+15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0)"
+    row = f"| masks | dagrpo − dagrpo-no-mask | 2 | 0.0001 | {differences} |"
+    assert row in tables.pair_table(cells, 8).splitlines()
+    assert row in tables.markdown(cells)
+
+
+def test_a_pair_says_where_its_learning_rates_differ(cells):
+    for changed in cells["dagrpo"].values():
+        changed["learning_rate"] = 8e-4
+    row = "| DaGRPO rather than GRPO | dagrpo − grpo | 2 | 0.0008, 0.0001 |"
+    assert row in tables.pair_table(cells, 8)
+
+
+def test_the_mean_of_nine_weighs_every_benchmark_alike():
+    uneven = cell("grpo", 0, 0.0, 0.5)
+    uneven["benchmarks"]["level-1"]["sampled"] = 0.9
+    assert tables.accuracies({0: uneven}, "mean of nine", "sampled")[0] == pytest.approx(0.1)
+    assert tables.accuracies({0: uneven}, "mean of six", "sampled")[0] == pytest.approx(0.15)
+    assert tables.accuracies({0: uneven}, "mean of three", "sampled")[0] == 0
+
+
+def test_the_report_says_how_few_seeds_there_are_and_bears_what_is_not_known(cells):
+    text = tables.markdown(cells)
+    assert "Fewer than 8 seeds: grpo (2), dapo (2), luffy (2), dagrpo (2)" in text
+    assert "nan" not in text
+    assert "| grpo | 2 | 1.000 | 4.000 | 5.000 | 4.00 (4.00 to 4.00) | 1.00 | 1.00 | 37.5 |" in text
+
+
+def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(cells, tmp_path):
+    pytest.importorskip("matplotlib")
+    paths = tables.draw(cells, tmp_path / "figures")
+    names = {name + suffix for name in tables.FIGURES for suffix in (".png", ".svg")}
+    assert {path.name for path in paths} == names
+    assert all(path.stat().st_size > 5_000 for path in paths)
+    # No date, no random names; the names of clip paths hash places whose last digits the layout does not fix.
+    clip = re.compile(rb"p[0-9a-f]{10}")
+    first = [clip.sub(b"", path.read_bytes()) for path in paths]
+    assert [clip.sub(b"", path.read_bytes()) for path in tables.draw(cells, tmp_path)] == first
+
+
+def test_a_task_has_its_own_variants_and_on_the_same_seeds_those_without_solutions(cells):
+    cells = {**cells, "sft": cells["grpo"], "sft-terse": {1: cells["dapo"][1]}, "dagrpo-terse": {1: cells["luffy"][1]}}
+    assert list(tables.cells_of_task(cells, "")) == ["grpo", "dapo", "luffy", "dagrpo", "sft"]
+    assert tables.cells_of_task(cells, "-terse") == {
+        "grpo": {1: cells["grpo"][1]}, "dapo": {1: cells["dapo"][1]},
+        "sft": cells["sft-terse"], "dagrpo": cells["dagrpo-terse"],
+    }  # fmt: skip
+    assert tables.cells_of_task({"grpo": cells["grpo"]}, "-terse") == {}
+
+
+def test_the_table_of_settings_compares_each_with_the_start_seed_by_seed():
+    start, other = by_seed("start", [0.1, 0.1], 0.5), by_seed("gamma 1", [0.1, 0.1], 0.7)
+    start[1]["validation"]["accuracy"] = [0.1, 0.5, 0.7]
+    lines = tables.settings_table({"start": start, "gamma 1": other}).splitlines()
+    # At the end 0.5 and 0.7 against 0.7 twice; means of the curves, without step 0: 0.5 and 0.6.
+    assert lines[-2].startswith("| start | 2 | 60.0 | – | 55.0 | – | 37.5 | 37.5 | 1 |")
+    assert lines[-1].startswith("| gamma 1 | 2 | 70.0 | +10.0 (+0.0 to +20.0) | 70.0 | +15.0 (+10.0 to +20.0) |")
