@@ -41,7 +41,8 @@ from study.cells import (
     run_cells,
     warn_of_others,
 )
-from study.tables import TASKS, draw, markdown, replication, settings_table
+from study.figures import draw
+from study.tables import TASKS, markdown, replication, settings_table
 from study.tasks import ROOT
 from study.variants import (
     BASE,

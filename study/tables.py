@@ -1,4 +1,4 @@
-"""What the cells of the study say: statistics paired by seed, tables as Markdown, figures.
+"""What the cells of the study say: statistics paired by seed, and tables as Markdown.
 
 A cell is the dict that study/cells.py keeps for one (variant, seed). All figures of accuracy are shares in 0..1 here
 and percent or percentage points in tables. A figure that is not known is NaN, and a table shows it as –.
@@ -7,8 +7,6 @@ and percent or percentage points in tables. A figure that is not known is NaN, a
 from __future__ import annotations
 
 import math
-import textwrap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -337,118 +335,3 @@ def replication(further: Cells, all_cells: Cells) -> str:
             pair_table(all_cells, samples),
         ]
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def band(cells: dict[int, Cell], curve: str) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
-    """(steps, mean, low, high) of a validation curve, with 95 % bootstrap intervals over seeds. (S,) each
-
-    With one seed, low and high are the mean.
-    """
-    curves = [cell["validation"] for cell in cells.values()]
-    values = np.array([validation[curve] for validation in curves], dtype=float)  # (seeds, S)
-    figures = np.array([mean_and_interval(column[~np.isnan(column)]) for column in values.T])  # (S, 3)
-    figures = np.where(np.isnan(figures), figures[:, :1], figures)
-    return curves[0]["steps"], figures[:, 0], figures[:, 1], figures[:, 2]
-
-
-def draw(cells: Cells, folder: Path) -> list[Path]:
-    """Write the figures as PNG and SVG; returns their paths. Needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"font.size": 8, "svg.hashsalt": "study"})  # the salt: the same SVG every time
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in FIGURES.items():
-        figure(cells, pyplot)
-        for suffix in (".png", ".svg"):
-            paths.append(folder / (name + suffix))
-            metadata = {"Date": None} if suffix == ".svg" else None
-            pyplot.savefig(paths[-1], dpi=200, bbox_inches="tight", metadata=metadata)
-        pyplot.close()
-    return paths
-
-
-def learning_figure(cells: Cells, pyplot: Any) -> None:
-    """DaGRPO beside each baseline: accuracy on the validation set; last, the length of right completions."""
-    panels = [(name, "accuracy") for name in BASELINES if cells.get(name)] + [(REFERENCE, "right_length")]
-    rows = math.ceil(len(panels) / 3)
-    figure, axes = pyplot.subplots(rows, 3, figsize=(8, 2.3 * rows), layout="constrained", squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (baseline, curve) in zip(axes.flat, panels, strict=False):
-        for variant, style, shade in ((baseline, "--", "0.75"), ("dagrpo", "-", "0.55")):
-            if not cells.get(variant):
-                continue
-            steps, middle, low, high = band(cells[variant], curve)
-            scale = 100 if curve == "accuracy" else 1
-            axis.fill_between(steps, scale * low, scale * high, color=shade, alpha=0.5, linewidth=0)
-            axis.plot(steps, scale * middle, style, color="black", label=variant, linewidth=1.2)
-        if curve == "accuracy":
-            axis.set_ylim(0, 100)
-        axis.set_xlabel("step")
-        axis.set_ylabel("validation accuracy, %" if curve == "accuracy" else "tokens of right answers")
-        axis.legend(frameon=False)
-    seeds = sorted({len(cells[name]) for name in METHODS if cells.get(name)})
-    figure.suptitle(f"Mean and 95 % interval over {' to '.join(map(str, seeds[:1] + seeds[1:][-1:]))} seeds")
-
-
-def benchmark_figure(cells: Cells, pyplot: Any) -> None:
-    """Variant by benchmark: sampled accuracy in percent, darker is higher, each number in its field."""
-    columns = [*BENCHMARKS, *MEANS]
-    values = np.array(
-        [[mean(list(accuracies(by_seed, n, "sampled").values())) for n in columns] for by_seed in cells.values()]
-    )
-    _, axis = pyplot.subplots(figsize=(8, 0.8 + 0.28 * len(cells)))
-    axis.imshow(100 * values, cmap="Greys", vmin=0, vmax=100, aspect="auto")
-    for (row, column), value in np.ndenumerate(100 * values):
-        axis.text(column, row, number(value), ha="center", va="center", color="white" if value > 55 else "black")
-    axis.set_xticks(range(len(columns)), [name.replace(" of ", "\nof ") for name in columns])
-    axis.set_yticks(range(len(cells)), list(cells))
-    axis.axvline(len(IN_DISTRIBUTION) - 0.5, color="black", linewidth=1)
-    axis.axvline(len(BENCHMARKS) - 0.5, color="black", linewidth=1)
-    axis.tick_params(length=0)
-    k = max(cell["configuration"]["samples"] for by_seed in cells.values() for cell in by_seed.values())
-    axis.set_title(f"avg@{k}, percent, mean over seeds")
-
-
-def task_figure(cells: Cells, pyplot: Any) -> None:
-    """Mean of nine by task: what learns from solutions, and as grey lines what does not."""
-    figure, axis = pyplot.subplots(figsize=(5, 2.8), layout="constrained")
-    by_task = [cells_of_task(cells, ending) for ending in TASKS]
-    styles = {"sft": ("s", ":", "white"), "luffy": ("^", "--", "0.6"), "dagrpo": ("o", "-", "black")}
-    for number_of_method, (method, (marker, line, fill)) in enumerate(styles.items()):
-        places, figures = [], []
-        for place, variants in enumerate(by_task):
-            if method in variants:
-                values = np.array(list(accuracies(variants[method], "mean of nine", "sampled").values()))
-                places.append(place + 0.04 * (number_of_method - 1))  # so that bars do not hide each other
-                figures.append(100 * np.array(mean_and_interval(values)))
-        if places:
-            middle, low, high = np.array(figures).T
-            axis.errorbar(
-                places, middle, [middle - low, high - middle], marker=marker, linestyle=line, color="black",
-                markerfacecolor=fill, capsize=2, linewidth=1, label=method,
-            )  # fmt: skip
-    for name, line in (("grpo", "-"), ("dr_grpo", "--")):
-        there = {place: variants[name] for place, variants in enumerate(by_task) if variants.get(name)}
-        middles = [
-            100 * mean(list(accuracies(by_seed, "mean of nine", "sampled").values())) for by_seed in there.values()
-        ]
-        if there:  # other means by task only where there are other seeds
-            axis.plot(
-                list(there), middles, color="0.6", linestyle=line, linewidth=1, label=f"{name}, without solutions"
-            )
-    axis.set_xticks(range(len(TASKS)), ["\n".join(textwrap.wrap(title, 13)) for title in TASKS.values()])
-    axis.set(ylabel="mean of nine benchmarks, %", ylim=(0, 100))
-    figure.legend(frameon=False, loc="outside right center", fontsize=7)
-
-
-FIGURES = {"study-learning": learning_figure, "study-benchmarks": benchmark_figure, "study-tasks": task_figure}
