@@ -1,4 +1,4 @@
-"""Measure a model on questions: sampled accuracy, avg@k and pass@k with intervals, by difficulty, with every answer.
+"""Measure a model on questions: accuracy, avg@k and pass@k with intervals, by difficulty, with every completion.
 
     python evaluate.py --model MODEL --data FILE.jsonl [FILE.jsonl ...] --samples 4 --temperature 0.6
 
@@ -19,15 +19,15 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
-from anchors import DataError, Reward, Row, correctness, drop_unreadable, prompt_of, read_questions
+from questions import DataError, Question, Reward, correctness, drop_unreadable, prompt_of, read_questions
 
-BATCH_ANSWERS = 256  # answers sampled and graded between two moves of the progress bar
+BATCH_COMPLETIONS = 256  # sampled and graded between two moves of the progress bar
 
 
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: list[Row],
+    questions: list[Question],
     *,
     k: int = 1,
     temperature: float = 0.6,
@@ -37,30 +37,31 @@ def evaluate(
     reward: Reward = correctness,
     label: str = "evaluate",
 ) -> dict[str, Any]:
-    """k answers to each question, graded.
+    """k completions of each question, graded.
 
-    Gives `accuracy` (mean reward of all answers) with `interval`; the same as `avg@k`; `pass@k` (share of questions
-    with a right answer among the k) with `pass_interval`; `length` (mean tokens of an answer) and `truncated` (share
-    cut off at the limit); `levels`: accuracy, length and questions for each value of the rows' `level`; `unreadable`:
-    questions left out because their gold answer cannot be read; `rows`: problem, gold, texts and rewards.
+    Gives `accuracy` (mean reward of all completions) with `interval`; the same as `avg@k`; `pass@k` (share of questions
+    with a right one among the k) with `pass_interval`; `length` (mean tokens of a completion) and `truncated` (share
+    cut off at the limit); `levels`: accuracy, length and questions for each value of the questions' `level`;
+    `unreadable`: questions left out because their gold answer cannot be read; `rows`: of each question its problem,
+    gold, texts and rewards.
 
-    Raises ValueError where no question is left, or for k > 1 at temperature 0, where all answers are the same.
+    Raises ValueError where no question is left, or for k > 1 at temperature 0, where all completions are the same.
     """
     if temperature == 0 and k > 1:
-        raise ValueError(f"At temperature 0 all answers to a question are the same: k = {k} must be 1.")
-    rows, unreadable = drop_unreadable(rows) if reward is correctness else (rows, [])
-    if not rows:
+        raise ValueError(f"At temperature 0 all completions of a question are the same: k = {k} must be 1.")
+    questions, unreadable = drop_unreadable(questions) if reward is correctness else (questions, [])
+    if not questions:
         raise ValueError("There is no question with a readable gold answer to evaluate on.")
-    prompts = [prompt_of(tokenizer, row) for row in rows]
-    by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i]))
-    rewards, lengths = np.zeros((len(rows), k)), np.zeros((len(rows), k))
-    texts: list[list[str]] = [[] for _ in rows]
+    prompts = [prompt_of(tokenizer, question) for question in questions]
+    by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
+    rewards, lengths = np.zeros((len(questions), k)), np.zeros((len(questions), k))
+    texts: list[list[str]] = [[] for _ in questions]
     truncated = 0
-    step = max(1, BATCH_ANSWERS // k)
-    with tqdm(total=len(rows) * k, desc=label, unit="answer", leave=False, file=sys.stderr) as bar:
-        for start in range(0, len(rows), step):
+    step = max(1, BATCH_COMPLETIONS // k)
+    with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, file=sys.stderr) as bar:
+        for start in range(0, len(questions), step):
             part = by_length[start : start + step]
-            answers = rollout.sample(
+            rollouts = rollout.sample(
                 model,
                 tokenizer,
                 [prompts[i] for i in part],
@@ -70,12 +71,12 @@ def evaluate(
                 top_p=top_p,
                 seed=seed,
             )
-            earned = reward(answers.texts, [rows[i] for i in part for _ in range(k)])
+            earned = reward(rollouts.texts, [questions[i] for i in part for _ in range(k)])
             for n, i in enumerate(part):
-                answered = slice(n * k, (n + 1) * k)
-                rewards[i], lengths[i] = earned[answered], answers.lengths[answered].tolist()
-                texts[i] = answers.texts[answered]
-            truncated += int(answers.truncated.sum())
+                group = slice(n * k, (n + 1) * k)
+                rewards[i], lengths[i] = earned[group], rollouts.lengths[group].tolist()
+                texts[i] = rollouts.texts[group]
+            truncated += int(rollouts.truncated.sum())
             bar.update(len(part) * k)
     result: dict[str, Any] = {
         "accuracy": float(rewards.mean()),
@@ -85,20 +86,26 @@ def evaluate(
         "pass_interval": bootstrap((rewards > 0).any(1).astype(float)),
         "length": float(lengths.mean()),
         "truncated": truncated / rewards.size,
-        "questions": len(rows),
+        "questions": len(questions),
         "unreadable": len(unreadable),
         "levels": {},
         "rows": [
-            {"problem": row["problem"], "answer": row["answer"], "texts": texts[i], "rewards": rewards[i].tolist()}
-            for i, row in enumerate(rows)
+            {
+                "problem": question["problem"],
+                "answer": question["answer"],
+                "texts": texts[i],
+                "rewards": rewards[i].tolist(),
+            }
+            for i, question in enumerate(questions)
         ],
     }
-    for level in sorted({row["level"] for row in rows if row.get("level") is not None}, key=str):
-        own = [i for i, row in enumerate(rows) if row.get("level") == level]
+    levels = [question.get("level") for question in questions]
+    for level in sorted({level for level in levels if level is not None}, key=str):
+        members = [i for i, other in enumerate(levels) if other == level]
         result["levels"][str(level)] = {
-            "accuracy": float(rewards[own].mean()),
-            "length": float(lengths[own].mean()),
-            "questions": len(own),
+            "accuracy": float(rewards[members].mean()),
+            "length": float(lengths[members].mean()),
+            "questions": len(members),
         }
     return result
 
@@ -132,20 +139,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Measure a model on questions.")
     parser.add_argument("--model", required=True, help="Hub name, local directory, or .gguf file")
     parser.add_argument("--data", required=True, nargs="+", help="JSONL files or Hub sets, one benchmark each")
-    parser.add_argument("--samples", type=int, default=1, help="answers to each question: the k of avg@k and pass@k")
+    parser.add_argument(
+        "--samples", type=int, default=1, help="completions of each question: the k of avg@k and pass@k"
+    )
     parser.add_argument("--temperature", type=float, default=0.6, help="0 takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability mass that is sampled from")
-    parser.add_argument("--max-new-tokens", type=int, help="limit of an answer; 1024, or what the model has room for")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="limit of a completion; 1024, or what the model has room for"
+    )
     parser.add_argument("--limit", type=int, help="only the first questions of each benchmark")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same answers")
-    parser.add_argument("--out", help="write everything, every answer included, to this JSON file")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same completions")
+    parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
     options = parser.parse_args(arguments)
     for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("temperature", 0)):
         value = getattr(options, flag)
         if value is not None and value < least:
             parser.error(f"--{flag.replace('_', '-')} {value}: it must be at least {least}.")
     if options.temperature == 0 and options.samples > 1:
-        parser.error(f"--samples {options.samples}: at --temperature 0 all answers are the same; use --samples 1.")
+        parser.error(f"--samples {options.samples}: at --temperature 0 all completions are the same; use --samples 1.")
     try:
         benchmarks = {source: read_questions([source])[: options.limit] for source in options.data}
         model, tokenizer = rollout.load(options.model)
@@ -153,15 +164,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"evaluate.py: {error}")
     k, results = options.samples, {}
     print(f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}")
-    for source, rows in benchmarks.items():
-        longest = max(len(rollout.encode_prompt(tokenizer, prompt_of(tokenizer, row))) for row in rows)
+    for source, questions in benchmarks.items():
+        longest = max(len(rollout.encode_prompt(tokenizer, prompt_of(tokenizer, each))) for each in questions)
         room = (getattr(model.config, "max_position_embeddings", None) or longest + 1024) - longest
         if room < 1:
             sys.exit(f"evaluate.py: {source}: a prompt has {longest} tokens, more than the model has positions.")
         result = results[source] = evaluate(
             model,
             tokenizer,
-            rows,
+            questions,
             k=k,
             temperature=options.temperature,
             top_p=options.top_p,

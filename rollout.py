@@ -1,61 +1,70 @@
-"""The policy as a sampler: load it, sample groups of answers, and compute the log-probabilities of their tokens.
+"""Sampling: G completions of each question, as one padded batch.
 
-Shapes: P questions, G answers to each, N = P·G sequences, T tokens, H hidden size, V vocabulary.
-
-`sample` decodes (decoding.py). `token_logps` goes from hidden states to log-probabilities in chunks, so that the
-(N, T, V) logits never exist, and runs a prompt that several answers share once for them all. Both use the same head,
-`decoding.logits_from_hidden`, at the same temperature: the importance ratio starts at 1.
+`sample` decodes (policy/decoding.py), and `assemble` lays the sequences into a `Rollouts` record, on which the other
+modules work. `load` and `token_logps` are those of policy/. The letters of shapes are in the docstring of dagrpo.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
+import torch.nn.functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from decoding import autocast, decode, hidden_states, logits_from_hidden, takes_any_mask
+from policy import logprobs
+from policy.decoding import Sampling, decode, rows_at_once
+from policy.logprobs import MicroBatch, token_logps
+from policy.model import load
+
+__all__ = ["Completion", "Rollouts", "assemble", "load", "sample", "token_logps"]
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
-CHUNK_ELEMENTS = 2**25  # logits held at one time: 128 MB in fp32, small beside any model that has a large vocabulary
-SMALL_BATCH = 512  # padded tokens; below, another micro-batch costs more time than the padding it saves
-CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
-
-Packing = list[list[int]]  # sequences of runs; a run is the number of rows that share one prompt
 
 
 @dataclass
 class Rollouts:
-    """G answers to each of P questions, as one batch of N = P·G rows; row p·G + g is answer g to question p.
+    """G completions of each of P questions, as one batch of N = P·G rows; row p·G + g is completion g of question p.
 
-    Every row reads: padding, prompt, answer with its EOS, padding.
+    Every row reads: padding, prompt, completion with its EOS, padding. Two rows, one question, `_` padding:
+
+        input_ids        7  8  4  5  1  _       prompt 7 8, completion 4 5 and EOS 1
+                         7  8  6  1  _  _       prompt 7 8, completion 6 and EOS 1
+        attention_mask   1  1  1  1  1  0
+                         1  1  1  1  0  0
+        response_mask    0  0  1  1  1  0
+                         0  0  1  1  0  0
+
+    What belongs to predictions has one column less: column t is the prediction of token t + 1.
+
+        prediction_mask  0  1  1  1  0          the state at 8 predicts 4, that at 4 predicts 5, that at 5 the EOS
+                         0  1  1  0  0
+        logps            0  a  b  c  0
+                         0  d  e  0  0
     """
 
     input_ids: torch.Tensor  # (N, T)
     attention_mask: torch.Tensor  # (N, T) True on real tokens
-    response_mask: torch.Tensor  # (N, T) True on the answer's tokens, EOS among them: the policy's own choices
-    anchor_mask: torch.Tensor  # (N,) True where the answer is a verified solution from elsewhere
-    logps: torch.Tensor  # (N, T) log-probability of each answer token when it was sampled; 0 elsewhere
-    withheld: torch.Tensor  # (N, T) advantage that --rectify token takes from single tokens; 0 elsewhere
-    truncated: torch.Tensor  # (N,) True where the answer reached the limit without an EOS
-    texts: list[str]  # N answers, special tokens left out
-    hidden: list[torch.Tensor | None]  # N times (S, H): the states its tokens were sampled from, where they were kept
+    response_mask: torch.Tensor  # (N, T) True on the completion's tokens, EOS among them: the policy's choices
+    anchor_mask: torch.Tensor  # (N,) True where the completion is a verified solution from elsewhere
+    logps: torch.Tensor  # (N, S) log-probability of each completion token when it was sampled; 0 elsewhere
+    truncated: torch.Tensor  # (N,) True where the completion reached the limit without an EOS
+    texts: list[str]  # N completions, special tokens left out
+    hidden: list[torch.Tensor | None]  # N times (M, H): the states its tokens were sampled from, where they were kept
     group_size: int
 
     @property
+    def prediction_mask(self) -> torch.Tensor:
+        """Which predictions are of a completion's token: the one place where tokens are shifted. -> (N, S)"""
+        return self.response_mask[:, 1:]
+
+    @property
     def lengths(self) -> torch.Tensor:
-        """Tokens in each answer. -> (N,)"""
+        """Tokens in each completion. -> (N,)"""
         return self.response_mask.sum(1)
 
     @property
@@ -63,74 +72,52 @@ class Rollouts:
         """Tokens in each prompt. -> (N,)"""
         return (self.attention_mask & ~self.response_mask).sum(1)
 
-    def rows(self, indices: torch.Tensor) -> Rollouts:
+    @property
+    def tokens(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the model and the scorers read: input_ids, attention_mask, response_mask."""
+        return self.input_ids, self.attention_mask, self.response_mask
+
+    def moved(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Values of some of the rows, moved to the left edge and cut to the longest. (N, T or S), (B,) -> (B, T' or S')
+
+        What is moved out on the left is padding, and comes in again on the right.
+        """
+        attention_mask = self.attention_mask[rows]
+        starts = attention_mask.int().argmax(1, keepdim=True)  # (B, 1) the first real token
+        cut = self.input_ids.shape[1] - values.shape[1]  # predictions have one column less
+        width = int(attention_mask.sum(1).max()) - cut
+        columns = torch.arange(width, device=rows.device) + starts
+        return values[rows].gather(1, columns % values.shape[1])
+
+    def rows(self, rows: torch.Tensor) -> Rollouts:
         """Some of the rows, moved to the left edge and cut to the longest. (B,) -> B rows"""
-        indices = indices.to(self.input_ids.device)
-        attention_mask = self.attention_mask[indices]
-        # A stable sort of "is padding" moves the padding to the right and keeps the order of the real tokens.
-        order = (~attention_mask).long().sort(dim=1, stable=True).indices  # (B, T)
-        width = int(attention_mask.sum(1).max())
-        moved = {
-            field.name: getattr(self, field.name)[indices].gather(1, order)[:, :width]  # (B, T) -> (B, width)
-            for field in fields(self)
-            if isinstance(getattr(self, field.name), torch.Tensor) and getattr(self, field.name).dim() == 2
-        }
+        rows = rows.to(self.input_ids.device)
         return replace(
             self,
-            **moved,
-            anchor_mask=self.anchor_mask[indices],
-            truncated=self.truncated[indices],
-            texts=[self.texts[i] for i in indices.tolist()],
-            hidden=[self.hidden[i] for i in indices.tolist()],
+            input_ids=self.moved(self.input_ids, rows),
+            attention_mask=self.moved(self.attention_mask, rows),
+            response_mask=self.moved(self.response_mask, rows),
+            logps=self.moved(self.logps, rows),
+            anchor_mask=self.anchor_mask[rows],
+            truncated=self.truncated[rows],
+            texts=[self.texts[i] for i in rows.tolist()],
+            hidden=[self.hidden[i] for i in rows.tolist()],
         )
+
+    def without_hidden(self) -> Rollouts:
+        """The same without the hidden states, which are as large as all that an update needs."""
+        return replace(self, hidden=[None] * len(self.hidden))
 
 
 @dataclass
-class Answer:
-    """One answer to one prompt, both as token ids: what `assemble` makes Rollouts of."""
+class Completion:
+    """One completion of one prompt, both as token ids: what `assemble` makes Rollouts of."""
 
     prompt: list[int]
-    tokens: list[int]  # the last one is an EOS, or the answer is truncated
+    tokens: list[int]  # the last one is an EOS, or the completion is truncated
     logps: list[float] | None = None  # where it was sampled
-    hidden: torch.Tensor | None = None  # (S, H)
+    hidden: torch.Tensor | None = None  # (M, H)
     is_anchor: bool = False
-
-
-def load(
-    model: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer from a Hub name, a local directory, or a `.gguf` file.
-
-    The weights are fp32 unless `dtype` says otherwise, whatever the file holds: AdamW needs fp32 master weights, and
-    many CPUs multiply bf16 matrices a hundred times slower. The device is the GPU where there is one.
-
-    Raises FileNotFoundError for a missing `.gguf` file, ImportError where a package that reads it is missing (`gguf`,
-    `accelerate`), and NotImplementedError for a head that computes something `logits_from_hidden` does not know, or
-    for layers that keep another state than keys and values.
-    """
-    source = model
-    options: dict[str, Any] = {}
-    weights: dict[str, Any] = {}
-    if model.endswith(".gguf"):
-        path = Path(model)
-        if not path.is_file():
-            raise FileNotFoundError(f"--model {model}: there is no such file.")
-        missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
-        if missing:
-            raise ImportError(f"--model {model}: to read a .gguf file, run: pip install {' '.join(missing)}")
-        # Packed weights cannot be trained: they are unpacked once, here.
-        source, options = str(path.parent), {"gguf_file": path.name}
-        weights = {"quantization_config": GgufConfig(dequantize=True)}
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or torch.float32, **options, **weights)
-    policy.to(device)  # type: ignore[arg-type]
-    policy.eval()  # no dropout: the ratio compares the policy with itself
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    check_cache(policy)
-    check_head(policy)
-    return policy, tokenizer
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,7 +142,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer: the tokenizer's EOS first, then those of the generation config."""
+    """Every token that ends a completion: the tokenizer's EOS first, then those of the generation config."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     ids = [tokenizer.eos_token_id, *configured]
@@ -173,30 +160,12 @@ def noise_key(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def cache_bytes(model: PreTrainedModel, length: int) -> int:
-    """Key-value cache of one sequence of `length` tokens, with the hidden states that may be kept of it."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * heads * width + config.hidden_size
-    return numbers * length * (4 if model.device.type == "cpu" else 2)
-
-
-def rows_at_once(model: PreTrainedModel, length: int) -> int:
-    """How many answers of `length` tokens the key-value cache has room for, at least one."""
-    budget = CACHE_BYTES
-    if model.device.type == "cuda":  # half of what is free, counting what PyTorch's allocator holds and does not use
-        held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-        budget = (torch.cuda.mem_get_info(model.device)[0] + held) // 2
-    return max(1, budget // cache_bytes(model, length))
-
-
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
-    group_size: int,
+    prompts: list[str],  # P prompts
+    group_size: int,  # G
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -204,18 +173,18 @@ def sample(
     seed: int | None = None,
     keep_hidden: bool = False,
     progress: Callable[[int], object] | None = None,
-) -> Rollouts:
-    """`group_size` answers to each rendered prompt. P prompts -> N = P·G rows
+) -> Rollouts:  # N rows
+    """`group_size` completions of each rendered prompt.
 
-    The random choice at a place is a function of (seed, prompt, number of the answer, position), not of the batch
-    around it: the same seed gives the same answers in any order of the prompts, up to ties of rounding. A prompt
-    that stands in the list twice gets further answers, not the same ones again. Without a seed one is drawn.
+    The random choice at a place is a function of (seed, prompt, number of the completion, position), not of the batch
+    around it: the same seed gives the same completions in any order of the prompts, up to ties of rounding. A prompt
+    that stands in the list twice gets further completions, not the same ones again. Without a seed one is drawn.
     With `keep_hidden` the record has the hidden states, so that scoring needs no forward pass for them.
     `progress` is called with the number of tokens as they are made.
 
     Where memory runs out, half as many questions are decoded at once from there on, and a warning says so.
 
-    Raises ValueError where prompt and answer do not fit into the model's positions.
+    Raises ValueError where prompt and completion do not fit into the model's positions.
     """
     if seed is None:
         seed = int(torch.randint(2**62, ()))
@@ -230,27 +199,19 @@ def sample(
     seen: Counter[str] = Counter()
     keys = []
     for prompt in prompts:
-        keys += [noise_key(seed, prompt, seen[prompt] + answer) for answer in range(group_size)]
+        keys += [noise_key(seed, prompt, seen[prompt] + number) for number in range(group_size)]
         seen[prompt] += group_size
     noise_keys = torch.tensor(keys, device=model.device)
 
+    sampling = Sampling(max_new_tokens, temperature, top_p, stop_ids(model, tokenizer))
     groups = max(1, rows_at_once(model, longest + max_new_tokens) // group_size)
-    answers: list[Answer] = []
+    completions: list[Completion] = []
     start = 0
     while start < len(prompts):
         part = prompt_ids[start : start + groups]
+        part_keys = noise_keys[start * group_size : (start + groups) * group_size]
         try:
-            decoded = decode(
-                model,
-                part,
-                noise_keys[start * group_size : (start + groups) * group_size],
-                stops=stop_ids(model, tokenizer),
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                keep_hidden=keep_hidden,
-                progress=progress,
-            )
+            decoded = decode(model, part, part_keys, sampling, keep_hidden=keep_hidden, progress=progress)
         except torch.OutOfMemoryError:
             groups = min(groups, len(prompts) - start) // 2
             if groups == 0:
@@ -260,324 +221,90 @@ def sample(
             lengths, tokens, logps = decoded.lengths.tolist(), decoded.tokens.tolist(), decoded.logps.tolist()
             for i, (prompt_tokens, n) in enumerate(zip(repeated, lengths, strict=True)):
                 states = None if decoded.hidden is None else decoded.hidden[i, :n].clone()
-                answers.append(Answer(prompt_tokens, tokens[i][:n], logps[i][:n], states))
+                completions.append(Completion(prompt_tokens, tokens[i][:n], logps[i][:n], states))
             start += groups
             continue
         # Not in the handler, which keeps the tensors of the failed call alive.
         warnings.warn(
-            f"out of memory while sampling: going on with {groups * group_size} answers at once", stacklevel=2
+            f"out of memory while sampling: going on with {groups * group_size} completions at once", stacklevel=2
         )
         torch.cuda.empty_cache()
-    return assemble(model, tokenizer, answers, group_size)
+    return assemble(model, tokenizer, completions, group_size)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def assemble(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answers: list[Answer], group_size: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, completions: list[Completion], group_size: int
 ) -> Rollouts:
-    """The record of N answers, those to one question together. N answers -> N rows"""
-    before = max(len(answer.prompt) for answer in answers)
-    shape = (len(answers), before + max(len(answer.tokens) for answer in answers))
+    """The record of N completions, those of one question together. N completions -> N rows"""
+    width = max(len(completion.prompt) for completion in completions)  # prompts end at this column
+    shape = (len(completions), width + max(len(completion.tokens) for completion in completions))
     input_ids = torch.full(shape, tokenizer.pad_token_id)
     attention_mask, response_mask = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    logps = torch.zeros(shape)
-    for i, answer in enumerate(answers):
-        start, end = before - len(answer.prompt), before + len(answer.tokens)
-        input_ids[i, start:end] = torch.tensor(answer.prompt + answer.tokens)
+    logps = torch.zeros(shape[0], shape[1] - 1)
+    for i, completion in enumerate(completions):
+        start, end = width - len(completion.prompt), width + len(completion.tokens)
+        input_ids[i, start:end] = torch.tensor(completion.prompt + completion.tokens)
         attention_mask[i, start:end] = True
-        response_mask[i, before:end] = True
-        if answer.logps is not None:
-            logps[i, before:end] = torch.tensor(answer.logps)
+        response_mask[i, width:end] = True  # with the EOS: where to stop is the policy's choice, and is trained
+        if completion.logps is not None:
+            logps[i, width - 1 : end - 1] = torch.tensor(completion.logps)
     stops = set(stop_ids(model, tokenizer))
     device = model.device
     return Rollouts(
         input_ids=input_ids.to(device),
         attention_mask=attention_mask.to(device),
         response_mask=response_mask.to(device),
-        anchor_mask=torch.tensor([answer.is_anchor for answer in answers], device=device),
+        anchor_mask=torch.tensor([completion.is_anchor for completion in completions], device=device),
         logps=logps.to(device),
-        withheld=torch.zeros(shape, device=device),
-        truncated=torch.tensor([answer.tokens[-1] not in stops for answer in answers], device=device),
-        texts=tokenizer.batch_decode([answer.tokens for answer in answers], skip_special_tokens=True),
-        hidden=[answer.hidden for answer in answers],
+        truncated=torch.tensor([completion.tokens[-1] not in stops for completion in completions], device=device),
+        texts=tokenizer.batch_decode([completion.tokens for completion in completions], skip_special_tokens=True),
+        hidden=[completion.hidden for completion in completions],
         group_size=group_size,
     )
 
 
-def token_lists(mask: torch.Tensor, values: torch.Tensor) -> list[list]:
-    """The values at the mask's places, row by row. (N, T), (N, T) -> N lists"""
-    return [part.tolist() for part in values[mask].cpu().split(mask.sum(1).tolist())]
+def combined(first: Rollouts, second: Rollouts, rows: list[int]) -> Rollouts:
+    """Rows of two records as one: number i is row i of the first, or row i − N of the second. N, N' rows -> B rows"""
+    picked = torch.tensor(rows, device=first.input_ids.device)
+
+    def of_both(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """(N, T), (N', T') -> (B, the larger of T and T')"""
+        width = max(a.shape[1], b.shape[1])
+        return torch.cat([F.pad(values, (0, width - values.shape[1])) for values in (a, b)])[picked]
+
+    texts, hidden = first.texts + second.texts, first.hidden + second.hidden
+    return Rollouts(
+        input_ids=of_both(first.input_ids, second.input_ids),
+        attention_mask=of_both(first.attention_mask, second.attention_mask),
+        response_mask=of_both(first.response_mask, second.response_mask),
+        anchor_mask=torch.cat([first.anchor_mask, second.anchor_mask])[picked],
+        logps=of_both(first.logps, second.logps),
+        truncated=torch.cat([first.truncated, second.truncated])[picked],
+        texts=[texts[i] for i in rows],
+        hidden=[hidden[i] for i in rows],
+        group_size=first.group_size,
+    )
 
 
-def answers_of(rollouts: Rollouts) -> list[Answer]:
-    """The rows one by one, as `assemble` takes them."""
-    prompts = token_lists(rollouts.attention_mask & ~rollouts.response_mask, rollouts.input_ids)
-    tokens = token_lists(rollouts.response_mask, rollouts.input_ids)
-    logps = token_lists(rollouts.response_mask, rollouts.logps)
-    rows = zip(prompts, tokens, logps, rollouts.hidden, rollouts.anchor_mask.tolist(), strict=True)
-    return [Answer(*row) for row in rows]
-
-
-def replace_groups(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rollouts: Rollouts,
-    groups: list[int],
-    others: Rollouts,
-) -> Rollouts:
+def replace_groups(rollouts: Rollouts, groups: list[int], others: Rollouts) -> Rollouts:
     """The rollouts with some of their groups replaced by those of `others`, in order. N rows, P' groups -> N rows"""
-    size = rollouts.group_size
-    answers, further = answers_of(rollouts), answers_of(others)
+    size, count = rollouts.group_size, len(rollouts.texts)
+    rows = list(range(count))
     for new, old in enumerate(groups):
-        answers[old * size : (old + 1) * size] = further[new * size : (new + 1) * size]
-    return assemble(model, tokenizer, answers, size)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Log-probabilities
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def check_cache(model: PreTrainedModel) -> None:
-    """Raise NotImplementedError for a model that keeps another state than keys and values: rows could not leave."""
-    if not all(hasattr(layer, "batch_repeat_interleave") for layer in DynamicCache(config=model.config).layers):
-        raise NotImplementedError(
-            f"{type(model).__name__} has layers that keep another state than keys and values (linear attention, a "
-            "state space, a convolution). Answers cannot be sampled from it here; take one of attention layers only."
-        )
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel) -> None:
-    """Raise NotImplementedError where `logits_from_hidden` is not what the model itself computes."""
-    input_ids = torch.arange(1, 5, device=model.device)[None]
-    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
-    own = model(input_ids=input_ids, attention_mask=attention_mask.long()).logits.float()
-    ours = logits_from_hidden(model, hidden_states(model, input_ids, attention_mask))
-    if not torch.allclose(ours, own, rtol=1e-2, atol=1e-3 * float(own.abs().max())):
-        raise NotImplementedError(
-            f"The output head of {type(model).__name__} computes more than a linear map, a factor and a soft cap. "
-            "Add what it does to decoding.logits_from_hidden and to scoring.vocabulary_gradients."
-        )
-
-
-def token_logps(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
-    *,
-    temperature: float = 1.0,
-    packing: Packing | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of the answers' tokens and entropies of the distributions they were drawn from.
-
-    (N, T), (N, T), (N, T) -> (N, T−1), (N, T−1); column t belongs to token t + 1, and is 0 outside of answers.
-
-    With a `packing`, rows that share their prompt run behind one copy of it, and several such runs are one sequence:
-    [[2, 1], [3]] makes two sequences of six rows, in order, and the first two rows have the same prompt. The result
-    does not depend on it. The model must take any mask (`decoding.takes_any_mask`).
-
-    Differentiable. Only answer positions go through the head, a chunk at a time; the backward pass computes each
-    chunk again, so that memory does not grow with the vocabulary.
-    """
-    chosen = response_mask[:, 1:]  # (N, T) -> (N, T−1): the hidden state at t predicts token t + 1
-    with autocast(model):
-        if packing is None:
-            hidden = hidden_states(model, input_ids, attention_mask)[:, :-1][chosen]  # (N, T, H) -> (M, H)
-        else:
-            hidden = packed_states(model, input_ids, attention_mask, response_mask, packing)
-        targets = input_ids[:, 1:][chosen]  # (M,)
-
-        def chunk_logps(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logps = (logits_from_hidden(model, hidden) / temperature).log_softmax(-1)
-            entropies = -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(-1)
-            return logps.gather(1, targets[:, None]).squeeze(1), entropies
-
-        size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
-        if len(targets) <= size:
-            logps, entropies = chunk_logps(hidden, targets)
-        else:
-            pieces = zip(hidden.split(size), targets.split(size), strict=True)
-            parts = [checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in pieces]
-            logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
-    blank = torch.zeros(chosen.shape, device=logps.device)
-    return blank.masked_scatter(chosen, logps), blank.masked_scatter(chosen, entropies)
-
-
-def packed_states(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
-    packing: Packing,
-) -> torch.Tensor:
-    """The hidden states that predict the answers' tokens, in order; the rows are packed into sequences.
-
-    A run of answers to one prompt reads: the prompt, then the answers without their last tokens, which predict
-    nothing. Each answer follows the prompt in its positions, and attends to the prompt and to itself.
-
-    (N, T), (N, T), (N, T) -> (M, H)
-    """
-    width = input_ids.shape[1]
-    starts = attention_mask.int().argmax(1).tolist()  # of the real tokens of each row
-    prompts = (attention_mask & ~response_mask).sum(1).tolist()
-    answers = response_mask.sum(1).tolist()
-    assert sum(map(sum, packing)) == len(answers), "every row must be in the packing once"
-    length = max(
-        sum(run_length(prompts[rows[0]], [answers[i] for i in rows]) for rows in sequence)
-        for sequence in row_numbers(packing)
-    )
-    # For each piece, a prompt or an answer: where its tokens are, where they go, and what they are there.
-    sources, targets, positions, runs, pieces, predicting = [], [], [], [], [], []
-    run = 0
-    for number, sequence in enumerate(row_numbers(packing)):
-        end = number * length
-        for rows in sequence:
-            prompt = prompts[rows[0]]
-            assert all(prompts[i] == prompt for i in rows), "the rows of a run must have one prompt"
-            prompt_end = end + prompt - 1
-            for piece, i in enumerate([rows[0], *rows]):  # piece 0 is the prompt
-                size, first = (answers[i] - 1, prompt) if piece else (prompt, 0)
-                sources.append(torch.arange(size) + i * width + starts[i] + first)
-                targets.append(torch.arange(size) + end)
-                positions.append(torch.arange(size) + first)
-                runs.append(torch.full((size,), run))
-                pieces.append(torch.full((size,), piece))
-                if piece:
-                    predicting += [torch.tensor([prompt_end]), targets[-1]]
-                end += size
-            run += 1
-    device = input_ids.device
-    target = torch.cat(targets).to(device)
-
-    def packed(values: torch.Tensor, blank: int) -> torch.Tensor:
-        """(tokens,) -> (B, L)"""
-        room = torch.full((len(packing) * length,), blank, device=device)
-        return room.index_copy(0, target, values.to(device)).view(-1, length)
-
-    # Padding is a run of its own, so that no row of the attention mask is empty.
-    run_of, piece_of = packed(torch.cat(runs), -1), packed(torch.cat(pieces), 0)
-    same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
-    same_piece = piece_of[:, :, None] == piece_of[:, None, :]
-    allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
-    output = model.base_model(
-        input_ids=packed(input_ids.flatten()[torch.cat(sources).to(device)], 0),
-        attention_mask=allowed,
-        position_ids=packed(torch.cat(positions), 0),
-        use_cache=False,
-    )
-    return output.last_hidden_state.flatten(0, 1)[torch.cat(predicting).to(device)]  # (B, L, H) -> (M, H)
-
-
-def run_length(prompt: int, answers: list[int]) -> int:
-    """Tokens of a run: the prompt once, and the answers without their last tokens."""
-    return prompt + sum(answers) - len(answers)
-
-
-def row_numbers(packing: Packing) -> Iterator[list[list[int]]]:
-    """For each sequence, for each run in it, the rows."""
-    row = 0
-    for sequence in packing:
-        yield [list(range(row + sum(sequence[:i]), row + sum(sequence[: i + 1]))) for i in range(len(sequence))]
-        row += sum(sequence)
-
-
-@contextmanager
-def checkpointed(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
-    """Inside, the layers keep no activations for the backward pass, but compute them again there.
-
-    transformers does this in training mode only, in which a cache cannot be used and dropout would act: so the mode
-    is on for the update alone, and dropout is off in it.
-    """
-    if not enabled:
-        yield
-        return
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-    # Older versions of transformers call these two gradient_checkpointing.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-    enable({"use_reentrant": False})
-    model.train()
-    try:
-        yield
-    finally:
-        model.eval()
-        disable()
-
-
-@dataclass
-class MicroBatch:
-    """Rows that go through the model together."""
-
-    rows: torch.Tensor  # (B,)
-    packing: Packing | None  # of these rows, in this order; None where each is a sequence of its own
-    tokens: int  # real tokens of the sequences
-    padded_tokens: int  # the same with padding
+        rows[old * size : (old + 1) * size] = range(count + new * size, count + (new + 1) * size)
+    return combined(rollouts, others, rows)
 
 
 def micro_batches(
     model: PreTrainedModel, rollouts: Rollouts, rows: torch.Tensor, token_budget: int
 ) -> Iterator[MicroBatch]:
-    """Cut the rows into micro-batches of at most `token_budget` padded tokens, the longest first. (N,) rows
-
-    Answers to one question share their prompt in runs, and short runs fill the sequences up to the length of the
-    longest one. A run longer than the budget is a micro-batch of its own. A model that does not take any mask gets
-    a sequence for each row.
-    """
-    prompts = rollouts.prompt_lengths.tolist()
-    answers = rollouts.lengths.tolist()
-    packable = takes_any_mask(model)
-    if packable:
-        runs = shared_prompt_runs(rollouts, rows, token_budget, model.config.hidden_size)
-    else:
-        runs = [[row] for row in rows.tolist()]
-    lengths = {run[0]: run_length(prompts[run[0]], [answers[i] for i in run]) + (not packable) for run in runs}
-    left = sorted(runs, key=lambda run: lengths[run[0]], reverse=True)
-    while left:
-        width = lengths[left[0][0]]
-        sequences: list[list[list[int]]] = []
-        filled: list[int] = []
-        waiting = []
-        for run in left:  # into the first sequence with room, or else into a new one that it nearly fills
-            length = lengths[run[0]]
-            place = next((i for i, used in enumerate(filled) if packable and used + length <= width), len(filled))
-            if place == len(filled):
-                padded = len(filled) * width
-                wasteful = length < 0.85 * width and padded >= SMALL_BATCH
-                if filled and (padded + width > token_budget or wasteful):
-                    waiting.append(run)
-                    continue
-                sequences.append([])
-                filled.append(0)
-            sequences[place].append(run)
-            filled[place] += length
-        left = waiting
-        members = [row for sequence in sequences for run in sequence for row in run]
-        packing = [[len(run) for run in sequence] for sequence in sequences] if packable else None
-        yield MicroBatch(torch.tensor(members, device=rows.device), packing, sum(filled), len(filled) * max(filled))
-
-
-def shared_prompt_runs(rollouts: Rollouts, rows: torch.Tensor, token_budget: int, hidden_size: int) -> list[list[int]]:
-    """Rows that share their prompt, as many together as saves more than it costs. (N,) rows -> runs of rows
-
-    Each of k answers of n tokens behind one prompt of p tokens costs about 12H² (p/k + n) products for the matrices
-    of a layer, and 2H (p + kn)²/k for attention, which computes the others' tokens for nothing. The sum is least
-    where kn is about √(6Hp).
-    """
-    prompts = rollouts.prompt_lengths.tolist()
-    answers = rollouts.lengths.tolist()
-    runs: list[list[int]] = []
-    for row in sorted(rows.tolist(), key=lambda i: (i // rollouts.group_size, answers[i])):
-        prompt = prompts[row]
-        most = min(token_budget, prompt + math.sqrt(6 * hidden_size * prompt))
-        if runs and runs[-1][0] // rollouts.group_size == row // rollouts.group_size:
-            extended = [*runs[-1], row]
-            if run_length(prompt, [answers[i] for i in extended]) <= most:
-                runs[-1] = extended
-                continue
-        runs.append([row])
-    return runs
+    """The given rows in micro-batches of at most `token_budget` padded tokens: policy.logprobs.micro_batches. (B,)"""
+    prompts, completions = rollouts.prompt_lengths[rows].tolist(), rollouts.lengths[rows].tolist()
+    questions = (rows // rollouts.group_size).tolist()
+    for batch in logprobs.micro_batches(model, prompts, completions, questions, token_budget):
+        yield replace(batch, rows=rows[batch.rows.to(rows.device)])

@@ -1,27 +1,163 @@
-"""How distinct are two answers of a group, which pairs are masked, and what advantage is left: equations (2) to (5).
+"""How distinct are two completions of a group, which pairs are masked, what advantage is left? Equations (1) to (5).
 
-Shapes: P questions, G answers to each, N = P·G sequences, T tokens, H hidden size, V vocabulary, K sketch width.
-
-Nothing here knows of the training loop: the functions take tensors (and, for the gradient scorer, a model) and give
-tensors, so that another trainer can use them as they are.
+`rectify` is the whole of it for one batch; below it stands each equation by itself. Nothing here knows of the training
+loop: the functions take tensors (and, for the gradient scorers, a model) and give tensors, so that another trainer can
+use them as they are. The letters of shapes are in the docstring of dagrpo.py.
 """
 
 from __future__ import annotations
 
-from typing import overload
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from compiling import compiled
-from decoding import autocast, head_scale_and_cap, hidden_states
-from rollout import CHUNK_ELEMENTS
+from policy.compiling import compiled
+from policy.logprobs import CHUNK_ELEMENTS, check_response_mask, token_logps
+from policy.model import autocast, hidden_states, vocabulary_gradients
+from rollout import Rollouts
 
-SCORERS = ("gradient", "state", "token", "none")
-BY_GRADIENT = ("gradient", "state")  # those with an inner product, as rule (5) needs
+RULES = ("none", "threshold", "pair", "token")
 SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
 SKETCH_SEED = 0  # the sketch is the same in every step and every run
-ROW_TOKENS = 16_384  # padded tokens that `answer_states` runs through the model at a time
+ROW_TOKENS = 16_384  # padded tokens that `completion_states` runs through the model at a time
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rectification of one batch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rectification:
+    """How pairs are judged."""
+
+    rule: str  # of RULES: none masked, (3) by threshold, (5) whole pairs, (5) token by token
+    scorer: str  # of SCORERS: by what
+    threshold: float  # τ of (3)
+    scale: str  # of (4): std or none
+    temperature: float  # at which completions were sampled and are trained
+    per_token: bool  # the loss divides each log-likelihood by its tokens (--loss-norm sequence), and so does (5)
+    gamma: float | None  # of the anchors' shaped objective (7); None: it is log π
+
+
+@dataclass(frozen=True)
+class Rectified:
+    """What is left of the pairs of one batch. A group with equal rewards has no advantage, and its d is NaN."""
+
+    pair_mask: torch.Tensor  # m (P, G, G) bool, False: the pair is masked
+    distinctiveness: torch.Tensor  # d (P, G, G)
+    advantages: torch.Tensor  # Ã (P, G)
+    withheld: torch.Tensor  # (N, S) what single predictions lose of their completion's Ã (--rectify token), else 0
+
+    @property
+    def token_advantages(self) -> torch.Tensor:
+        """The advantage of each prediction. -> (N, S)"""
+        return self.advantages.flatten()[:, None] - self.withheld
+
+    @property
+    def has_advantage(self) -> torch.Tensor:
+        """Which completions have one at all: the others need no forward and no backward pass. -> (N,)"""
+        return (self.advantages.flatten() != 0) | (self.withheld != 0).any(1)
+
+
+def rectify(
+    model: PreTrainedModel,
+    rollouts: Rollouts,  # N rows
+    rewards: torch.Tensor,  # (P, G)
+    how: Rectification,
+) -> Rectified:
+    """Mask pairs, or withhold tokens, and take the advantages from the rest. Equations (2) to (5).
+
+    Groups whose rewards are all equal have no advantage whatever the mask: they are not scored.
+    """
+    groups, size = rewards.shape
+    pair_mask = torch.ones(groups, size, size, dtype=torch.bool, device=rewards.device)
+    d = torch.full(pair_mask.shape, torch.nan, device=rewards.device)
+    withheld = torch.zeros_like(rollouts.logps)
+    scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)  # groups with different rewards
+    if how.rule != "none" and len(scored):
+        part = rollouts.rows((scored[:, None] * size + torch.arange(size, device=scored.device)).flatten())
+        if how.rule == "threshold":
+            d[scored] = distinctiveness(  # (2)
+                how.scorer, model, *part.tokens, size, temperature=how.temperature, hidden=part.hidden, texts=part.texts
+            )
+            pair_mask = distinct_pairs(d, how.threshold)  # (3)
+        else:
+            cross = torch.zeros_like(d)
+            d[scored], cross[scored] = displacement(model, part, how)  # (2)
+            pair_mask = safe_pairs(cross, rewards)  # (5)
+            if how.rule == "token":
+                withheld = withheld_from_tokens(model, rollouts, rewards, pair_mask, cross, how)  # (3), token by token
+                pair_mask = torch.ones_like(pair_mask)
+    advantages = rectified_advantages(rewards, pair_mask, scale=how.scale)  # (4)
+    return Rectified(pair_mask, d, advantages, withheld)
+
+
+def displacement(
+    model: PreTrainedModel, rollouts: Rollouts, how: Rectification
+) -> tuple[torch.Tensor, torch.Tensor]:  # (P, G, G), (P, G, G)
+    """d of (2), and the products g_i·g̃_j that rule (5) compares."""
+    weights = push_weights(model, rollouts, how)
+    gram, cross = gradient_gram(
+        model, *rollouts.tokens, rollouts.group_size,
+        temperature=how.temperature, token_weights=weights, hidden=rollouts.hidden, scorer=how.scorer,
+    )  # fmt: skip
+    if how.per_token:
+        lengths = rollouts.lengths.view(-1, rollouts.group_size)
+        cross = cross / (lengths[:, :, None] * lengths[:, None, :])
+    return gradient_distinctiveness(gram), cross
+
+
+@torch.no_grad()
+def push_weights(model: PreTrainedModel, rollouts: Rollouts, how: Rectification) -> torch.Tensor:
+    """w_t of (5): how much a token's push is its gradient. 1 on-policy; ∂f/∂log π for a shaped anchor. -> (N, S)"""
+    weights = torch.ones_like(rollouts.logps)
+    if how.gamma is not None and bool(rollouts.anchor_mask.any()):
+        anchors_only = (values[rollouts.anchor_mask] for values in rollouts.tokens)
+        logps, _ = token_logps(model, *anchors_only, temperature=how.temperature)
+        weights[rollouts.anchor_mask] = how.gamma * logps.exp() / (logps.exp() + how.gamma) ** 2
+    return weights
+
+
+def withheld_from_tokens(
+    model: PreTrainedModel,
+    rollouts: Rollouts,  # N rows
+    rewards: torch.Tensor,  # (P, G)
+    pair_mask: torch.Tensor,  # (P, G, G) of rule (5)
+    cross: torch.Tensor,  # (P, G, G) g_i·g̃_j
+    how: Rectification,
+) -> torch.Tensor:  # (N, S)
+    """Of each pair that rule (5) masks, the part of the advantage (4) that the worse completion's tokens lose.
+
+    Only those lose it that collide most: as many as it takes until (5) no longer holds.
+    """
+    size = rewards.shape[1]
+    withheld = torch.zeros_like(rollouts.logps)
+    pairs = (~pair_mask & (rewards[:, :, None] > rewards[:, None, :])).nonzero()  # (p, better, worse) of each
+    if len(pairs) == 0:
+        return withheld
+    rows = (pairs[:, :1] * size + pairs[:, 1:]).unique()  # the completions in these pairs
+    part = rollouts.rows(rows)
+    lengths = part.lengths.tolist()
+    states = completion_states(model, *part.tokens, part.hidden)
+    targets = part.input_ids[part.response_mask]
+    sketches = token_sketches(model, torch.cat(states), targets, how.temperature, how.scorer).split(lengths)
+    weights = push_weights(model, part, how)[part.prediction_mask].split(lengths)
+    place = {row: n for n, row in enumerate(rows.tolist())}
+    for p, i, j in pairs.tolist():
+        better, worse = place[p * size + i], place[p * size + j]
+        kernel = token_kernel(states[better], sketches[better], states[worse], sketches[worse])
+        shares = kernel.sum(0) * weights[worse]
+        if how.per_token:
+            shares = shares / (lengths[better] * lengths[worse])
+        colliding = colliding_tokens(shares, float(cross[p, i, j] - cross[p, i, i]))
+        pair = torch.zeros(1, size, size, dtype=torch.bool, device=rewards.device)
+        pair[0, i, j] = pair[0, j, i] = True
+        advantage_of_pair = rectified_advantages(rewards[p : p + 1], pair, scale=how.scale)[0, j]  # (4)
+        withheld[p * size + j, rollouts.prediction_mask[p * size + j]] += advantage_of_pair * colliding
+    return withheld
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -29,30 +165,42 @@ ROW_TOKENS = 16_384  # padded tokens that `answer_states` runs through the model
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """What a scorer may look at: N sequences, those of a question together."""
+
+    input_ids: torch.Tensor  # (N, T)
+    attention_mask: torch.Tensor  # (N, T)
+    response_mask: torch.Tensor  # (N, T)
+    group_size: int
+    texts: list[str] | None  # N completions
+
+
 def distinctiveness(
     scorer: str,
     model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
+    input_ids: torch.Tensor,  # (N, T)
+    attention_mask: torch.Tensor,  # (N, T)
+    response_mask: torch.Tensor,  # (N, T)
     group_size: int,
     *,
     temperature: float = 1.0,
     hidden: list[torch.Tensor | None] | None = None,
-) -> torch.Tensor:
-    """d of equation (2), symmetric, in [0, 1], 0 on the diagonal. (N, T), (N, T), (N, T) -> (P, G, G)
+    texts: list[str] | None = None,
+) -> torch.Tensor:  # (P, G, G)
+    """d of equation (2), symmetric, in [0, 1], 0 on the diagonal, by one of SCORERS.
 
-    `hidden`: see `gradient_gram`. A further scorer is one more branch here and one more name in SCORERS.
-
-    Raises ValueError for a scorer that has no distinctiveness.
+    `hidden`: see `gradient_gram`. Raises ValueError for a scorer that is not in SCORERS.
     """
-    if scorer in BY_GRADIENT:
-        tokens = (input_ids, attention_mask, response_mask)
+    if scorer not in SCORERS:
+        raise ValueError(f"There is no distinctiveness by the scorer {scorer!r}; there is one by {', '.join(SCORERS)}.")
+    check_response_mask(response_mask)
+    tokens = (input_ids, attention_mask, response_mask)
+    judge = SCORERS[scorer].distinctiveness
+    if judge is None:
         gram = gradient_gram(model, *tokens, group_size, temperature=temperature, hidden=hidden, scorer=scorer)
         return gradient_distinctiveness(gram)
-    if scorer == "token":
-        return token_distinctiveness(input_ids, response_mask, group_size)
-    raise ValueError(f"There is no distinctiveness by the scorer {scorer!r}; there is one by gradient, state, token.")
+    return judge(Sequences(*tokens, group_size, texts))
 
 
 def gradient_distinctiveness(gram: torch.Tensor) -> torch.Tensor:
@@ -64,193 +212,139 @@ def gradient_distinctiveness(gram: torch.Tensor) -> torch.Tensor:
     return d - torch.diag_embed(d.diagonal(dim1=1, dim2=2))
 
 
-def token_distinctiveness(input_ids: torch.Tensor, response_mask: torch.Tensor, group_size: int) -> torch.Tensor:
-    """d_ij = 1 − matched tokens / all tokens, from the longest common subsequence of the two answers. Equation (2).
+def by_tokens(sequences: Sequences) -> torch.Tensor:
+    """d_ij = 1 − matched tokens / all tokens, from the longest common subsequence of two completions. Equation (2).
 
-    (N, T), (N, T) -> (P, G, G)
+    N sequences -> (P, G, G)
     """
-    answers = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, response_mask, strict=True)]
-    groups = len(answers) // group_size
-    d = torch.zeros(groups, group_size, group_size)
-    for p in range(groups):
-        group = answers[p * group_size : (p + 1) * group_size]
-        for i in range(group_size):
+    size = sequences.group_size
+    rows = zip(sequences.input_ids, sequences.response_mask, strict=True)
+    completions = [ids[mask].tolist() for ids, mask in rows]
+    d = torch.zeros(len(completions) // size, size, size)
+    for p in range(len(d)):
+        group = completions[p * size : (p + 1) * size]
+        for i in range(size):
             for j in range(i):
                 matched = 2 * common_subsequence_length(group[i], group[j])
                 d[p, i, j] = d[p, j, i] = 1 - matched / max(1, len(group[i]) + len(group[j]))
-    return d.to(input_ids.device)
+    return d.to(sequences.input_ids.device)
 
 
 def common_subsequence_length(a: list[int], b: list[int]) -> int:
     """Length of the longest common subsequence, one big-integer operation for each token of b.
 
-    Bit i of `row` is 0 where the row of the dynamic programme grows at a[i] (Hyyrö 2004, "Bit-parallel LCS-length
+    Bit i of `bits` is 0 where the line of the dynamic programme grows at a[i] (Hyyrö 2004, "Bit-parallel LCS-length
     computation revisited").
     """
     places: dict[int, int] = {}
     for i, token in enumerate(a):
         places[token] = places.get(token, 0) | 1 << i
     ones = (1 << len(a)) - 1
-    row = ones
+    bits = ones
     for token in b:
-        match = row & places.get(token, 0)
-        row = ((row + match) | (row - match)) & ones
-    return len(a) - row.bit_count()
+        match = bits & places.get(token, 0)
+        bits = ((bits + match) | (bits - match)) & ones
+    return len(a) - bits.bit_count()
 
 
-@overload
-def gradient_gram(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
-    group_size: int,
-    *,
-    temperature: float = ...,
-    token_weights: None = None,
-    exact: bool = ...,
-    hidden: list[torch.Tensor | None] | None = ...,
-    scorer: str = ...,
-) -> torch.Tensor: ...
-@overload
-def gradient_gram(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
-    group_size: int,
-    *,
-    temperature: float = ...,
-    token_weights: torch.Tensor,
-    exact: bool = ...,
-    hidden: list[torch.Tensor | None] | None = ...,
-    scorer: str = ...,
-) -> tuple[torch.Tensor, torch.Tensor]: ...
+@dataclass(frozen=True)
+class Scorer:
+    """One line of SCORERS."""
+
+    threshold: float  # τ of (3), unless --threshold says otherwise
+    distinctiveness: Callable[[Sequences], torch.Tensor] | None = None  # -> d (P, G, G); None: by `gradient_gram`
+
+
+# A further scorer is one more function and one more line here; the flags, their help and their errors follow.
+SCORERS = {
+    "gradient": Scorer(threshold=0.35),
+    "state": Scorer(threshold=0.2),
+    "token": Scorer(threshold=0.1, distinctiveness=by_tokens),
+}
+BY_GRADIENT = tuple(name for name, scorer in SCORERS.items() if scorer.distinctiveness is None)  # as rule (5) needs
+
+
 @torch.no_grad()
 def gradient_gram(
     model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
+    input_ids: torch.Tensor,  # (N, T)
+    attention_mask: torch.Tensor,  # (N, T)
+    response_mask: torch.Tensor,  # (N, T) bool
     group_size: int,
     *,
     temperature: float = 1.0,
-    token_weights: torch.Tensor | None = None,
-    exact: bool = False,
+    token_weights: torch.Tensor | None = None,  # (N, S)
     hidden: list[torch.Tensor | None] | None = None,
     scorer: str = "gradient",
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Inner products ⟨G_i, G_j⟩ of the answers' gradients, without a backward pass. Equation (2).
+) -> torch.Tensor:  # (P, G, G), or with token_weights (2, P, G, G)
+    """Inner products ⟨G_i, G_j⟩ of the completions' gradients, without a backward pass. Equation (2).
 
     With the scorer `gradient`, with respect to the output embedding W: G_i = ∂ℓ_i/∂W = Σ_t (∂ℓ_t/∂z_t) h_tᵀ, where ℓ_i
-    is the answer's log-likelihood at `temperature` and z_t = W h_t. W is the weight as the head uses it: the input side
-    of a tied weight is left out.
+    is the completion's log-likelihood at `temperature` and z_t = W h_t. W is the weight as the head uses it: the input
+    side of a tied weight is left out.
 
     With `state`, with respect to a linear map in front of it, M in z_t = W M h_t at M = 1: G_i = Σ_t (∂ℓ_t/∂h_t) h_tᵀ.
-    It stands for the layers below, which tell tokens apart by their embeddings only: to W, 28 and 30 are as different
-    as any two tokens, to the layers that must choose between them they are much alike.
+    It stands for the layers below, which tell tokens apart by their embeddings only.
 
-    (N, T), (N, T), (N, T) -> (P, G, G). With `token_weights` w (N, T−1), also ⟨G_i, G̃_j⟩ with
-    G̃_j, whose token t is weighted by w_t, the pushes of (5) and (7): two tensors (P, G, G), the second not symmetric.
+    With `token_weights` w the result is a pair: these products, and ⟨G_i, G̃_j⟩, not symmetric, where token t of G̃_j is
+    weighted by w_t: the pushes of (5) and (7).
 
-    `hidden` holds for each answer the states h_t that its tokens were sampled from, (S, H), or None; answers without
-    are run through the model.
+    `hidden` holds for each completion the states h_t that its tokens were sampled from, (M, H), or None; completions
+    without are run through the model.
 
-    By default the vocabulary side is sketched into SKETCH_WIDTH buckets, in time linear in the tokens; where the
-    vocabulary is no larger than that, nothing is lost. `exact` contracts token by token, in O((G·T)²·V). `state` has
-    no vocabulary side.
+    The vocabulary side is sketched into SKETCH_WIDTH buckets, in time linear in the tokens; where the vocabulary is no
+    larger than that, nothing is lost. `state` has no vocabulary side.
+
+    Raises TypeError for a response mask that is not bool.
     """
-    mask = response_mask.bool()
-    lengths = mask.sum(1).tolist()
-    states = answer_states(model, input_ids, attention_mask, mask, hidden or [None] * len(lengths))
-    targets = input_ids[mask].split(lengths)  # (N, T) -> N times (S,)
-    weights = None if token_weights is None else token_weights[mask[:, 1:]].to(states[0].dtype).split(lengths)
+    check_response_mask(response_mask)
+    lengths = response_mask.sum(1).tolist()
+    states = completion_states(model, input_ids, attention_mask, response_mask, hidden or [None] * len(lengths))
+    targets = input_ids[response_mask].split(lengths)  # (N, T) -> N times (M,)
+    weights = None if token_weights is None else token_weights[response_mask[:, 1:]].to(states[0].dtype).split(lengths)
     grams, crosses = [], []
     for start in range(0, len(lengths), group_size):
         group = slice(start, start + group_size)
-        own_weights = None if weights is None else weights[group]
-        if exact and scorer == "gradient":
-            gram, cross = exact_gram(model, states[group], targets[group], own_weights, temperature)
-        else:
-            gram, cross = sketched_gram(model, states[group], targets[group], own_weights, temperature, scorer)
-        grams.append(gram)
-        crosses.append(cross)
-    return torch.stack(grams) if token_weights is None else (torch.stack(grams), torch.stack(crosses))
+        sketches = token_sketches(model, torch.cat(states[group]), torch.cat(targets[group]), temperature, scorer)
+        of_group = list(zip(sketches.split(lengths[group]), states[group], strict=True))
+        gradients = torch.stack([(s.T @ h).flatten() for s, h in of_group])  # G times (width, H) -> (G, width·H)
+        grams.append(gradients @ gradients.T)
+        if weights is not None:
+            weighted = zip(of_group, weights[group], strict=True)
+            pushes = torch.stack([(s.T @ (h * w[:, None])).flatten() for (s, h), w in weighted])
+            crosses.append(gradients @ pushes.T)
+    return torch.stack([torch.stack(grams), torch.stack(crosses)]) if crosses else torch.stack(grams)
 
 
-def answer_states(
+@torch.no_grad()
+def completion_states(
     model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    response_mask: torch.Tensor,
-    known: list[torch.Tensor | None],
-) -> list[torch.Tensor]:
-    """The hidden states that predict each answer's tokens, in fp32; those not known by a forward pass.
-
-    (N, T), (N, T), (N, T) -> N times (S, H)
-    """
-    assert len(known) == len(input_ids), f"{len(known)} hidden states for {len(input_ids)} answers"
-    states = [None if own is None else own.float() for own in known]
-    missing = [i for i, own in enumerate(states) if own is None]
+    input_ids: torch.Tensor,  # (N, T)
+    attention_mask: torch.Tensor,  # (N, T)
+    response_mask: torch.Tensor,  # (N, T)
+    kept: list[torch.Tensor | None],  # N times (M, H)
+) -> list[torch.Tensor]:  # N times (M, H)
+    """The hidden states that predict each completion's tokens, in fp32; those not kept, by a forward pass."""
+    assert len(kept) == len(input_ids), f"{len(kept)} hidden states for {len(input_ids)} completions"
+    states = [None if state is None else state.float() for state in kept]
+    missing = [i for i, state in enumerate(states) if state is None]
     step = max(1, ROW_TOKENS // input_ids.shape[1])
     for start in range(0, len(missing), step):
         rows = missing[start : start + step]
         with autocast(model):
-            made = hidden_states(model, input_ids[rows], attention_mask[rows].bool())
-        for i, own in zip(rows, made, strict=True):
-            states[i] = own[:-1][response_mask[i, 1:]].float()  # (T, H) -> (S, H): the state at t predicts token t + 1
-    return [own for own in states if own is not None]
-
-
-def sketched_gram(
-    model: PreTrainedModel,
-    states: list[torch.Tensor],
-    targets: tuple[torch.Tensor, ...],
-    weights: tuple[torch.Tensor, ...] | None,
-    temperature: float,
-    scorer: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ (the same without weights) of one group, from the tokens' sketches.
-
-    G times (S, H), G times (S,), G times (S,) -> (G, G) twice
-    """
-    rows = token_sketches(model, torch.cat(states), torch.cat(targets), temperature, scorer)
-    sketches = rows.split([len(h) for h in states])
-    gradients = torch.stack([(s.T @ h).flatten() for s, h in zip(sketches, states, strict=True)])  # (G, K·H)
-    gram = gradients @ gradients.T
-    if weights is None:
-        return gram, gram
-    weighted = zip(sketches, states, weights, strict=True)
-    pushes = torch.stack([(s.T @ (h * w[:, None])).flatten() for s, h, w in weighted])
-    return gram, gradients @ pushes.T
-
-
-def exact_gram(
-    model: PreTrainedModel,
-    states: list[torch.Tensor],
-    targets: tuple[torch.Tensor, ...],
-    weights: tuple[torch.Tensor, ...] | None,
-    temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same as sums over pairs of tokens: k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s).
-
-    G times (S, H), G times (S,), G times (S,) -> (G, G) twice
-    """
-    h, outer = torch.cat(states), vocabulary_gradients(model, torch.cat(states), torch.cat(targets), temperature)
-    kernel = (h.double() @ h.double().T) * (outer.double() @ outer.double().T)  # (M, M)
-    # (M, G): which answer a token belongs to
-    owner = torch.block_diag(*[torch.ones(len(own), 1, dtype=kernel.dtype, device=kernel.device) for own in states])
-    rows = owner.T @ kernel
-    gram = (rows @ owner).float()
-    return gram, gram if weights is None else (rows @ (owner * torch.cat(weights).double()[:, None])).float()
+            made = hidden_states(model, input_ids[rows], attention_mask[rows])
+        for i, state in zip(rows, made, strict=True):
+            states[i] = state[:-1][response_mask[i, 1:]].float()  # (T, H) -> (M, H): the state at t predicts t + 1
+    return [state for state in states if state is not None]
 
 
 def token_sketches(
     model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, temperature: float, scorer: str
 ) -> torch.Tensor:
-    """What h_t is multiplied by in G_i of (2), a chunk of tokens at a time. (M, H), (M,) -> (M, K)
+    """What h_t is multiplied by in G_i of (2), a chunk of tokens at a time. (M, H), (M,) -> (M, width)
 
-    With `gradient` ∂ℓ_t/∂z_t, the vocabulary side in K buckets; with `state` ∂ℓ_t/∂h_t = Wᵀ ∂ℓ_t/∂z_t, where K is H.
+    With `gradient` ∂ℓ_t/∂z_t, the vocabulary side in at most SKETCH_WIDTH buckets; with `state`
+    ∂ℓ_t/∂h_t = Wᵀ ∂ℓ_t/∂z_t, where the width is H.
     """
     width = min(SKETCH_WIDTH, model.config.vocab_size)
     weight = model.get_output_embeddings().weight
@@ -264,42 +358,23 @@ def token_sketches(
 
 
 def token_kernel(
-    states: torch.Tensor, sketches: torch.Tensor, other_states: torch.Tensor, other_sketches: torch.Tensor
-) -> torch.Tensor:
-    """k_ts = (h_t·h_s) (s_t·s_s), s their sketches, for the tokens of two answers; its sum is ⟨G_i, G_j⟩. Equation (2).
+    states: torch.Tensor,  # (M_i, H)
+    sketches: torch.Tensor,  # (M_i, width)
+    other_states: torch.Tensor,  # (M_j, H)
+    other_sketches: torch.Tensor,  # (M_j, width)
+) -> torch.Tensor:  # (M_i, M_j)
+    """k_ts = (h_t·h_s) (δ_t·δ_s), δ their sketches, for the tokens of two completions. Equation (2).
 
-    Summed over s alone it is the share of token t in the collision.
-
-    (S_i, H), (S_i, K), (S_j, H), (S_j, K) -> (S_i, S_j)
+    Its sum is ⟨G_i, G_j⟩; summed over s alone it is the share of token t in the collision.
     """
     return (states @ other_states.T) * (sketches @ other_sketches.T)
-
-
-def vocabulary_gradients(
-    model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """∂ log π(token)/∂z for z = W h: (e_token − p)/temperature behind a plain head. (M, H), (M,) -> (M, V)
-
-    A bias in the head shifts p alone; a logit factor and a soft cap multiply by their derivative.
-    """
-    head = model.get_output_embeddings()
-    scale, cap = head_scale_and_cap(model)
-    with autocast(model):
-        logits = head(hidden.to(head.weight.dtype)).float() * scale
-    slope = torch.full((), scale, device=logits.device)
-    if cap:
-        bent = torch.tanh(logits / cap)
-        logits, slope = cap * bent, scale * (1 - bent**2)
-    gradients = -(logits / temperature).softmax(-1)
-    gradients[torch.arange(len(targets), device=targets.device), targets] += 1
-    return gradients * slope / temperature
 
 
 def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
     """Count sketch: each entry goes to a random bucket with a random sign, so that inner products are kept on average.
 
-    (M, V) -> (M, K). Over the choice of buckets and signs, the error of an inner product has variance at most
-    (|a|²|b|² + (a·b)²)/K. Charikar et al. 2002.
+    (M, V) -> (M, width). Over the choice of buckets and signs, the error of an inner product has variance at most
+    (|a|²|b|² + (a·b)²)/width. Charikar et al. 2002.
     """
     vocabulary = vectors.shape[1]
     if vocabulary <= width:
@@ -308,7 +383,7 @@ def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
     signs = (torch.randint(0, 2, (vocabulary,), generator=generator) * 2 - 1).to(vectors)
     order = torch.randperm(vocabulary, generator=generator).to(vectors.device)
     padded = torch.nn.functional.pad((vectors * signs)[:, order], (0, -vocabulary % width))
-    return padded.view(len(vectors), -1, width).sum(1)  # (M, V) -> (M, V/K, K) -> (M, K)
+    return padded.view(len(vectors), -1, width).sum(1)  # (M, V) -> (M, V/width, width) -> (M, width)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,31 +391,33 @@ def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@compiled
 def distinct_pairs(d: torch.Tensor, threshold: float) -> torch.Tensor:
-    """m_ij = 1 where d_ij ≥ τ. Equation (3). (P, G, G) -> (P, G, G) bool"""
-    return d >= threshold
+    """m_ij = 1 where d_ij ≥ τ, or where the pair was not scored (NaN). Equation (3). (P, G, G) -> (P, G, G) bool"""
+    return ~(d < threshold)
 
 
+@compiled
 def safe_pairs(cross: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
-    """m_ij = 0 where the pair's own update lowers the likelihood of its better answer. Equation (5).
+    """m_ij = 0 where the pair's own update lowers the likelihood of its better completion. Equation (5).
 
-    `cross` holds g_i·g̃_j, the products of gradients and pushes (for on-policy answers the push is the gradient).
-    With i the better answer, its likelihood changes by g_i·g̃_i − g_i·g̃_j to first order.
+    `cross` holds g_i·g̃_j, the products of gradients and pushes (on-policy the push is the gradient). With i the better
+    completion, its likelihood changes by g_i·g̃_i − g_i·g̃_j to first order.
 
     (P, G, G), (P, G) -> (P, G, G) bool, symmetric; a pair of equal rewards is never masked
     """
-    own = cross.diagonal(dim1=1, dim2=2)[:, :, None]  # (P, G, 1): g_i·g̃_i
+    with_itself = cross.diagonal(dim1=1, dim2=2)[:, :, None]  # (P, G, 1): g_i·g̃_i
     better = rewards[:, :, None] > rewards[:, None, :]
-    displaced = better & (cross > own)
+    displaced = better & (cross > with_itself)
     return ~(displaced | displaced.transpose(1, 2))
 
 
 def colliding_tokens(shares: torch.Tensor, excess: float) -> torch.Tensor:
     """The fewest tokens whose shares of a collision add up to `excess` or more: the largest ones, positive only.
 
-    `excess` is g_i·g̃_j − g_i·g̃_i: without these tokens of the worse answer j, rule (5) does not mask the pair.
+    `excess` is g_i·g̃_j − g_i·g̃_i: without these tokens of the worse completion j, rule (5) does not mask the pair.
 
-    (S,) -> (S,) bool
+    (M,) -> (M,) bool
     """
     ordered, order = shares.sort(descending=True)
     needed = (ordered.cumsum(0) - ordered < excess) & (ordered > 0)
@@ -352,32 +429,21 @@ def colliding_tokens(shares: torch.Tensor, excess: float) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@compiled
 def rectified_advantages(
-    rewards: torch.Tensor, pair_mask: torch.Tensor, *, scale: str = "std", eps: float = 1e-6
-) -> torch.Tensor:
+    rewards: torch.Tensor,  # r (P, G)
+    pair_mask: torch.Tensor,  # m (P, G, G) bool, symmetric
+    *,
+    scale: str = "std",
+    eps: float = 1e-6,
+) -> torch.Tensor:  # (P, G)
     """Ã_i = 1/(G(σ+ε)) · Σ_j m_ij (r_i − r_j), σ the population deviation of the group. Equation (4).
 
     With an all-true mask this is the advantage of GRPO, (r_i − r̄)/(σ+ε): equation (1). `scale="none"` leaves σ out,
-    as Dr. GRPO does. An answer all of whose pairs are masked gets exactly 0.
-
-    (P, G), (P, G, G) bool, symmetric -> (P, G)
+    as Dr. GRPO does. A completion all of whose pairs are masked gets exactly 0.
     """
     differences = rewards[:, :, None] - rewards[:, None, :]  # (P, G, 1) − (P, 1, G) -> (P, G, G)
     advantages = (differences * pair_mask).mean(2)
     if scale == "std":
         advantages = advantages / (rewards.std(dim=1, correction=0, keepdim=True) + eps)
     return advantages
-
-
-@compiled
-def mask_and_advantages(
-    d: torch.Tensor, cross: torch.Tensor | None, rewards: torch.Tensor, threshold: float, scale: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mask of (3), or with `cross` that of (5), and the advantages (4) under it, fused into one kernel on a GPU.
-
-    Where d is NaN, a pair was not scored and is kept.
-
-    (P, G, G), (P, G, G), (P, G) -> (P, G, G) bool, (P, G)
-    """
-    mask = distinct_pairs(d, threshold) | d.isnan() if cross is None else safe_pairs(cross, rewards)
-    return mask, rectified_advantages(rewards, mask, scale=scale)

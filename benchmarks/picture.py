@@ -1,4 +1,4 @@
-"""Draw groups of a run: their answers, how distinct each pair is, which pairs are masked, and what advantage is left.
+"""Draw groups of a run: completions, how distinct each pair is, which pairs are masked, and what advantage is left.
 
     python dagrpo.py --steps 1 --out runs/picture
     python benchmarks/picture.py runs/picture --out docs/group        (pip install matplotlib)
@@ -21,11 +21,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scoring import rectified_advantages
+from scoring import SCORERS, rectified_advantages
 
 Group = dict[str, Any]  # one line of samples.jsonl
-WRAP = 52  # characters of an answer in a line of the figure
-LINES = 2  # of an answer; longer ones are cut in the middle
+WRAP = 52  # characters of a completion in a line of the figure
+LINES = 2  # of a completion; longer ones are cut in the middle
 
 
 def groups_of(folder: Path, step: int) -> list[Group]:
@@ -34,15 +34,15 @@ def groups_of(folder: Path, step: int) -> list[Group]:
     if not path.is_file():
         sys.exit(f"picture.py: {path} does not exist; name the folder of a run (--out of dagrpo.py).")
     groups = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    own = [group for group in groups if group["step"] == step]
-    if not own:
+    of_step = [group for group in groups if group["step"] == step]
+    if not of_step:
         steps = [group["step"] for group in groups]
         sys.exit(f"picture.py: --step {step}: {path} has the steps {min(steps)} to {max(steps)}.")
-    return own
+    return of_step
 
 
 def sorted_by_reward(group: Group) -> Group:
-    """The same group, best answers first, so that pairs of different rewards make up one block of the heat map."""
+    """The same group, best completions first, so that pairs of different rewards make up one block of the heat map."""
     answers = group["answers"]
     order = sorted(range(len(answers)), key=lambda i: -answers[i]["reward"])
     place = {i: n for n, i in enumerate(order)}
@@ -70,8 +70,16 @@ def shortened(text: str) -> str:
     return "\n".join(lines)
 
 
-def draw(groups: list[Group], scale: str, threshold: float | str, out: Path) -> list[Path]:
-    """Write the figure as PNG and SVG; returns their paths. Needs matplotlib."""
+def masking_of(config: dict[str, Any]) -> str:
+    """How the run masked pairs, in a few words."""
+    threshold = config["threshold"]
+    if config["rectify"] == "threshold":
+        return f"d < {SCORERS[config['scorer']].threshold if threshold is None else threshold:g}"
+    return "none" if config["rectify"] == "none" else "rule (5)"
+
+
+def draw(groups: list[Group], scale: str, masking: str, out: Path) -> list[Path]:
+    """Write the figure as PNG and SVG; returns their paths. `masking`: see `masking_of`. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,12 +88,12 @@ def draw(groups: list[Group], scale: str, threshold: float | str, out: Path) -> 
 
     size = max(len(group["answers"]) for group in groups)
     figure, axes = pyplot.subplots(
-        len(groups), 3, figsize=(8.2, (0.9 + 0.29 * size) * len(groups)), layout="constrained", squeeze=False,
+        len(groups), 3, figsize=(8.2, (1.1 + 0.29 * size) * len(groups)), layout="constrained", squeeze=False,
         gridspec_kw={"width_ratios": [3.7, 2.5, 1.8]},
     )  # fmt: skip
     for row, group in zip(axes, map(sorted_by_reward, groups), strict=True):
-        draw_answers(row[0], group)
-        draw_pairs(row[1], group, threshold)
+        draw_completions(row[0], group)
+        draw_pairs(row[1], group, masking)
         draw_advantages(row[2], group, scale)
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_suffix(suffix) for suffix in (".png", ".svg")]
@@ -96,21 +104,23 @@ def draw(groups: list[Group], scale: str, threshold: float | str, out: Path) -> 
     return paths
 
 
-def draw_answers(axis: Any, group: Group) -> None:
-    """One answer a row, with its number and whether it is right."""
+def draw_completions(axis: Any, group: Group) -> None:
+    """One completion a line, with its number and its reward."""
     size = len(group["answers"])
     axis.set(xlim=(0, 1), ylim=(size - 0.5, -0.5))
     axis.axis("off")
-    question = "\n".join(textwrap.wrap(group["problem"], 66))
-    axis.set_title(f"{question}  Right: {group['answer']}", loc="left", fontsize=7, fontweight="bold", parse_math=False)
+    question = "\n".join(textwrap.wrap(f"{group['problem']}  Right: {group['answer']}", 66))
+    axis.set_title(question, loc="left", fontsize=7, fontweight="bold", parse_math=False, pad=12)
+    for x, heading in ((0.0, "no."), (0.06, "reward"), (0.17, "completion")):
+        axis.text(x, -0.55, heading, va="bottom", ha="left", fontsize=6, style="italic")
     for n, answer in enumerate(group["answers"]):
         kind = "anchor" if answer["anchor"] else f"{answer['reward']:g}"
         axis.text(0.0, n, f"{n + 1}", va="center", ha="left", fontweight="bold")
-        axis.text(0.04, n, kind, va="center", ha="left")
+        axis.text(0.06, n, kind, va="center", ha="left")
         axis.text(0.17, n, shortened(answer["text"]), va="center", ha="left", parse_math=False)
 
 
-def draw_pairs(axis: Any, group: Group, threshold: float | str) -> None:
+def draw_pairs(axis: Any, group: Group, masking: str) -> None:
     """The heat map of d; darker is more alike. A frame marks a masked pair, lines part right from wrong."""
     from matplotlib.patches import Rectangle
 
@@ -138,22 +148,28 @@ def draw_pairs(axis: Any, group: Group, threshold: float | str) -> None:
     axis.set_xticks(range(size), [str(n + 1) for n in range(size)])
     axis.set_yticks(range(size), [str(n + 1) for n in range(size)])
     axis.tick_params(length=0)
-    rule = "rule (5)" if threshold == "auto" else f"d < {threshold}"
-    axis.set_title(f"distinctiveness; framed: masked, {rule}", fontsize=7)
+    axis.set(xlabel="no.", ylabel="no.")
+    title = (
+        f"distinctiveness d of two completions: darker, more alike\na right and a wrong one framed: masked, {masking}"
+    )
+    axis.set_title(title, fontsize=6.5)
 
 
 def draw_advantages(axis: Any, group: Group, scale: str) -> None:
-    """Two bars an answer: what GRPO gives it, and what DaGRPO does."""
+    """Two bars for each completion: what GRPO gives it, and what DaGRPO does."""
     places = np.arange(len(group["answers"]))
     after = [answer["advantage"] for answer in group["answers"]]
-    axis.barh(places - 0.2, unmasked_advantages(group, scale), 0.36, color="white", edgecolor="black", label="GRPO (1)")
+    before = unmasked_advantages(group, scale)
+    label = "GRPO (1)" if any(before) else "GRPO (1): all are 0"
+    axis.barh(places - 0.2, before, 0.36, color="white", edgecolor="black", label=label)
     axis.barh(places + 0.2, after, 0.36, color="0.35", edgecolor="black", label="DaGRPO (4)")
     axis.set_ylim(len(places) - 0.5, -0.5)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(places, [str(n + 1) for n in places])
     axis.tick_params(axis="y", length=0)
-    axis.set_title("advantage", fontsize=7)
-    axis.legend(frameon=False, loc="lower right", fontsize=6)
+    axis.set(title="advantage", ylabel="no.")
+    axis.title.set_fontsize(7)
+    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), fontsize=6)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -164,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     groups = groups_of(options.run, options.step)
     config = json.loads((options.run / "config.json").read_text(encoding="utf-8"))
-    for path in draw(groups, config["scale"], config["threshold"], options.out):
+    for path in draw(groups, config["scale"], masking_of(config), options.out):
         print(path)
 
 

@@ -21,8 +21,6 @@ import ctypes
 import functools
 import json
 import math
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -38,7 +36,6 @@ sys.path.insert(0, str(ROOT))
 
 import numpy  # noqa: E402
 import torch  # noqa: E402
-import transformers  # noqa: E402
 from transformers import (  # noqa: E402
     GenerationConfig,
     PreTrainedModel,
@@ -49,11 +46,14 @@ from transformers import (  # noqa: E402
 from transformers.cache_utils import DynamicCache  # noqa: E402
 
 import dagrpo  # noqa: E402
-import decoding  # noqa: E402
 import rollout  # noqa: E402
 import scoring  # noqa: E402
+from harness.config import EXAMPLE, configure  # noqa: E402
+from harness.report import machine, synchronize  # noqa: E402
+from policy import decoding  # noqa: E402
+from policy.logprobs import checkpointed  # noqa: E402
+from policy.model import autocast, hidden_states  # noqa: E402
 
-EMBEDDED = ROOT / "examples" / "arithmetic"
 SHAPES = {  # of Qwen2.5: hidden size, MLP size, layers, heads, key-value heads
     "0.5b": (896, 4864, 24, 14, 2),
     "1.5b": (1536, 8960, 28, 12, 2),
@@ -66,7 +66,7 @@ SHAPES = {  # of Qwen2.5: hidden size, MLP size, layers, heads, key-value heads
 
 def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not name.startswith("random:"):
-        return rollout.load(name or str(EMBEDDED))
+        return rollout.load(name or str(EXAMPLE))
     hidden, mlp, layers, heads, kv_heads = SHAPES[name.removeprefix("random:")]
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -77,19 +77,19 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = Qwen2ForCausalLM(config).eval()
-    _, tokenizer = rollout.load(str(EMBEDDED), "cpu")
+    _, tokenizer = rollout.load(str(EXAMPLE), "cpu")
     return model, tokenizer
 
 
-def rows_for(data: str, embedded: str, count: int) -> list[dict[str, Any]]:
+def questions_for(data: str, embedded: str, count: int) -> list[dict[str, Any]]:
     """Questions of --data, or of a file of the embedded example, evenly spaced: of all its levels."""
-    path = Path(data) if data else EMBEDDED / embedded
+    path = Path(data) if data else EXAMPLE / embedded
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines[:: max(1, len(lines) // count)][:count]]
 
 
 class EndingHead(torch.nn.Module):
-    """The model's head, with an EOS that comes with probability 1/mean at every token: ragged answers of any model."""
+    """The model's head, with an EOS that comes with probability 1/mean at every token: ragged lengths of any model."""
 
     def __init__(self, head: torch.nn.Module, eos: int, mean: float) -> None:
         super().__init__()
@@ -103,26 +103,12 @@ class EndingHead(torch.nn.Module):
         return logits
 
 
-def synchronize(model: PreTrainedModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-
-
 def seconds_of(model: PreTrainedModel, run: Callable[[], Any]) -> tuple[float, Any]:
     synchronize(model)
     start = time.perf_counter()
     result = run()
     synchronize(model)
     return time.perf_counter() - start, result
-
-
-def machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-        "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }  # fmt: skip
 
 
 def name_of(arguments: argparse.Namespace) -> str:
@@ -150,8 +136,8 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
     model, tokenizer = load(arguments.model)
     if arguments.mean:
         model.set_output_embeddings(EndingHead(model.get_output_embeddings(), tokenizer.eos_token_id, arguments.mean))
-    rows = rows_for(arguments.data, "held_out.jsonl", arguments.questions)
-    prompts = [rollout.render_prompt(tokenizer, row["problem"]) for row in rows]
+    questions = questions_for(arguments.data, "held_out.jsonl", arguments.questions)
+    prompts = [rollout.render_prompt(tokenizer, question["problem"]) for question in questions]
     group_size, limit = arguments.group_size, arguments.max_new_tokens
 
     def ours() -> int:
@@ -161,7 +147,7 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
     @torch.no_grad()
     def generate() -> int:
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-        with decoding.autocast(model):
+        with autocast(model):
             output = model.generate(  # type: ignore[operator]
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=True, temperature=1.0,
                 top_k=0, top_p=1.0, num_return_sequences=group_size, max_new_tokens=limit,
@@ -177,9 +163,9 @@ def rollout_speed(arguments: argparse.Namespace) -> None:
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
         )  # fmt: skip
-        with decoding.autocast(model):
-            answers = model.generate_batch(inputs=inputs, generation_config=settings)  # type: ignore[operator]
-        return sum(len(answer.generated_tokens) for answer in answers.values())
+        with autocast(model):
+            made = model.generate_batch(inputs=inputs, generation_config=settings)  # type: ignore[operator]
+        return sum(len(completion.generated_tokens) for completion in made.values())
 
     other = generate if arguments.against == "generate" else generate_batch
     sides: list[tuple[str, Callable[[], int]]] = [("sample", ours), (arguments.against, other)]
@@ -229,24 +215,24 @@ def bandwidth_share(
     width = max(map(len, ids))
     tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=model.device)
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in ids], device=model.device)
-    with decoding.autocast(model):
+    with autocast(model):
         cache = DynamicCache(config=model.config)
-        decoding.hidden_states(model, tokens, mask, cache)
+        hidden_states(model, tokens, mask, cache)
         steps = decoding.FastSteps(model, cache, mask, group_size, limit)
         chosen = tokens[:, -1].repeat_interleave(group_size)
         position = limit // 2
         step = [seconds_of(model, lambda: steps(chosen, position))[0] for _ in range(23)][3:]
-    used = steps.own_prompt + position + 1
+    used = steps.copied_prompt + position + 1
     weights = sum(
         value.nbytes for layer in steps.layers for value in vars(layer).values() if isinstance(value, torch.Tensor)
     )
-    own = sum(room[: steps.rows, :, :used].nbytes for pair in steps.caches for room in pair)
+    of_rows = sum(room[: steps.rows, :, :used].nbytes for pair in steps.caches for room in pair)
     shared = sum(prompt.keys.nbytes + prompt.values.nbytes for prompt in steps.prompts if prompt is not None)
     block = torch.empty(2**28 if model.device.type == "cuda" else 2**26, device=model.device)
     target = torch.empty_like(block)
     copy = [seconds_of(model, lambda: target.copy_(block))[0] for _ in range(8)][3:]
     bandwidth = 2 * block.nbytes / statistics.median(copy)  # a copy reads and writes
-    return (weights + own + shared) / bandwidth / statistics.median(step)
+    return (weights + of_rows + shared) / bandwidth / statistics.median(step)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -278,16 +264,15 @@ def update_once(
     """Forward and backward of all rows at once: as a training does it, or by full logits as one writes it first."""
     input_ids, attention_mask, response_mask = batch_of(model, rows, length, prompt, group_size)
     if side != "full":
-        answers = [rollout.Answer(ids[:prompt], ids[prompt:]) for ids in input_ids.tolist()]
-        record = rollout.assemble(model, tokenizer, answers, group_size)
-        with rollout.checkpointed(model, side == "checkpointing"):
+        completions = [rollout.Completion(ids[:prompt], ids[prompt:]) for ids in input_ids.tolist()]
+        record = rollout.assemble(model, tokenizer, completions, group_size)
+        with checkpointed(model, side == "checkpointing"):
             for batch in rollout.micro_batches(model, record, torch.arange(rows), rows * length):
                 part = record.rows(batch.rows)
-                tokens = (part.input_ids, part.attention_mask, part.response_mask)
-                logps, _ = rollout.token_logps(model, *tokens, packing=batch.packing)
+                logps, _ = rollout.token_logps(model, *part.tokens, packing=batch.packing)
                 logps.sum().backward()
         return
-    with decoding.autocast(model):
+    with autocast(model):
         logits = model(input_ids=input_ids, attention_mask=attention_mask.long()).logits[:, :-1].float()
         logps = logits.log_softmax(-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
         (logps * response_mask[:, 1:]).sum().backward()
@@ -392,7 +377,7 @@ def scoring_cost(arguments: argparse.Namespace) -> None:
             if arguments.model:
                 flags |= {"model": arguments.model, "data": [arguments.data], "hold_out": 1, "eval_samples": 1}
                 flags |= {"questions": 2, "group_size": 8, "max_new_tokens": 64}
-            dagrpo.train(dagrpo.configure(**flags))
+            dagrpo.train(configure(**flags))
             records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         for record in records:
             if "step" in record:
@@ -485,28 +470,29 @@ def whole_step(arguments: argparse.Namespace) -> None:
 
 def measure_step(arguments: argparse.Namespace) -> None:
     """In a process of its own: print the median seconds of a step after the first, and its tokens."""
-    rows = rows_for(arguments.data, "train.jsonl", 200)
+    questions = questions_for(arguments.data, "train.jsonl", 200)
+    step_of = step_of_dagrpo if arguments.side == "dagrpo" else step_of_trl
     with tempfile.TemporaryDirectory() as folder:
-        seconds, tokens = (step_of_dagrpo if arguments.side == "dagrpo" else step_of_trl)(arguments, rows, Path(folder))
+        seconds, tokens = step_of(arguments, questions, Path(folder))
     print(statistics.median(seconds[1:]), statistics.median(tokens[1:]))
 
 
-def every_other(texts: list[str], rows: list[Any]) -> list[float]:
+def every_other(texts: list[str], questions: list[Any]) -> list[float]:
     """A reward that gives every group a signal, on both sides alike."""
     return [float(number % 2) for number in range(len(texts))]
 
 
 def step_of_dagrpo(
-    arguments: argparse.Namespace, rows: list[dict[str, Any]], folder: Path
+    arguments: argparse.Namespace, questions: list[dict[str, Any]], folder: Path
 ) -> tuple[list[float], list[float]]:
     data = folder / "questions.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.write_text("".join(json.dumps(question) + "\n" for question in questions))
     dagrpo.train(
-        dagrpo.configure(
-            model=arguments.model or str(EMBEDDED), data=[str(data)], reward=f"{__file__}:every_other",
+        configure(
+            model=arguments.model or str(EXAMPLE), data=[str(data)], reward=f"{__file__}:every_other",
             out=str(folder / "run"), steps=arguments.steps, questions=arguments.questions,
             group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens, eval_every=0, hold_out=1,
-            eval_samples=1, method="grpo", anchors="none", learning_rate=1e-6,
+            eval_samples=1, method="grpo", learning_rate=1e-6, token_budget=4_096,
         )
     )  # fmt: skip
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -516,7 +502,7 @@ def step_of_dagrpo(
 
 
 def step_of_trl(
-    arguments: argparse.Namespace, rows: list[dict[str, Any]], folder: Path
+    arguments: argparse.Namespace, questions: list[dict[str, Any]], folder: Path
 ) -> tuple[list[float], list[float]]:
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -545,7 +531,7 @@ def step_of_trl(
         temperature=1.0, report_to=[], save_strategy="no", logging_strategy="no", bf16=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, seed=0, loss_type="grpo",
     )  # fmt: skip
-    prompts = [{"prompt": rollout.render_prompt(tokenizer, row["problem"])} for row in rows]
+    prompts = [{"prompt": rollout.render_prompt(tokenizer, question["problem"])} for question in questions]
     trainer = GRPOTrainer(
         model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer, callbacks=[Clock()],
@@ -562,7 +548,7 @@ def step_of_trl(
 
 
 def compiling_cost(arguments: argparse.Namespace) -> None:
-    """Seconds of the first call of the fused loss and of the fused mask, and what a later call takes with and without.
+    """Seconds of the first call of fused loss and fused advantages, and what a later call takes with and without.
 
     Run with an empty TORCHINDUCTOR_CACHE_DIR: what was compiled before is read from there.
     """
@@ -575,22 +561,22 @@ def compiling_cost(arguments: argparse.Namespace) -> None:
     mask = torch.rand(answers, length, device=device) < 0.7
     advantages = torch.randn(answers, length, device=device)
     anchors, denominators = mask[:, 0], torch.full((answers,), 1000.0, device=device)
-    limits = {"lowest": 0.8, "highest": 1.2, "gamma": 0.1, "shaped": True, "kl": 0.0, "entropy_bonus": 0.0}
-    d = torch.rand(questions, group_size, group_size, device=device)
+    objective = dagrpo.Objective(gamma=0.1)
+    pair_mask = torch.rand(questions, group_size, group_size, device=device) >= 0.35
     rewards = (torch.rand(questions, group_size, device=device) < 0.5).float()
 
     def loss(function: Callable[..., Any]) -> None:
-        value, _ = function(logps, old, advantages, mask, anchors, denominators, None, None, **limits)
+        value, _ = function(logps, old, advantages, mask, anchors, denominators, objective)
         value.backward()
 
-    def masks(function: Callable[..., Any]) -> None:
-        function(d, None, rewards, 0.35, "std")
+    def masked_advantages(function: Callable[..., Any]) -> None:
+        function(rewards, pair_mask)
 
     rows: list[tuple[str, str]] = []
     figures: dict[str, Any] = {}
     for name, run, eager in [
-        ("ratio and loss, with backward", loss, dagrpo.loss_and_sums.eager),
-        ("masks and advantages", masks, scoring.mask_and_advantages.eager),
+        ("ratio and loss, with backward", loss, dagrpo.policy_loss.eager),
+        ("advantages under a mask", masked_advantages, scoring.rectified_advantages.eager),
     ]:
         fused = torch.compile(eager, dynamic=True)
         start = time.perf_counter()

@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 import dagrpo
 import rollout
-from anchors import read_questions
 from evaluate import evaluate
+from harness.config import Config
+from questions import read_questions
 from study import tasks
 from study.tables import Cell, Cells, mean, norm_summary, task_of
 from study.tasks import BENCHMARKS, ROOT, read_lines
@@ -97,7 +98,7 @@ def is_finished(cells: dict[Key, Cell], request: Request) -> bool:
 
 def is_made_from(cell: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Was the cell made from what is wanted? A field that Config got since then must have its default."""
-    defaults = {field.name: field.default for field in fields(dagrpo.Config)}
+    defaults = {field.name: field.default for field in fields(Config)}
     there = cell["configuration"]
     new = wanted["configuration"].keys() - there.keys()
     then = {**there, **{name: defaults.get(name) for name in new}}
@@ -105,14 +106,19 @@ def is_made_from(cell: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def effective(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The same without γ where no anchor is shaped by it."""
-    shapes = configuration.get("anchors") != "none" and configuration.get("anchor_objective") == "shaped"
-    return {name: value for name, value in configuration.items() if shapes or name != "gamma"}
+    """The same without γ where no anchor is shaped by it, and without the scorer where no pair is judged."""
+    unused = set()
+    if configuration.get("anchors") is None or configuration.get("anchor_objective") != "shaped":
+        unused.add("gamma")
+    if configuration.get("rectify") == "none":
+        unused.add("scorer")
+    return {name: value for name, value in configuration.items() if name not in unused}
 
 
 def load_cells(file: Path, kind: str = "run") -> Cells:
     """The cells of one kind, variants in the order of FLAGS. Ends the program where they do not compare."""
-    found = [with_nan(cell) for cell in read_cells(file, kind).values()]
+    cells_of_kind = read_cells(file, kind).values()
+    found = [{**with_nan(cell), "configuration": cell["configuration"]} for cell in cells_of_kind]  # None is a setting
     if not found:
         sys.exit(f"study.run: no cells in {file}: run study.run run first.")
     steps = {cell["configuration"]["steps"] for cell in found if cell["variant"] != BASE}

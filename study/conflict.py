@@ -40,14 +40,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import anchors
 import dagrpo
 import rollout
 import scoring
-from benchmarks.speed import machine, synchronize
-from dagrpo import Config
-from report import say
+from harness.config import EXAMPLE, Config, configure
+from harness.report import machine, say, synchronize
+from questions import correctness, drop_unreadable, prompt_of, read_questions
 from rollout import Rollouts
+from scoring import Rectification, Rectified
 from study import tasks
 from study.cells import commit
 from study.conflict_tables import (
@@ -66,11 +66,17 @@ from study.conflict_tables import (
 from study.tasks import Question
 
 MASKS: dict[str, dict[str, Any]] = {
-    "none": {"scorer": "none", "threshold": 0.0},
-    "token 0.1": {"scorer": "token", "threshold": 0.1},
-    **{f"gradient {t}": {"scorer": "gradient", "threshold": t} for t in (0.2, 0.3, 0.35, 0.4, 0.45)},
-    **{f"state {t}": {"scorer": "state", "threshold": t} for t in (0.1, 0.2, 0.3)},
-    "auto": {"scorer": "gradient", "threshold": "auto"},
+    "none": {"rectify": "none"},
+    **{
+        f"{scorer} {t}": {"rectify": "threshold", "scorer": scorer, "threshold": t}
+        for scorer, thresholds in (
+            ("token", (0.1,)),
+            ("gradient", (0.2, 0.3, 0.35, 0.4, 0.45)),
+            ("state", (0.1, 0.2, 0.3)),
+        )
+        for t in thresholds
+    },
+    "auto": {"rectify": "pair", "scorer": "gradient"},
     FULL: {},  # by `rectify_in_full`
 }
 QUICK = {"steps": [0, 1], "questions": 6, "batch": 4, "group_size": 4, "repetitions": 2, "max_new_tokens": 64}
@@ -90,9 +96,7 @@ def full_gram(model: PreTrainedModel, group: Rollouts, temperature: float) -> to
     gradients = []
     for i in range(len(group.texts)):
         one = group.rows(torch.tensor([i]))
-        logps, _ = rollout.token_logps(
-            model, one.input_ids, one.attention_mask, one.response_mask, temperature=temperature
-        )
+        logps, _ = rollout.token_logps(model, *one.tokens, temperature=temperature)
         gradients.append(torch.autograd.grad(logps.sum(), parameters))
     gram = torch.zeros(len(gradients), len(gradients), dtype=torch.double)
     for parts in zip(*gradients, strict=True):  # parameter by parameter, so that the gradients are never held twice
@@ -111,8 +115,7 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
 
     G sequences, (G,) -> columns (n,)
     """
-    size = group.group_size
-    tokens = (group.input_ids, group.attention_mask, group.response_mask)
+    size, tokens = group.group_size, group.tokens
     full = full_gram(model, group, temperature)
     grams = {
         scorer: scoring.gradient_gram(
@@ -121,7 +124,7 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
         for scorer in scoring.BY_GRADIENT
     }
     with torch.no_grad():
-        states = scoring.answer_states(model, *tokens, group.hidden)
+        states = scoring.completion_states(model, *tokens, group.hidden)
     means = torch.stack([hidden.mean(0) for hidden in states]).double()
     right, wrong = (rewards[:, None] > rewards[None, :]).nonzero().T
     norms = full[0].diagonal().sqrt()
@@ -132,7 +135,7 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
         "wrong_norm": norms[None, :].expand(size, size),
         **{scorer: cosines(gram) for scorer, gram in grams.items()},
         "rule": grams["gradient"][0] / grams["gradient"][0].diagonal()[:, None],
-        "token": 1 - scoring.token_distinctiveness(group.input_ids, group.response_mask, size)[0],
+        "token": 1 - scoring.distinctiveness("token", model, *tokens, size)[0],
         "hidden": cosines((means @ means.T)[None]),
     }
     return {name: table.cpu().numpy()[right.cpu(), wrong.cpu()] for name, table in tables.items()}
@@ -159,11 +162,11 @@ def completions_of(
 ) -> tuple[Rollouts, torch.Tensor]:
     """Completions with their hidden states, and the rewards. P questions -> N sequences, (P, G)"""
     rollouts = rollout.sample(
-        model, tokenizer, [anchors.prompt_of(tokenizer, question) for question in questions], config.group_size,
+        model, tokenizer, [prompt_of(tokenizer, question) for question in questions], config.group_size,
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=seed, keep_hidden=True,
     )  # fmt: skip
     repeated = [question for question in questions for _ in range(config.group_size)]
-    rewards = anchors.correctness(rollouts.texts, repeated)
+    rewards = correctness(rollouts.texts, repeated)
     return rollouts, torch.tensor(rewards, device=model.device).view(len(questions), -1)
 
 
@@ -173,41 +176,45 @@ def log_likelihoods(model: PreTrainedModel, rollouts: Rollouts, rows: torch.Tens
     values = torch.zeros(len(rollouts.texts), dtype=torch.double)
     for batch in rollout.micro_batches(model, rollouts, rows, config.token_budget):
         part = rollouts.rows(batch.rows)
-        logps, _ = rollout.token_logps(
-            model, part.input_ids, part.attention_mask, part.response_mask,
-            temperature=config.temperature, packing=batch.packing,
-        )  # fmt: skip
+        logps, _ = rollout.token_logps(model, *part.tokens, temperature=config.temperature, packing=batch.packing)
         values[batch.rows.cpu()] = logps.double().sum(1).cpu()
     return values[rows.cpu()].numpy()
 
 
-def rectify_in_full(
-    model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Tensor, config: Config
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `dagrpo.rectify` by rule (5), but with the gradients of all parameters: what a cheap score could come to.
+def rectify_in_full(model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Tensor, how: Rectification) -> Rectified:
+    """As `scoring.rectify` by rule (5), but with the gradients of all parameters: what a cheap score could come to.
 
-    N sequences, (P, G) -> (P, G, G) bool, (P, G, G), (P, G)
+    N sequences, (P, G)
     """
     size = rollouts.group_size
     grams = torch.zeros(len(rewards), size, size, dtype=torch.double)
     for p in (rewards != rewards[:, :1]).any(1).nonzero().flatten().tolist():
         group = rollouts.rows(torch.arange(p * size, (p + 1) * size))
-        grams[p] = full_gram(model, group, config.temperature)[0]
+        grams[p] = full_gram(model, group, how.temperature)[0]
     mask = scoring.safe_pairs(grams.to(rewards.device), rewards)
-    return mask, grams, scoring.rectified_advantages(rewards, mask, scale=config.scale)
+    advantages = scoring.rectified_advantages(rewards, mask, scale=how.scale)
+    return Rectified(mask, grams, advantages, torch.zeros_like(rollouts.logps))
 
 
 def gradients_under(
     model: PreTrainedModel, rollouts: Rollouts, advantages: torch.Tensor, config: Config
 ) -> list[torch.Tensor]:
-    """Gradient of the loss (8), as in training: what has advantage 0 is skipped. N sequences, (P, G)"""
-    flat = advantages.flatten()
-    denominators = dagrpo.loss_denominators(rollouts.lengths, config.loss_norm, config.max_new_tokens)
-    learning = flat.nonzero().flatten()
-    if len(learning):
-        dagrpo.accumulate_gradients(model, None, rollouts, flat, learning, denominators, config, "backward")
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-    model.zero_grad(set_to_none=True)
+    """Gradient of the loss (8), as in training: what has advantage 0 is skipped. N sequences, (P, G)
+
+    It is taken from an update whose step does not move, and whose gradients are not scaled down.
+    """
+    flat, parameters = advantages.flatten(), list(model.parameters())
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def keep(*_: Any) -> None:
+        gradients[:] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    optimizer.register_step_pre_hook(keep)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
+    learner = dagrpo.Learner(model, None, None, optimizer, schedule)  # type: ignore[arg-type]
+    by_token = flat[:, None].expand(rollouts.logps.shape)
+    dagrpo.update(learner, rollouts, by_token, flat != 0, replace(config, max_grad_norm=1e30), "backward")
     return gradients
 
 
@@ -262,17 +269,20 @@ def measure_masks(
     sets = [(*batch, 1), (*held_out, 1), (*held_out, 0)]
     measured = [(sampled, (earned.flatten() == wanted).nonzero().flatten()) for sampled, earned, wanted in sets]
     before = [log_likelihoods(model, sampled, picked, config) for sampled, picked in measured]
-    unmasked = dagrpo.rectify(model, rollouts, rewards, replace(config, **MASKS["none"]))[2]
-    gradients_under(model, rollouts, unmasked, config)  # warms up: otherwise the first mask would seem slower
+    unmasked = scoring.rectify(model, rollouts, rewards, replace(config, **MASKS["none"]).rectification)
+    gradients_under(
+        model, rollouts, unmasked.advantages, config
+    )  # warms up: otherwise the first mask would seem slower
     results: dict[str, dict[str, float]] = {}
     rates = {"AdamW": config.learning_rate / max(1, config.warmup)}
     for name, flags in MASKS.items():
-        with_mask = replace(config, **flags)
-        rectify = rectify_in_full if name == FULL else dagrpo.rectify
-        score_seconds, (mask, _, advantages) = seconds_of(model, partial(rectify, model, rollouts, rewards, with_mask))
+        how = replace(config, **flags).rectification
+        rectify = rectify_in_full if name == FULL else scoring.rectify
+        score_seconds, rectified = seconds_of(model, partial(rectify, model, rollouts, rewards, how))
+        advantages = rectified.advantages
         train_seconds, gradients = seconds_of(model, partial(gradients_under, model, rollouts, advantages, config))
         results[name] = {
-            "masked": mean_or_nan((~mask)[differs].double().cpu().numpy()),
+            "masked": mean_or_nan((~rectified.pair_mask)[differs].double().cpu().numpy()),
             "trained": float((advantages != 0).sum()),
             "score_seconds": score_seconds,
             "train_seconds": train_seconds,
@@ -303,7 +313,7 @@ def two_sets(data: str) -> tuple[list[Question], list[Question]]:
     if not data:
         sets = tasks.draw_sets(1, 80, 40)  # as the study draws them; of the benchmarks none is needed here
         return sets["training"], sets["validation"]
-    questions, _ = anchors.drop_unreadable(anchors.read_questions([data]))
+    questions, _ = drop_unreadable(read_questions([data]))
     random.Random(0).shuffle(questions)
     return questions[: len(questions) // 2], questions[len(questions) // 2 :]
 
@@ -311,11 +321,11 @@ def two_sets(data: str) -> tuple[list[Question], list[Question]]:
 def configuration(options: argparse.Namespace, folder: Path) -> Config:
     """GRPO as dagrpo.py trains it, on the questions in `folder`: the mask must not shape what it is measured on."""
     flags = {
-        "model": options.model, "data": [str(folder / "training.jsonl")], "method": "grpo",
+        "model": options.model or str(EXAMPLE), "data": [str(folder / "training.jsonl")], "method": "grpo",
         "questions": options.batch, "group_size": options.group_size, "max_new_tokens": options.max_new_tokens,
         "eval_every": 0, "eval_samples": 1, "hold_out": 1,  # at least one question is evaluated; nobody looks at it
     }  # fmt: skip
-    return dagrpo.configure(**{name: value for name, value in flags.items() if value is not None})
+    return configure(**{name: value for name, value in flags.items() if value is not None})
 
 
 def checkpoint_path(config: Config, steps: int, folder: Path) -> str:

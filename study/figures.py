@@ -25,6 +25,8 @@ from study.tables import (
 )
 from study.tasks import BENCHMARKS, IN_DISTRIBUTION
 
+SHOWN = {"sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "luffy": "LUFFY", "dagrpo": "DaGRPO"}
+
 
 def band(cells: dict[int, Cell], curve: str) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
     """(steps, mean, low, high) of a validation curve, with 95 % bootstrap intervals over seeds. (S,) each
@@ -72,7 +74,7 @@ def learning_figure(cells: Cells, pyplot: Any) -> None:
             steps, middle, low, high = band(cells[variant], curve)
             scale = 100 if curve == "accuracy" else 1
             axis.fill_between(steps, scale * low, scale * high, color=shade, alpha=0.5, linewidth=0)
-            axis.plot(steps, scale * middle, style, color="black", label=variant, linewidth=1.2)
+            axis.plot(steps, scale * middle, style, color="black", label=SHOWN[variant], linewidth=1.2)
         if curve == "accuracy":
             axis.set_ylim(0, 100)
         axis.set_xlabel("step")
@@ -93,7 +95,7 @@ def benchmark_figure(cells: Cells, pyplot: Any) -> None:
     for (row, column), value in np.ndenumerate(100 * values):
         axis.text(column, row, number(value), ha="center", va="center", color="white" if value > 55 else "black")
     axis.set_xticks(range(len(columns)), [name.replace(" of ", "\nof ") for name in columns])
-    axis.set_yticks(range(len(cells)), list(cells))
+    axis.set_yticks(range(len(cells)), [SHOWN.get(variant, variant) for variant in cells])
     axis.axvline(len(IN_DISTRIBUTION) - 0.5, color="black", linewidth=1)
     axis.axvline(len(BENCHMARKS) - 0.5, color="black", linewidth=1)
     axis.tick_params(length=0)
@@ -103,7 +105,7 @@ def benchmark_figure(cells: Cells, pyplot: Any) -> None:
 
 def task_figure(cells: Cells, pyplot: Any) -> None:
     """Mean of nine by task: what learns from solutions, and as grey lines what does not."""
-    figure, axis = pyplot.subplots(figsize=(5, 2.8), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(5, 3.4), layout="constrained")
     by_task = [cells_of_task(cells, ending) for ending in TASKS]
     styles = {"sft": ("s", ":", "white"), "luffy": ("^", "--", "0.6"), "dagrpo": ("o", "-", "black")}
     for number_of_method, (method, (marker, line, fill)) in enumerate(styles.items()):
@@ -117,7 +119,7 @@ def task_figure(cells: Cells, pyplot: Any) -> None:
             middle, low, high = np.array(figures).T
             axis.errorbar(
                 places, middle, [middle - low, high - middle], marker=marker, linestyle=line, color="black",
-                markerfacecolor=fill, capsize=2, linewidth=1, label=method,
+                markerfacecolor=fill, capsize=2, linewidth=1, label=SHOWN[method],
             )  # fmt: skip
     for name, line in (("grpo", "-"), ("dr_grpo", "--")):
         there = {place: variants[name] for place, variants in enumerate(by_task) if variants.get(name)}
@@ -126,11 +128,16 @@ def task_figure(cells: Cells, pyplot: Any) -> None:
         ]
         if there:  # other means by task only where there are other seeds
             axis.plot(
-                list(there), middles, color="0.6", linestyle=line, linewidth=1, label=f"{name}, without solutions"
+                list(there),
+                middles,
+                color="0.6",
+                linestyle=line,
+                linewidth=1,
+                label=f"{SHOWN[name]}, without solutions",
             )
     axis.set_xticks(range(len(TASKS)), ["\n".join(textwrap.wrap(title, 13)) for title in TASKS.values()])
-    axis.set(ylabel="mean of nine benchmarks, %", ylim=(0, 100))
-    figure.legend(frameon=False, loc="outside right center", fontsize=7)
+    axis.set(ylabel="mean of nine benchmarks, %", ylim=(0, 100), title="What the solutions do to each method")
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=7)
 
 
 FIGURES = {"study-learning": learning_figure, "study-benchmarks": benchmark_figure, "study-tasks": task_figure}

@@ -24,6 +24,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,6 +36,7 @@ from tqdm import tqdm
 import dagrpo
 import scoring
 from rollout import Rollouts
+from scoring import Rectification, Rectified
 from study import tasks
 from study.cells import FILE as CELLS
 from study.cells import append_kept, commit, is_made_from, learning_rates, read_kept, silenced
@@ -71,16 +73,14 @@ def by_chance(masked: torch.Tensor, candidates: torch.Tensor, generator: torch.G
 
 
 def rectify_in_part(part: str, seed: int, pairs: Counts, masked_pairs: Counts) -> Callable[..., Any]:
-    """`dagrpo.rectify` with a part of its mask; counts the pairs, and those that the whole mask leaves out, by kind."""
-    whole = dagrpo.rectify
+    """`scoring.rectify` with a part of its mask; counts the pairs, and those that the whole mask drops, by kind."""
+    whole = scoring.rectify
     generator = torch.Generator().manual_seed(seed)
 
-    def rectify(
-        model: Any, rollouts: Rollouts, rewards: torch.Tensor, config: dagrpo.Config
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        mask, d, _ = whole(model, rollouts, rewards, config)
+    def rectify(model: Any, rollouts: Rollouts, rewards: torch.Tensor, how: Rectification) -> Rectified:
+        rectified = whole(model, rollouts, rewards, how)
         differ = rewards[:, :, None] != rewards[:, None, :]
-        masked = ~mask & differ
+        masked = ~rectified.pair_mask & differ
         kinds = kinds_of_pairs(rollouts.texts, rollouts.group_size)
         for kind, members in kinds.items():
             pairs[kind].append(int((differ & members).sum()) // 2)
@@ -92,7 +92,8 @@ def rectify_in_part(part: str, seed: int, pairs: Counts, masked_pairs: Counts) -
             masked = torch.stack(drawn).any(0)
         elif part != "all":
             masked &= kinds[part]
-        return ~masked, d, scoring.rectified_advantages(rewards, ~masked, scale=config.scale)
+        advantages = scoring.rectified_advantages(rewards, ~masked, scale=how.scale)
+        return replace(rectified, pair_mask=~masked, advantages=advantages)
 
     return rectify
 
@@ -111,7 +112,7 @@ def measure(part: str, seed: int, rate: float, budget: Budget) -> dict[str, Any]
         folder = Path(name)
         tasks.write_sets(folder, question_sets(budget, ""))
         config = configuration(request, folder)
-        with mock.patch.object(dagrpo, "rectify", rectify_in_part(part, seed, pairs, masked_pairs)):
+        with mock.patch.object(scoring, "rectify", rectify_in_part(part, seed, pairs, masked_pairs)):
             dagrpo.train(config)
         evaluations = read_lines(Path(config.out) / "evaluations.jsonl")
     return {

@@ -27,7 +27,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from flags import ConfigError
+from harness.config import ConfigError
 from study import tasks
 from study.cells import (
     FILE,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import dagrpo
+from harness.config import EXAMPLE, Config, configure
 from study import tasks
 from study.tables import TASKS, task_of
 from study.tasks import Question
@@ -57,7 +57,7 @@ WITH_SOLUTIONS: dict[str, dict[str, Any]] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     BASE: {},  # the embedded model as it is: what there was to gain
-    # The baselines, as dagrpo.METHODS has them.
+    # The baselines, as harness.config.METHODS has them.
     "sft": WITH_SOLUTIONS["sft"],
     "grpo": {"method": "grpo"},
     "dr_grpo": {"method": "dr_grpo"},
@@ -66,16 +66,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "luffy-gamma-0.03": {"method": "luffy", "gamma": 0.03},  # with DaGRPO's γ, which was picked after LUFFY's
     "dagrpo": WITH_SOLUTIONS["dagrpo"],
     # Without one of its two mechanisms, or both: what does each add?
-    "dagrpo-no-mask": {"scorer": "none"},
-    "dagrpo-no-anchors": {"anchors": "none"},
-    "dagrpo-neither": {"scorer": "none", "anchors": "none"},  # GRPO with the loss norm of DaGRPO
+    "dagrpo-no-mask": {"rectify": "none"},
+    "dagrpo-no-anchors": {"anchors": None},
+    "dagrpo-neither": {"rectify": "none", "anchors": None},  # GRPO with the loss norm of DaGRPO
     # The two loss norms differ by a factor per step. With every gradient scaled to one norm they are the same method.
     "grpo-equal-norms": {"method": "grpo", "max_grad_norm": 0.01},
     # Does it matter how distinctiveness is scored, and what is masked?
     "dagrpo-state": {"scorer": "state"},
     "dagrpo-token": {"scorer": "token"},
     "dagrpo-token-rectify": {"rectify": "token"},
-    **{f"dagrpo-threshold-{value}": {"threshold": value} for value in (0.2, 0.45, "auto")},
+    **{f"dagrpo-threshold-{value}": {"threshold": value} for value in (0.2, 0.45)},
+    "dagrpo-threshold-auto": {"rectify": "pair"},
     # The other tasks. What learns from no solution is the same in all of them, and is not run again.
     **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
@@ -87,8 +88,10 @@ START_NAME = "start"
 START: dict[str, Any] = {"scorer": "gradient", "gamma": 0.1, "loss_norm": "token"}
 CHANGES: dict[str, dict[str, Any]] = {
     START_NAME: {},
-    **{f"threshold {value}": {"threshold": value} for value in (0.2, 0.3, 0.45, "auto")},
-    **{f"scorer {name}": {"scorer": name} for name in ("state", "token", "none")},
+    **{f"threshold {value}": {"threshold": value} for value in (0.2, 0.3, 0.45)},
+    "threshold auto": {"rectify": "pair"},
+    **{f"scorer {name}": {"scorer": name} for name in ("state", "token")},
+    "scorer none": {"rectify": "none"},
     "scorer state 0.3": {"scorer": "state", "threshold": 0.3},
     "rectify token": {"rectify": "token"},
     **{f"hard-below {value}": {"hard_below": value} for value in (0.125, 0.25)},
@@ -98,8 +101,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "loss-norm constant": {"loss_norm": "constant"},
     **{
         f"constant gamma 0.03 scorer {name}": {"loss_norm": "constant", "gamma": 0.03, "scorer": name}
-        for name in ("gradient", "state", "none")
+        for name in ("gradient", "state")
     },
+    "constant gamma 0.03 scorer none": {"loss_norm": "constant", "gamma": 0.03, "rectify": "none"},
     "constant gamma 0.03 scorer state scale none": {
         "loss_norm": "constant", "gamma": 0.03, "scorer": "state", "scale": "none",
     },
@@ -141,12 +145,13 @@ def grid_of(variant: str) -> str:
     return START_NAME if variant in SETTINGS else method_of(variant) + task_of(variant)
 
 
-def configuration(request: Request, folder: Path) -> dagrpo.Config:
+def configuration(request: Request, folder: Path) -> Config:
     """The run of a cell, on the questions in `folder`. On a CPU everywhere, so that cells of one study compare."""
     budget = request.budget
-    return dagrpo.configure(
+    return configure(
         **{
-            "data": [str(folder / "training.jsonl")], "eval_data": [str(folder / "validation.jsonl")],
+            "model": str(EXAMPLE), "data": [str(folder / "training.jsonl")],
+            "eval_data": [str(folder / "validation.jsonl")],
             "out": str(folder / "run"), "device": "cpu", "seed": request.seed, "learning_rate": request.rate,
             "steps": budget.steps, "questions": budget.questions, "group_size": budget.group_size,
             "max_new_tokens": MAX_NEW_TOKENS, "eval_every": budget.eval_every, "eval_samples": 4,
@@ -157,7 +162,9 @@ def configuration(request: Request, folder: Path) -> dagrpo.Config:
 
 def made_from(request: Request) -> dict[str, Any]:
     """What a cell depends on: its configuration without paths, how it is measured, and a hash of model and data."""
-    config = asdict(configuration(request, Path()))
+    configured = configuration(request, Path())
+    config = asdict(configured)
+    config["threshold"] = configured.resolved_threshold if configured.rectify == "threshold" else None
     for path in ("model", "data", "eval_data", "out"):
         del config[path]
     if request.variant == BASE:  # nothing is trained
@@ -179,5 +186,5 @@ def data_hash(budget: Budget, task: str) -> str:
     """Of the embedded model, its tokenizer, and every question."""
     digest = hashlib.sha256(json.dumps(question_sets(budget, task), sort_keys=True).encode())
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        digest.update((dagrpo.EXAMPLE / name).read_bytes())
+        digest.update((EXAMPLE / name).read_bytes())
     return digest.hexdigest()[:16]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import string
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+import rollout
 
 torch.set_num_threads(1)  # models this small gain nothing from more, and lose much beside other work
 
@@ -58,17 +63,50 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+SOLVED = {"problem": "1+1?", "answer": "2", "solution": "1+1 = 2. so \\boxed{2}"}
+
+
+def write_questions(path: Path, questions: list) -> str:
+    """A JSONL file of questions; a string is a line as it stands."""
+    lines = [question if isinstance(question, str) else json.dumps(question) for question in questions]
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+def completions_of(rollouts) -> list[list[int]]:
+    """The token ids of each completion."""
+    return [ids[mask].tolist() for ids, mask in zip(rollouts.input_ids, rollouts.response_mask, strict=True)]
+
+
+def same_drawing(one: str, other: str) -> bool:
+    """Are two SVGs the same, but for random names, and for places by less than a thousandth of a point?
+
+    The layout of matplotlib does not fix the last digits of places, and the names of clip paths are their hash.
+    """
+    clip, number = re.compile(r"p[0-9a-f]{10}"), re.compile(r"-?\d+\.\d+")
+    texts = [clip.sub("", text) for text in (one, other)]
+    places = [torch.tensor([float(value) for value in number.findall(text)], dtype=torch.double) for text in texts]
+    alike = len({number.sub("", text) for text in texts}) == 1 and len(places[0]) == len(places[1])
+    return alike and bool(torch.allclose(*places, rtol=0, atol=1e-3))
+
+
 def padded_batch(lengths: list[tuple[int, int, int]], vocab_size: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Random rows of (padding on the left, prompt, answer) tokens: input_ids, attention_mask, response_mask."""
+    """Random rows of (padding on the left, prompt, completion) tokens: input_ids, attention_mask, response_mask."""
     generator = torch.Generator().manual_seed(seed)
     width = max(map(sum, lengths))
     input_ids = torch.zeros(len(lengths), width, dtype=torch.long)
     attention_mask = torch.zeros(len(lengths), width, dtype=torch.bool)
     response_mask = torch.zeros(len(lengths), width, dtype=torch.bool)
-    for row, (pad, prompt, answer) in enumerate(lengths):
-        end = pad + prompt + answer
-        input_ids[row, pad:end] = torch.randint(2, vocab_size, (prompt + answer,), generator=generator)
+    for row, (pad, prompt, completion) in enumerate(lengths):
+        end = pad + prompt + completion
+        input_ids[row, pad:end] = torch.randint(2, vocab_size, (prompt + completion,), generator=generator)
         input_ids[row, end - 1] = 1  # EOS
         attention_mask[row, pad:end] = True
         response_mask[row, pad + prompt : end] = True
     return input_ids, attention_mask, response_mask
+
+
+def small_rollouts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, size: int = 4) -> rollout.Rollouts:
+    """Completions of at most 20 tokens of three questions."""
+    prompts = ["1+1?\n", "what is 2+2?\n", "7\n"]
+    return rollout.sample(model, tokenizer, prompts, size, max_new_tokens=20, seed=0)

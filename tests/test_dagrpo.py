@@ -1,32 +1,38 @@
-"""Ratio (7), loss (8), the update, the flags: by hand, by autograd, and by spies on what is run."""
+"""Ratio (7), loss (8), the update, whole runs: by hand, by autograd, and by spies on what is run."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import random
-import re
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import random_model, small_rollouts
 from transformers import AutoModelForCausalLM
 
 import anchors
 import dagrpo
+import questions
 import rollout
-from dagrpo import Config, configure
-from flags import ConfigError, parse
+import scoring
+from dagrpo import Batch, Learner, Objective, Task
+from harness import report
+from harness.config import EXAMPLE, Config, ConfigError, configure
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
 NO_ANCHORS = torch.tensor([False, False])
 
 
 def loss_of(logps, old_logps, advantages, anchor_mask=NO_ANCHORS, denominators=None, **options):
+    """The loss of two rows of four predictions, with one advantage each, and its sums as numbers."""
     denominators = torch.ones(2) if denominators is None else denominators
-    return dagrpo.policy_loss(logps, old_logps, torch.tensor(advantages), MASK, anchor_mask, denominators, **options)
+    tensors = {name: options.pop(name) for name in ("reference_logps", "entropies") if name in options}
+    by_token = torch.tensor(advantages)[:, None].expand(2, 4)
+    batch = (logps, old_logps, by_token, MASK, anchor_mask, denominators)
+    loss, counted = dagrpo.policy_loss(*batch, Objective(**options), **tensors)
+    return loss, {name: value.item() for name, value in counted.items()}
 
 
 # --- (7) ---------------------------------------------------------------------------------------------------------
@@ -34,12 +40,19 @@ def loss_of(logps, old_logps, advantages, anchor_mask=NO_ANCHORS, denominators=N
 
 def test_shaped_probability_at_gamma():
     """f(γ) = 1/2, and its slope in log π is γπ/(π+γ)² = 1/4, where it is steepest."""
+
+    def f(logps):
+        """J of a single anchor with Ã = 1."""
+        row, yes = logps[None], torch.ones(1, len(logps), dtype=torch.bool)
+        batch = (row, row.detach(), torch.ones_like(row), yes, torch.tensor([True]), torch.ones(1))
+        return -dagrpo.policy_loss(*batch, Objective(gamma=0.1))[0]
+
     logps = torch.tensor([math.log(0.1)], requires_grad=True)
-    value = dagrpo.shaped_probability(logps, 0.1)
-    (slope,) = torch.autograd.grad(value.sum(), logps)
+    value = f(logps)
+    (slope,) = torch.autograd.grad(value, logps)
     assert value.item() == pytest.approx(0.5) and slope.item() == pytest.approx(0.25)
     others = torch.tensor([0.01, 0.05, 0.2, 0.9, 1.0]).log().requires_grad_()
-    (slopes,) = torch.autograd.grad(dagrpo.shaped_probability(others, 0.1).sum(), others)
+    (slopes,) = torch.autograd.grad(f(others), others)
     torch.testing.assert_close(slopes, 0.1 * others.exp() / (others.exp() + 0.1) ** 2)
     assert float(slopes.max()) < 0.25
 
@@ -87,7 +100,7 @@ def test_anchor_tokens_take_the_shaped_or_the_plain_objective():
     loss, counted = loss_of(logps, old, [0.0, 2.0], anchor, gamma=0.1)
     assert loss.item() == pytest.approx(-2.0 * (0.1 / 0.2 + 0.3 / 0.4))
     assert counted["anchor_tokens"] == 2 and counted["anchor_prob"] == pytest.approx(0.4)
-    assert counted["own_tokens"] == 3
+    assert counted["policy_tokens"] == 3
     loss, _ = loss_of(logps, old, [0.0, 2.0], anchor, anchor_objective="sft")
     assert loss.item() == pytest.approx(-2.0 * (math.log(0.1) + math.log(0.3)))
 
@@ -129,19 +142,28 @@ def test_denominators_by_hand(norm, expected):
 # --- one update --------------------------------------------------------------------------------------------------
 
 
-def small_rollouts(model, tokenizer, questions=3, size=4):
-    prompts = ["1+1?\n", "what is 2+2?\n", "7\n"][:questions]
-    return rollout.sample(model, tokenizer, prompts, size, max_new_tokens=20, seed=0)
+def learner_of(model, tokenizer=None, rate=0.0, reference=None):
+    """SGD, so that the weights move by the gradient itself."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
+    return Learner(model, tokenizer, reference, optimizer, schedule)
 
 
 def gradients_of(model, rollouts, advantages, rows, budget, **flags):
-    config = Config(model="m", data=["d"], token_budget=budget, **flags)
-    denominators = dagrpo.loss_denominators(rollouts.lengths, config.loss_norm, 20)
+    """The sums and gradients of one update at rate 0 that trains on the rows, with advantages (N,) or (N, S)."""
+    config = Config(model="m", data=["d"], token_budget=budget, max_new_tokens=20, max_grad_norm=1e9, **flags)
     reference = random_model(seed=9) if config.kl else None
-    sums = dagrpo.accumulate_gradients(model, reference, rollouts, advantages, rows, denominators, config, "update")
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-    return sums, gradients
+    learner = learner_of(model, reference=reference)
+    kept = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: kept.extend(parameter.grad.clone() for parameter in model.parameters())
+    )
+    if advantages.dim() == 1:
+        advantages = advantages[:, None].expand(rollouts.logps.shape)
+    trained = torch.zeros(len(advantages), dtype=torch.bool)
+    trained[rows] = True
+    sums = dagrpo.update(learner, rollouts, advantages, trained, config, "update")
+    return sums, kept
 
 
 @pytest.mark.parametrize("norm", ["token", "sequence", "constant"])
@@ -153,7 +175,11 @@ def test_loss_and_gradient_do_not_change_with_the_micro_batch_split(model, token
     whole, expected = gradients_of(model, rollouts, advantages, rows, 10_000, **options)
     for budget in (1, 60, 100):
         sums, gradients = gradients_of(model, rollouts, advantages, rows, budget, **options)
-        del sums["model_tokens"], sums["padded_tokens"]  # prompts are shared, and rows padded, as the budget allows
+        del (
+            sums["model_tokens"],
+            sums["padded_tokens"],
+            sums["grad_norm"],
+        )  # prompts are shared, and rows padded, as the budget allows
         assert sums == pytest.approx({name: whole[name] for name in sums}, rel=1e-4, abs=1e-5)
         for ours, other in zip(gradients, expected, strict=True):
             torch.testing.assert_close(ours, other, atol=1e-5, rtol=1e-3)
@@ -178,11 +204,12 @@ def test_update_equals_the_equation_written_out(model, tokenizer, temperature):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-3)
 
 
-def test_every_option_of_the_loss_reaches_it(model, tokenizer):
+def test_every_option_of_the_loss_reaches_it(model, tokenizer, monkeypatch):
     """All options away from their defaults: the loss of the update equals `policy_loss` called by hand."""
     rollouts = small_rollouts(model, tokenizer)
     rollouts.anchor_mask[[1, 6]] = True
-    rollouts.logps = rollouts.logps + 0.5 * torch.randn_like(rollouts.logps)
+    old = rollouts.logps + 0.5 * torch.randn_like(rollouts.logps)
+    monkeypatch.setattr(dagrpo, "old_logps", lambda *_: old)
     advantages, rows = torch.randn(12), torch.arange(12)
     options = {
         "clip_low": 0.1,
@@ -194,56 +221,56 @@ def test_every_option_of_the_loss_reaches_it(model, tokenizer):
     for objective in ("shaped", "sft"):
         flags = {**options, "anchor_objective": objective, "temperature": 0.7, "updates": 2, "loss_norm": "constant"}
         sums, _ = gradients_of(model, rollouts, advantages, rows, 100_000, **flags)
-        part = rollouts.rows(torch.arange(12))
-        batch = (part.input_ids, part.attention_mask, part.response_mask)
-        logps, entropies = rollout.token_logps(model, *batch, temperature=0.7)
-        reference, _ = rollout.token_logps(random_model(seed=9), *batch, temperature=0.7)
-        loss, counted = dagrpo.policy_loss(
-            logps,
-            part.logps[:, 1:],
-            advantages,
-            part.response_mask[:, 1:],
-            part.anchor_mask,
-            torch.full((12,), 20.0 * 12),
-            anchor_objective=objective,
-            reference_logps=reference,
-            entropies=entropies,
-            **options,
-        )
-        assert sums["loss"] == pytest.approx(loss.item(), rel=1e-4)
-        assert counted["clip_low"] > 0 and counted["clip_high"] > 0 and sums["clip_low"] == counted["clip_low"]
+        loss, clipped = 0.0, 0.0
+        for share in (range(8), range(8, 12)):  # two questions, then the third
+            part = replace(rollouts, logps=old).rows(torch.tensor(share))
+            logps, entropies = rollout.token_logps(model, *part.tokens, temperature=0.7)
+            reference, _ = rollout.token_logps(random_model(seed=9), *part.tokens, temperature=0.7)
+            value, counted = dagrpo.policy_loss(
+                logps,
+                part.logps,
+                advantages[list(share)][:, None].expand_as(logps),
+                part.prediction_mask,
+                part.anchor_mask,
+                torch.full((len(share),), 20.0 * len(share)),
+                Objective(anchor_objective=objective, **options),
+                reference_logps=reference,
+                entropies=entropies,
+            )
+            assert counted["clip_low"] > 0 and counted["clip_high"] > 0
+            loss, clipped = loss + value.item(), clipped + counted["clip_low"].item()
+        assert sums["loss"] == pytest.approx(loss, rel=1e-4) and sums["clip_low"] == clipped
 
 
-def test_later_updates_of_a_batch_use_the_old_log_probabilities(model, tokenizer):
+def test_later_updates_of_a_batch_use_the_old_log_probabilities(model, tokenizer, monkeypatch):
     """Where every token was sampled at 1/1.1 of today's probability, the ratio is 1.1, and so is every gradient."""
     rollouts = small_rollouts(model, tokenizer)
-    advantages, rows = torch.randn(12), torch.arange(12)
-    _, first = gradients_of(model, rollouts, advantages, rows, 1_000)
-    rollouts.logps = rollouts.logps - math.log(1.1)
-    _, later = gradients_of(model, rollouts, advantages, rows, 1_000, updates=2, clip_low="none", clip_high="none")
+    advantages = torch.randn(12)
+    rows = torch.arange(8)  # of two questions: the first of two updates, whose gradients are the first ones kept
+    _, first = gradients_of(model, rollouts.rows(rows), advantages[:8], rows, 1_000)
+    monkeypatch.setattr(dagrpo, "old_logps", lambda *_: rollouts.logps - math.log(1.1))
+    _, later = gradients_of(model, rollouts, advantages, rows, 1_000, updates=2, clip_low=None, clip_high=None)
     for one, other in zip(first, later, strict=True):
         torch.testing.assert_close(1.1 * one, other, atol=1e-4, rtol=1e-3)
 
 
 def test_each_update_of_a_batch_takes_its_share_of_the_questions(model, tokenizer, monkeypatch):
-    """Three questions in two updates: rows 0 to 7, then 8 to 11; denominators count the share's own tokens."""
+    """Three questions in two updates: rows 0 to 7, then 8 to 11; denominators count the share's tokens."""
     rollouts = small_rollouts(model, tokenizer)
     seen = []
 
-    def spy(model, reference, rollouts, advantages, rows, denominators, config, label):
-        seen.append((rows.tolist(), denominators[rows].unique().tolist()))
-        return {}
+    def spy(logps, old, advantages, prediction_mask, anchor_mask, denominators, objective, **_):
+        seen.append((advantages[:, 0].int().tolist(), denominators.unique().tolist()))
+        return 0.0 * logps.sum(), {"tokens": torch.tensor(0.0)}
 
-    monkeypatch.setattr(dagrpo, "accumulate_gradients", spy)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
+    monkeypatch.setattr(dagrpo, "policy_loss", spy)
     trained = torch.tensor([True] * 10 + [False] * 2)
-    config = Config(model="m", data=["d"], updates=2, loss_norm="token")
-    model.get_output_embeddings().weight.grad = torch.ones(64, 32)
-    dagrpo.update(model, None, optimizer, schedule, rollouts, torch.ones(3, 4), trained, config, "update")
+    config = Config(model="m", data=["d"], updates=2, loss_norm="token", token_budget=10_000)
+    numbers = torch.arange(12.0)[:, None].expand(rollouts.logps.shape)  # so that the spy can tell rows apart
+    dagrpo.update(learner_of(model), rollouts, numbers, trained, config, "update")
     assert all(parameter.grad is None for parameter in model.parameters())
     lengths = rollouts.lengths
-    assert seen == [
+    assert [(sorted(rows), counts) for rows, counts in seen] == [
         (list(range(8)), [float(lengths[:8].sum())]),
         ([8, 9], [float(lengths[8:].sum())]),
     ]
@@ -253,63 +280,64 @@ def test_gradients_are_scaled_down_to_the_largest_norm_allowed(model, tokenizer)
     """One SGD step at rate 1 moves the weights by just that norm."""
     rollouts = small_rollouts(model, tokenizer)
     before = torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
     config = Config(model="m", data=["d"], max_grad_norm=1e-2, loss_norm="token")
     torch.manual_seed(0)
-    arguments = (rollouts, torch.randn(3, 4), torch.ones(12, dtype=torch.bool), config, "update")
-    sums = dagrpo.update(model, None, optimizer, schedule, *arguments)
+    advantages = torch.randn(12)[:, None].expand(rollouts.logps.shape)
+    arguments = (rollouts, advantages, torch.ones(12, dtype=torch.bool), config, "update")
+    sums = dagrpo.update(learner_of(model, rate=1.0), *arguments)
     after = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     assert sums["grad_norm"] > 0.1 and float((after - before).norm()) == pytest.approx(1e-2, rel=1e-2)
 
 
+def task_of(reward=questions.correctness):
+    return Task([], [], [], anchors.Anchors(), reward)
+
+
 def test_another_step_or_seed_samples_other_answers_to_the_same_question(model, tokenizer):
-    row = {"problem": "1+1?", "answer": "2"}
+    question = {"problem": "1+1?", "answer": "2"}
     texts = []
     for seed, step in ((0, 1), (0, 2), (1, 1), (0, 1)):
-        config = Config(model="m", data=["d"], anchors="none", questions=1, group_size=2, max_new_tokens=20, seed=seed)
-        _, rollouts, _, _ = dagrpo.collect(
-            model, tokenizer, iter([row]), anchors.Anchors(), anchors.correctness, config, step, {}
-        )
-        texts.append(tuple(rollouts.texts))
+        config = Config(model="m", data=["d"], anchors=None, questions=1, group_size=2, max_new_tokens=20, seed=seed)
+        batch = dagrpo.collect(learner_of(model, tokenizer), task_of(), iter([question]), config, step, {})
+        texts.append(tuple(batch.rollouts.texts))
     assert texts[0] == texts[3] and len(set(texts)) == 3
 
 
 def test_groups_without_signal_give_way_to_new_questions(model, tokenizer):
     """Dynamic sampling: of three groups the two without signal are replaced, questions and rewards with them."""
-    rows = [{"problem": f"{n}+{n}?", "answer": "1"} for n in range(9)]
+    stream = iter([{"problem": f"{n}+{n}?", "answer": "1"} for n in range(9)])
     asked = []
 
-    def reward(texts, questions):
+    def reward(texts, of_texts):
         """Mixed rewards for every third question, equal ones for the others."""
-        asked.extend(row["problem"] for row in questions[::2])
-        return [float(int(row["problem"][0]) % 3 == 1 and i % 2 == 0) for i, row in enumerate(questions)]
+        asked.extend(question["problem"] for question in of_texts[::2])
+        return [float(int(question["problem"][0]) % 3 == 1 and i % 2 == 0) for i, question in enumerate(of_texts)]
 
     config = Config(
-        model="m", data=["d"], anchors="none", questions=3, group_size=2, max_new_tokens=8, resample=3, scorer="none"
+        model="m", data=["d"], anchors=None, questions=3, group_size=2, max_new_tokens=8, resample=3, rectify="none"
     )
-    batch, rollouts, rewards, metrics = dagrpo.collect(
-        model, tokenizer, iter(rows), anchors.Anchors(), reward, config, 1, {}
-    )
+    batch = dagrpo.collect(learner_of(model, tokenizer), task_of(reward), stream, config, 1, {})
+    assert isinstance(batch, Batch)
+    rollouts = batch.rollouts
     # 3 and 4 come for 0 and 2, 5 for 3, 6 for 5: three rounds, and the last group is still without signal.
     assert asked == ["0+0?", "1+1?", "2+2?", "3+3?", "4+4?", "5+5?", "6+6?"]
-    assert [row["problem"] for row in batch] == ["6+6?", "1+1?", "4+4?"]
-    assert rewards.tolist() == [[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
-    prompts = rollout.token_lists(rollouts.attention_mask & ~rollouts.response_mask, rollouts.input_ids)
+    assert [question["problem"] for question in batch.questions] == ["6+6?", "1+1?", "4+4?"]
+    assert batch.rewards.tolist() == [[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    prompt_mask = rollouts.attention_mask & ~rollouts.response_mask
+    prompts = [ids[mask].tolist() for ids, mask in zip(rollouts.input_ids, prompt_mask, strict=True)]
     assert [tokenizer.decode(ids)[0] for ids in prompts] == ["6", "6", "1", "1", "4", "4"]
-    assert metrics["sampled_tokens"] > int(rollouts.lengths.sum()) and metrics["solve_none"] == pytest.approx(2 / 3)
+    assert batch.metrics["sampled_tokens"] > int(rollouts.lengths.sum())
+    assert batch.metrics["solve_none"] == pytest.approx(2 / 3)
 
 
 def test_fine_tuning_raises_the_likelihood_of_the_solutions(small_data, tmp_path):
-    questions = anchors.read_questions([str(small_data / "train.jsonl")])
-    model, tokenizer = rollout.load(str(dagrpo.EXAMPLE), "cpu")
-    known = anchors.load(questions, tokenizer=tokenizer)
-    placed, _ = anchors.only(model, tokenizer, questions, known, random.Random(0))
+    solved = questions.read_questions([str(small_data / "train.jsonl")])
+    model, tokenizer = rollout.load(str(EXAMPLE), "cpu")
+    placed, _ = anchors.only(model, tokenizer, solved, anchors.load(solved, tokenizer=tokenizer), random.Random(0))
     run(small_data, tmp_path, method="sft", learning_rate=1e-4, warmup=0)
     trained, _ = rollout.load(str(tmp_path / "model"), "cpu")
-    arguments = (placed.input_ids, placed.attention_mask, placed.response_mask)
     with torch.no_grad():
-        change = rollout.token_logps(trained, *arguments)[0] - rollout.token_logps(model, *arguments)[0]
+        change = rollout.token_logps(trained, *placed.tokens)[0] - rollout.token_logps(model, *placed.tokens)[0]
     assert float(change.sum()) > 0
 
 
@@ -323,145 +351,6 @@ def test_old_logps_of_several_updates_are_those_of_the_training_pass(model, toke
     assert torch.equal(old[~trained], kept[~trained])
 
 
-# --- the mask of a batch -----------------------------------------------------------------------------------------
-
-
-def test_groups_of_equal_rewards_are_not_scored(model, tokenizer, monkeypatch):
-    """Their advantages are 0 whatever the mask, so their gradients are never computed."""
-    rollouts = small_rollouts(model, tokenizer)
-    rewards = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
-    scored = []
-    plain = dagrpo.scoring.gradient_gram
-    monkeypatch.setattr(dagrpo.scoring, "gradient_gram", lambda *a, **k: scored.append(len(a[1])) or plain(*a, **k))
-    config = Config(model="m", data=["d"], threshold=1.0)
-    mask, d, _ = dagrpo.rectify(model, rollouts, rewards, config)
-    assert scored == [4]
-    assert d.isnan().all(dim=(1, 2)).tolist() == [True, False, True]
-    assert mask[[0, 2]].all() and not mask[1].all()
-    mask, d, _ = dagrpo.rectify(model, rollouts, rewards, Config(model="m", data=["d"], scorer="none"))
-    assert mask.all() and d.isnan().all() and scored == [4]
-
-
-@pytest.mark.parametrize("scorer", ["gradient", "state", "token"])
-def test_mask_of_a_batch_is_the_threshold_on_its_distinctiveness(model, tokenizer, scorer):
-    rollouts = small_rollouts(model, tokenizer)
-    rewards = (torch.arange(12) % 3 == 0).float().view(3, 4)
-    config = Config(model="m", data=["d"], scorer=scorer, threshold=0.5)
-    mask, d, advantages = dagrpo.rectify(model, rollouts, rewards, config)
-    expected = dagrpo.scoring.distinctiveness(
-        scorer, model, rollouts.input_ids, rollouts.attention_mask, rollouts.response_mask, 4
-    )
-    torch.testing.assert_close(d, expected, atol=1e-4, rtol=1e-4)
-    assert torch.equal(mask, d >= 0.5) and mask.any() and not mask.all()
-    torch.testing.assert_close(advantages, dagrpo.scoring.rectified_advantages(rewards, d >= 0.5))
-
-
-def colliding_rollouts(model, tokenizer, anchors=(2, 7)):
-    """Three groups of four answers that share text in part, whole, and twice over, so that some pairs displace."""
-    torch.manual_seed(1)
-    answers = []
-    for _ in range(3):
-        base, other = torch.randint(3, 64, (5,)).tolist(), torch.randint(3, 64, (4,)).tolist()
-        answers += [[*base, 1], [*base, *base, 1], [*other, 1], [*base[:3], *other, 1]]
-    answers = [rollout.Answer([5, 6, 7], answer, is_anchor=i in anchors) for i, answer in enumerate(answers)]
-    rewards = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 1, 0]])
-    return rollout.assemble(model, tokenizer, answers, 4), rewards
-
-
-def scored_parameter(model, scorer):
-    """What the scorer's gradients are with respect to: the head's weight, or a map before it that is 1."""
-    if scorer == "gradient":
-        return model.get_output_embeddings().weight
-    identity = torch.eye(model.config.hidden_size, requires_grad=True)
-    model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0] @ identity.T,))
-    return identity
-
-
-@pytest.mark.parametrize("scorer", dagrpo.scoring.BY_GRADIENT)
-@pytest.mark.parametrize("norm", ["token", "sequence"])
-def test_auto_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(model, tokenizer, norm, scorer):
-    """The mask equals rule (5) on autograd's own gradients, each divided by its length under `sequence`."""
-    rollouts, rewards = colliding_rollouts(model, tokenizer)
-    config = Config(model="m", data=["d"], scorer=scorer, threshold="auto", loss_norm=norm, gamma=0.1)
-    mask, _, _ = dagrpo.rectify(model, rollouts, rewards, config)
-    head = scored_parameter(model, scorer)
-    gradients, pushes = [], []
-    for i in range(12):
-        ids = rollouts.input_ids[i][rollouts.attention_mask[i]]
-        answer = rollouts.response_mask[i][rollouts.attention_mask[i]][1:]
-        logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)[answer]
-        f = dagrpo.shaped_probability(logps, 0.1) if rollouts.anchor_mask[i] else logps
-        for value, store in ((logps.sum(), gradients), (f.sum(), pushes)):
-            length = len(logps) if norm == "sequence" else 1
-            store.append(torch.autograd.grad(value / length, head, retain_graph=True)[0].flatten())
-    for p in range(3):
-        for i in range(4):
-            for j in range(4):
-                if rewards[p, i] > rewards[p, j]:
-                    g, own, other = gradients[4 * p + i], pushes[4 * p + i], pushes[4 * p + j]
-                    assert bool(mask[p, i, j]) == bool(g @ other <= g @ own) == bool(mask[p, j, i])
-    assert not mask.all() and mask.any()
-
-
-@pytest.mark.parametrize("scorer", dagrpo.scoring.BY_GRADIENT)
-@pytest.mark.parametrize("norm", ["token", "sequence"])
-def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, tokenizer, norm, scorer):
-    """Against autograd: of each pair that rule (5) masks, the better answer's likelihood no longer falls."""
-    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=(0, 1, 2))
-    flags = {"model": "m", "data": ["d"], "scorer": scorer, "loss_norm": norm, "gamma": 0.1}
-    auto = Config(**flags, threshold="auto")
-    mask, _, _ = dagrpo.rectify(model, rollouts, rewards, auto)
-    assert not rollouts.withheld.any(), "pairs are masked whole"
-    config = Config(**flags, rectify="token")
-    kept, _, advantages = dagrpo.rectify(model, rollouts, rewards, config)
-    assert kept.all()
-    torch.testing.assert_close(advantages, dagrpo.scoring.rectified_advantages(rewards, kept))
-    displaced = ~mask & (rewards[:, :, None] > rewards[:, None, :])
-    worse = displaced.any(1).flatten()
-    assert torch.equal((rollouts.withheld != 0).any(1), worse) and worse.any()
-    anchors_tested = 0  # shaped anchors as the worse answer
-    head = scored_parameter(model, scorer)
-    deviation = rewards.std(dim=1, correction=0)
-    for p, i, j in displaced.nonzero().tolist():
-        if displaced[p, :, j].sum() > 1:
-            continue  # what is withheld from j is the sum over several better answers
-        gradients = []
-        for row in (4 * p + i, 4 * p + j):
-            ids = rollouts.input_ids[row][rollouts.attention_mask[row]]
-            answer = rollouts.response_mask[row][rollouts.attention_mask[row]][1:]
-            logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[answer, 0]
-            objective = dagrpo.shaped_probability(logps, 0.1) if rollouts.anchor_mask[row] else logps
-            withheld = rollouts.withheld[row][rollouts.response_mask[row]]
-            still = (withheld == 0).float()
-            length = len(logps) if norm == "sequence" else 1
-            values = [logps.sum() / length, objective.sum() / length, (objective * still).sum() / length]
-            values += [value / length for value in objective]
-            gradients.append([torch.autograd.grad(v, head, retain_graph=True)[0].flatten() for v in values])
-            if row == 4 * p + j:  # what a token loses is this pair's part of its advantage
-                share = (rewards[p, j] - rewards[p, i]) / (4 * (deviation[p] + 1e-6))
-                torch.testing.assert_close(withheld[withheld != 0].unique(), share[None])
-        (better, own, *_), (_, whole, left, *by_token) = gradients
-        assert better @ whole > better @ own >= better @ left - 1e-4
-        least = min(better @ by_token[t] for t in withheld.nonzero()[:, 0])
-        assert better @ left + least > better @ own, "one token less, and the pair displaces"
-        anchors_tested += int(rollouts.anchor_mask[4 * p + j])
-    assert anchors_tested or norm == "sequence", "a longer answer's push is smaller there, and collides with none"
-
-
-def test_what_is_withheld_for_several_better_answers_adds_up(model, tokenizer):
-    """Two equal right answers collide with one wrong answer at the same tokens."""
-    base = [9, 20, 33, 14, 41]
-    answers = [[*base, 1], [*base, 1], [*base, *base, 1]]
-    found = []
-    for rewards in ([1.0, 1.0, 0.0], [1.0, 0.0, 0.0]):
-        rollouts = rollout.assemble(model, tokenizer, [rollout.Answer([5, 6, 7], answer) for answer in answers], 3)
-        config = Config(model="m", data=["d"], rectify="token", scale="none")
-        dagrpo.rectify(model, rollouts, torch.tensor([rewards]), config)
-        found.append(rollouts.withheld[2])
-    assert found[1].any()
-    torch.testing.assert_close(found[0], 2 * found[1])
-
-
 def test_withheld_advantage_reaches_the_gradient_of_the_loss(model, tokenizer):
     """Withholding from two tokens equals the loss with those tokens' advantages lowered by hand."""
     rollouts = small_rollouts(model, tokenizer)
@@ -469,121 +358,14 @@ def test_withheld_advantage_reaches_the_gradient_of_the_loss(model, tokenizer):
     row = int(rollouts.lengths.argmax())
     places = rollouts.response_mask[row].nonzero()[:2, 0]
     _, plain = gradients_of(model, rollouts, advantages, rows, 1_000, loss_norm="token")
-    rollouts.withheld[row, places] = 0.7
-    _, withheld = gradients_of(model, rollouts, advantages, rows, 1_000, loss_norm="token")
+    lowered = advantages[:, None].repeat(1, rollouts.logps.shape[1])
+    lowered[row, places - 1] -= 0.7  # the prediction of a token stands one column before it
+    _, withheld = gradients_of(model, rollouts, lowered, rows, 1_000, loss_norm="token")
     logps, _ = rollout.token_logps(model, rollouts.input_ids, rollouts.attention_mask, rollouts.response_mask)
     taken = 0.7 * logps[row, places - 1].sum() / rollouts.lengths.sum()  # at ratio 1, ∂ρ = ∂log π
     expected = torch.autograd.grad(taken, list(model.parameters()))
     for before, after, difference in zip(plain, withheld, expected, strict=True):
         torch.testing.assert_close(after - before, difference, atol=1e-5, rtol=1e-3)
-
-
-# --- flags -------------------------------------------------------------------------------------------------------
-
-
-def test_methods_are_the_rows_of_the_table():
-    def cells(method):
-        c = configure(model="m", data=["d"], method=method)
-        return (c.scorer, c.anchors, c.every_group, c.scale, c.loss_norm, c.clip_low, c.clip_high, c.resample)
-
-    assert cells("dagrpo") == ("gradient", "data", False, "std", "constant", 0.2, 0.2, 0)
-    assert cells("grpo") == ("none", "none", False, "std", "token", 0.2, 0.2, 0)
-    assert cells("dr_grpo") == ("none", "none", False, "none", "constant", 0.2, 0.2, 0)
-    assert cells("dapo") == ("none", "none", False, "std", "token", 0.2, 0.28, 3)
-    assert cells("luffy") == ("none", "data", True, "none", "constant", "none", "none", 0)
-    assert configure(model="m", data=["d"], method="luffy").entropy_bonus == 0.001
-    assert configure(model="m", data=["d"], method="luffy").gamma == 0.1  # of the paper
-    assert configure(model="m", data=["d"], method="dagrpo").gamma == 0.03
-    sft = configure(model="m", data=["d"], method="sft")
-    assert (sft.anchor_objective, sft.loss_norm) == ("sft", "token")
-
-
-def test_the_loss_by_itself_has_the_defaults_of_a_run():
-    defaults = {item.name: item.default for item in fields(Config)}
-    options = inspect.signature(dagrpo.policy_loss).parameters
-    for name in ("clip_low", "clip_high", "gamma", "anchor_objective", "kl", "entropy_bonus"):
-        assert options[name].default == defaults[name]
-
-
-def test_single_flags_override_the_method_and_the_example(tmp_path):
-    assert configure(model="m", data=["d"], method="grpo", scorer="token").threshold == 0.1
-    assert configure(model="m", data=["d"], scorer="state").threshold == 0.2
-    assert configure(model="m", data=["d"], method="dapo", clip_high=0.5).clip_high == 0.5
-    example = configure(steps=3)
-    assert example.steps == 3 and example.model.startswith(str(dagrpo.EXAMPLE)) and example.data
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--group-sise 4", "--group-sise: there is no such flag. Did you mean --group-size?"),
-        ("--wombat", "--wombat: there is no such flag."),
-        ("--threshold 1.5", "--threshold 1.5: it must be a number of at least 0 and at most 1, or the word auto."),
-        ("--threshold most", "--threshold most: it must be"),
-        ("--steps 2.5", "--steps 2.5: it must be a whole number of at least 1."),
-        ("--steps nan", "--steps nan: it must be a whole number"),
-        ("--learning-rate -1", "--learning-rate -1.0: it must be a number of at least 0."),
-        ("--temperature 0", "--temperature 0.0: it must be a number above 0."),
-        ("--clip-high off", "--clip-high off: it must be a number of at least 0, or the word none."),
-        ("--scorer judgement", "--scorer judgement: it must be one of gradient, state, token, none."),
-        ("--method ppo", "--method ppo: it must be one of dagrpo, grpo, dr_grpo, dapo, luffy, sft."),
-        ("--threshold auto --scorer token", "--threshold auto: it needs gradient norms"),
-        ("--rectify token --scorer token", "--rectify token: it masks tokens by rule (5)"),
-        ("--rectify token --threshold 0.3", "--rectify token: it masks tokens by rule (5)"),
-        ("--rectify word", "--rectify word: it must be one of pair, token."),
-        ("--threshold auto --method grpo", "--threshold auto: it needs gradient norms"),
-        ("--threshold 0.5 --method grpo", "--threshold 0.5: with --scorer none no pair is masked"),
-        ("--group-size 1", "--group-size 1: it must be at least 2"),
-        ("--method sft --anchors none", "--anchors none: the method sft trains on anchors only"),
-        ("--method luffy --anchors none", "--anchors none: with an anchor in every group"),
-        ("--method luffy --anchors-per-group 8", "--anchors-per-group 8: it must be less than --group-size."),
-        ("--updates 30", "--updates 30: it must be at most --questions (24)."),
-        ("--device cuda:9", "--device cuda:9: PyTorch finds no GPU here"),
-        ("--model m", "--data is missing"),
-        ("--reward nowhere.py:f", "--reward nowhere.py:f: it must be file.py:function"),
-        ("--anchors nowhere.jsonl", "--anchors nowhere.jsonl: it must be data, none, or a JSONL file that exists."),
-        ("--data nowhere.jsonl", "--data nowhere.jsonl: there is no such file."),
-    ],
-)
-def test_a_wrong_flag_stops_at_once_and_says_what_is_allowed(arguments, message, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(SystemExit) as stop:
-        dagrpo.main(arguments.split())
-    assert str(stop.value).startswith(f"dagrpo.py: {message}")
-
-
-def test_a_broken_anchor_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
-    anchor_file = tmp_path / "anchors.jsonl"
-    anchor_file.write_text('{"problem": "1+2?"}\n')
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(SystemExit, match=r"anchors\.jsonl:1: the field `answer` is missing"):
-        dagrpo.main(["--anchors", str(anchor_file)])
-
-
-def test_a_broken_data_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
-    data = tmp_path / "data.jsonl"
-    data.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?"}\n')
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
-    with pytest.raises(SystemExit, match=r"data\.jsonl:2: the field `answer` is missing"):
-        dagrpo.main(["--data", str(data)])
-
-
-def test_help_gives_every_flag_its_reason(capsys):
-    with pytest.raises(SystemExit):
-        parse(Config, "text", ["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    for item in fields(Config):
-        reason = " ".join(item.metadata["reason"].split())
-        assert re.search(f"--{item.name.replace('_', '-')}[ ,]", shown) and reason in shown
-    for heading in ("what:", "method:", "sampling:", "optimization:", "evaluation:"):
-        assert heading in shown
-
-
-def test_a_run_folder_is_never_written_over(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match="there is a run in this folder already"):
-        dagrpo.new_run_folder(configure(out=str(tmp_path)))
 
 
 # --- whole runs on the embedded example --------------------------------------------------------------------------
@@ -594,13 +376,14 @@ def small_data(tmp_path_factory):
     """A question of each level to train on, and another of each to hold out."""
     folder = tmp_path_factory.mktemp("data")
     for name in ("train", "held_out"):
-        lines = (dagrpo.EXAMPLE / f"{name}.jsonl").read_text().splitlines()
+        lines = (EXAMPLE / f"{name}.jsonl").read_text().splitlines()
         (folder / f"{name}.jsonl").write_text("\n".join(lines[:: len(lines) // 6][:6]) + "\n")
     return folder
 
 
 def run(small_data, out, **flags):
     options = {
+        "model": str(EXAMPLE),
         "data": [str(small_data / "train.jsonl")],
         "eval_data": [str(small_data / "held_out.jsonl")],
         "out": str(out),
@@ -634,11 +417,11 @@ RUNS = {
     "sft": {"method": "sft"},
     "token scorer": {"scorer": "token"},
     "state scorer": {"scorer": "state"},
-    "auto threshold": {"threshold": "auto"},
+    "pairs by rule (5)": {"rectify": "pair"},
     "tokens masked": {"rectify": "token"},
     "tokens masked, state scorer": {"rectify": "token", "scorer": "state"},
-    "no mask": {"scorer": "none"},
-    "no anchors": {"anchors": "none"},
+    "no mask": {"rectify": "none"},
+    "no anchors": {"anchors": None},
     "plain anchors, two updates, kl": {"anchor_objective": "sft", "updates": 2, "kl": 0.1},
 }
 
@@ -690,7 +473,7 @@ def test_masked_answers_are_never_run_through_the_model_again(small_data, tmp_pa
     record = read(tmp_path / "metrics.jsonl")[1]
     assert record["masked_pairs"] == 1 and record["no_signal"] == 1 and record["trained_sequences"] == 0
     assert "nothing to learn in this step" in capsys.readouterr().out
-    start, end = (rollout.load(str(path), "cpu")[0] for path in (dagrpo.EXAMPLE, tmp_path / "model"))
+    start, end = (rollout.load(str(path), "cpu")[0] for path in (EXAMPLE, tmp_path / "model"))
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True))
 
 
@@ -703,29 +486,30 @@ def test_only_answers_with_an_advantage_are_trained_on(small_data, tmp_path, mon
     assert sum(rows) == round(24 * record["trained_sequences"]) < 24
 
 
-@pytest.mark.parametrize("scorer", dagrpo.scoring.BY_GRADIENT)
+@pytest.mark.parametrize("scorer", scoring.BY_GRADIENT)
 def test_answers_with_withheld_tokens_are_trained_on_and_hidden_states_are_gone_by_then(
     small_data, tmp_path, monkeypatch, scorer
 ):
-    """An answer whose pairs balance out has Ã = 0, and still an advantage at the tokens that are left."""
+    """A completion whose pairs balance out has Ã = 0, and still an advantage at the tokens that are left."""
     seen = []
-    update, rectify = dagrpo.update, dagrpo.rectify
+    update, rectify = dagrpo.update, scoring.rectify
 
-    def balanced(model, rollouts, rewards, config):
-        assert any(own is not None for own in rollouts.hidden), "kept for scoring"
-        mask, d, advantages = rectify(model, rollouts, rewards, config)
-        rollouts.withheld[1, rollouts.response_mask[1]] = 0.5
-        return mask, d, torch.zeros_like(advantages)
+    def balanced(model, rollouts, rewards, how):
+        assert any(state is not None for state in rollouts.hidden), "kept for scoring"
+        rectified = rectify(model, rollouts, rewards, how)
+        withheld = torch.zeros_like(rectified.withheld)
+        withheld[1, rollouts.prediction_mask[1]] = 0.5
+        return replace(rectified, advantages=torch.zeros_like(rectified.advantages), withheld=withheld)
 
-    def watched(model, reference, optimizer, schedule, rollouts, advantages, trained, *rest):
+    def watched(learner, rollouts, token_advantages, trained, *rest):
         seen.append((trained.nonzero().flatten().tolist(), rollouts.hidden))
-        return update(model, reference, optimizer, schedule, rollouts, advantages, trained, *rest)
+        return update(learner, rollouts, token_advantages, trained, *rest)
 
-    monkeypatch.setattr(dagrpo, "rectify", balanced)
+    monkeypatch.setattr(scoring, "rectify", balanced)
     monkeypatch.setattr(dagrpo, "update", watched)
     run(small_data, tmp_path, scorer=scorer)
     for trained, hidden in seen:
-        assert trained == [1] and all(own is None for own in hidden)
+        assert trained == [1] and all(state is None for state in hidden)
     assert seen
 
 
@@ -740,13 +524,15 @@ def test_same_seed_repeats_the_run(small_data, tmp_path):
 def test_reward_up_means_log_probability_up(small_data, tmp_path):
     """--reward prefers answers that are written out: after two steps their likelihood is higher, others' lower."""
     reward = tmp_path / "mine.py"
-    reward.write_text("def written_out(texts, rows):\n    return [2.0 if ' = ' in text else -1 for text in texts]\n")
-    questions = anchors.read_questions([str(small_data / "train.jsonl")])
-    model, tokenizer = rollout.load(str(dagrpo.EXAMPLE), "cpu")
+    reward.write_text(
+        "def written_out(texts, questions):\n    return [2.0 if ' = ' in text else -1 for text in texts]\n"
+    )
+    asked = questions.read_questions([str(small_data / "train.jsonl")])
+    model, tokenizer = rollout.load(str(EXAMPLE), "cpu")
     sampled = rollout.sample(
         model,
         tokenizer,
-        [rollout.render_prompt(tokenizer, row["problem"]) for row in questions],
+        [rollout.render_prompt(tokenizer, question["problem"]) for question in asked],
         16,
         max_new_tokens=120,
         seed=99,
@@ -763,9 +549,9 @@ def test_reward_up_means_log_probability_up(small_data, tmp_path):
         warmup=0,
     )
     trained, _ = rollout.load(str(tmp_path / "run" / "model"), "cpu")
-    arguments = (sampled.input_ids, sampled.attention_mask, sampled.response_mask)
     with torch.no_grad():
-        change = (rollout.token_logps(trained, *arguments)[0] - rollout.token_logps(model, *arguments)[0]).sum(1)
+        before, after = (rollout.token_logps(policy, *sampled.tokens)[0] for policy in (model, trained))
+    change = (after - before).sum(1)
     assert float(change[written].mean()) > 0 > float(change[~written].mean())
 
 
@@ -776,4 +562,16 @@ def test_warm_up_is_logged_as_it_was_used(small_data, tmp_path):
 
 def test_top_p_below_one_is_warned_of(small_data, tmp_path, capsys):
     run(small_data, tmp_path, steps=1, top_p=0.9, method="grpo")
-    assert "--top-p 0.9: answers come from a narrower policy" in capsys.readouterr().out
+    assert "--top-p 0.9: completions come from a narrower policy" in capsys.readouterr().out
+
+
+def test_a_run_folder_is_never_written_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match="there is a run in this folder already"):
+        report.new_run_folder(configure(out=str(tmp_path)))
+
+
+def test_the_loss_by_itself_has_the_defaults_of_a_run():
+    defaults = {item.name: item.default for item in fields(Config)}
+    for item in fields(Objective):
+        assert item.default == defaults[item.name]

@@ -7,36 +7,37 @@ import json
 import pytest
 
 import anchors
-import dagrpo
 import rollout
+from harness.config import EXAMPLE
+from questions import read_questions
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return {name: anchors.read_questions([str(dagrpo.EXAMPLE / f"{name}.jsonl")]) for name in ("train", "held_out")}
+def questions():
+    return {name: read_questions([str(EXAMPLE / f"{name}.jsonl")]) for name in ("train", "held_out")}
 
 
-def test_no_training_question_is_held_out(rows):
-    training = {row["problem"] for row in rows["train"]}
-    held_out = {row["problem"] for row in rows["held_out"]}
-    assert len(training) == len(rows["train"]) and len(held_out) == len(rows["held_out"])
+def test_no_training_question_is_held_out(questions):
+    training = {question["problem"] for question in questions["train"]}
+    held_out = {question["problem"] for question in questions["held_out"]}
+    assert len(training) == len(questions["train"]) and len(held_out) == len(questions["held_out"])
     assert not training & held_out
 
 
-def test_every_worked_solution_is_verified_and_fits(rows):
-    _, tokenizer = rollout.load(str(dagrpo.EXAMPLE), "cpu")
-    limit = json.loads((dagrpo.EXAMPLE / "run.json").read_text())["max_new_tokens"]
-    for part in rows.values():
+def test_every_worked_solution_is_verified_and_fits(questions):
+    _, tokenizer = rollout.load(str(EXAMPLE), "cpu")
+    limit = json.loads((EXAMPLE / "run.json").read_text())["max_new_tokens"]
+    for part in questions.values():
         assert not anchors.load(part, tokenizer=tokenizer, max_new_tokens=limit).left_out
 
 
-def test_every_word_of_the_questions_is_a_token(rows):
-    _, tokenizer = rollout.load(str(dagrpo.EXAMPLE), "cpu")
-    for row in rows["train"] + rows["held_out"]:
-        ids = tokenizer(row["problem"] + "\n" + row["solution"])["input_ids"]
+def test_every_word_of_the_questions_is_a_token(questions):
+    _, tokenizer = rollout.load(str(EXAMPLE), "cpu")
+    for question in questions["train"] + questions["held_out"]:
+        ids = tokenizer(question["problem"] + "\n" + question["solution"])["input_ids"]
         assert tokenizer.unk_token_id not in ids
-        assert tokenizer.decode(ids) == row["problem"] + "\n" + row["solution"]
+        assert tokenizer.decode(ids) == question["problem"] + "\n" + question["solution"]
 
 
 def test_it_stays_small():
-    assert sum(path.stat().st_size for path in dagrpo.EXAMPLE.iterdir() if path.is_file()) < 6_000_000
+    assert sum(path.stat().st_size for path in EXAMPLE.iterdir() if path.is_file()) < 6_000_000

@@ -1,17 +1,29 @@
-"""Equations (1) to (5): advantages, distinctiveness, the mask, against values by hand and by autograd."""
+"""Equations (1) to (5): advantages, distinctiveness, masks, whole batches, against values by hand and by autograd."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import padded_batch, random_model
+from conftest import padded_batch, random_model, small_rollouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+import rollout
 import scoring
+from policy.model import vocabulary_gradients
+
+HOW = scoring.Rectification(
+    rule="threshold", scorer="gradient", threshold=0.35, scale="std", temperature=1.0, per_token=False, gamma=0.03
+)
+
+
+def how_of(**changes):
+    return replace(HOW, **changes)
+
 
 # --- (1) and (4): advantages -------------------------------------------------------------------------------------
 
@@ -103,6 +115,28 @@ def autograd_gram(model, batch, group_size, temperature=1.0, token_weights=None,
     return g @ g.transpose(1, 2), g @ p.transpose(1, 2)
 
 
+def exact_gram(model, batch, group_size, temperature=1.0, token_weights=None):
+    """The same as sums over pairs of tokens, k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s), without a sketch."""
+    input_ids, _, response_mask = batch
+    lengths = response_mask.sum(1).tolist()
+    states = scoring.completion_states(model, *batch, [None] * len(lengths))
+    targets = input_ids[response_mask].split(lengths)
+    weights = [torch.ones(n) for n in lengths]
+    if token_weights is not None:
+        weights = token_weights[response_mask[:, 1:]].split(lengths)
+    grams, crosses = [], []
+    for start in range(0, len(lengths), group_size):
+        group = slice(start, start + group_size)
+        h, chosen = torch.cat(states[group]), torch.cat(targets[group])
+        outer = vocabulary_gradients(model, h, chosen, temperature).detach()
+        kernel = (h.double() @ h.double().T) * (outer.double() @ outer.double().T)  # (M, M)
+        owner = torch.block_diag(*[torch.ones(n, 1, dtype=torch.double) for n in lengths[group]])  # (M, G)
+        rows = owner.T @ kernel
+        grams.append((rows @ owner).float())
+        crosses.append((rows @ (owner * torch.cat(weights[group]).double()[:, None])).float())
+    return torch.stack(grams), torch.stack(crosses)
+
+
 def relative_error(ours, reference):
     return float((ours - reference).abs().max() / reference.abs().max())
 
@@ -112,7 +146,9 @@ def relative_error(ours, reference):
 def test_gram_equals_autograd_of_the_head(model, exact, temperature):
     """With padding on the left, EOS counted, at any temperature; 64 words need no sketch, so both forms are exact."""
     batch = padded_batch(ROWS, 64)
-    ours = scoring.gradient_gram(model, *batch, 4, temperature=temperature, exact=exact)
+    ours = scoring.gradient_gram(model, *batch, 4, temperature=temperature)
+    if exact:
+        ours, _ = exact_gram(model, batch, 4, temperature)
     reference, _ = autograd_gram(model, batch, 4, temperature)
     assert relative_error(ours, reference) < 1e-4
 
@@ -121,7 +157,9 @@ def test_gram_equals_autograd_of_the_head(model, exact, temperature):
 def test_gram_with_token_weights_gives_the_pushes_of_equation_5(model, exact):
     batch = padded_batch(ROWS, 64)
     weights = torch.rand(batch[0].shape[0], batch[0].shape[1] - 1)
-    gram, cross = scoring.gradient_gram(model, *batch, 4, token_weights=weights, exact=exact)
+    gram, cross = scoring.gradient_gram(model, *batch, 4, token_weights=weights)
+    if exact:
+        gram, cross = exact_gram(model, batch, 4, token_weights=weights)
     reference_gram, reference_cross = autograd_gram(model, batch, 4, token_weights=weights)
     assert relative_error(gram, reference_gram) < 1e-4
     assert relative_error(cross, reference_cross) < 1e-4
@@ -186,12 +224,12 @@ def test_gram_does_not_depend_on_the_cut_into_micro_batches(model, monkeypatch):
 def test_gram_from_kept_hidden_states_needs_the_model_for_the_other_answers_only(model, monkeypatch):
     batch = padded_batch(ROWS, 64)
     whole = scoring.gradient_gram(model, *batch, 4)
-    states = scoring.answer_states(model, *batch, [None] * 8)
-    known = [None if row in (2, 5) else own for row, own in enumerate(states)]
+    states = scoring.completion_states(model, *batch, [None] * 8)
+    kept = [None if row in (2, 5) else state for row, state in enumerate(states)]
     ran = []
     plain = scoring.hidden_states
     monkeypatch.setattr(scoring, "hidden_states", lambda m, ids, mask: ran.append(len(ids)) or plain(m, ids, mask))
-    torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4, hidden=known), whole, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4, hidden=kept), whole, rtol=1e-5, atol=1e-4)
     assert sum(ran) == 2
 
 
@@ -239,7 +277,7 @@ def test_sketch_of_a_large_vocabulary_keeps_cosines():
     batch = padded_batch(rows, 8_192)
     assert scoring.SKETCH_WIDTH < 8_192
     sketched = 1 - 2 * scoring.gradient_distinctiveness(scoring.gradient_gram(model, *batch, 16))
-    exact = 1 - 2 * scoring.gradient_distinctiveness(scoring.gradient_gram(model, *batch, 16, exact=True))
+    exact = 1 - 2 * scoring.gradient_distinctiveness(exact_gram(model, batch, 16)[0])
     pairs = ~torch.eye(16, dtype=torch.bool).expand(4, 16, 16)
     error = (sketched - exact)[pairs]
     assert 0 < float(error.square().mean().sqrt()) < 0.02
@@ -281,9 +319,33 @@ def test_common_subsequence_equals_the_textbook_table(a, b):
 def test_token_distinctiveness_by_hand():
     """5 6 7 against 5 7: 4 of 5 tokens match, d = 0.2. Prompt and padding do not count."""
     input_ids = torch.tensor([[9, 9, 5, 6, 7], [0, 9, 5, 7, 0]])
-    response_mask = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]])
+    response_mask = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 1, 1, 0]]).bool()
     d = scoring.distinctiveness("token", None, input_ids, response_mask, response_mask, 2)
     torch.testing.assert_close(d, torch.tensor([[[0.0, 0.2], [0.2, 0.0]]]))
+
+
+def test_a_response_mask_that_is_not_bool_is_an_error_that_says_so(model):
+    input_ids, attention_mask, response_mask = padded_batch(ROWS, 64)
+    for scorer in scoring.SCORERS:
+        with pytest.raises(TypeError, match=r"response_mask is of type torch\.int64"):
+            scoring.distinctiveness(scorer, model, input_ids, attention_mask, response_mask.long(), 4)
+
+
+def test_a_scorer_of_texts_is_one_line_of_the_table(model, tokenizer, monkeypatch):
+    """As a judge would be: it sees the texts, masks by its threshold, and has a flag."""
+
+    def by_length(sequences):
+        lengths = torch.tensor([len(text) for text in sequences.texts]).view(-1, sequences.group_size)
+        return ((lengths[:, :, None] - lengths[:, None, :]).abs() / 20).clamp(max=1)
+
+    monkeypatch.setitem(scoring.SCORERS, "length", scoring.Scorer(threshold=0.3, distinctiveness=by_length))
+    rollouts = small_rollouts(model, tokenizer)
+    rewards = (torch.arange(12) % 3 == 0).float().view(3, 4)
+    how = how_of(scorer="length", threshold=scoring.SCORERS["length"].threshold)
+    rectified = scoring.rectify(model, rollouts, rewards, how)
+    lengths = torch.tensor([len(text) for text in rollouts.texts]).view(3, 4)
+    expected = (lengths[:, :, None] - lengths[:, None, :]).abs() >= 6
+    assert torch.equal(rectified.pair_mask, expected) and 0 < int(expected.sum()) < 48
 
 
 def test_a_scorer_without_distinctiveness_is_an_error():
@@ -297,6 +359,7 @@ def test_a_scorer_without_distinctiveness_is_an_error():
 def test_threshold_keeps_pairs_at_or_above_it():
     d = torch.tensor([[[0.0, 0.35], [0.34, 0.0]]])
     assert scoring.distinct_pairs(d, 0.35).tolist() == [[[False, True], [False, False]]]
+    assert scoring.distinct_pairs(torch.full((1, 2, 2), torch.nan), 0.35).all(), "a pair that was not scored is kept"
 
 
 def test_safe_pairs_by_hand():
@@ -314,7 +377,7 @@ def test_safe_pairs_ask_the_better_answer_only():
 
 
 @pytest.mark.parametrize("gamma", [None, 0.02])
-def test_auto_masks_just_the_pairs_that_a_real_step_displaces(gamma):
+def test_rule_5_masks_just_the_pairs_that_a_real_step_displaces(gamma):
     """Take the pair's own step on the head by SGD and measure: the better answer falls where (5) says that it does.
 
     Some worse answers share nothing with the better one, some repeat it in part or more than once, so that both
@@ -370,7 +433,7 @@ def test_auto_masks_just_the_pairs_that_a_real_step_displaces(gamma):
 def test_token_kernel_adds_up_to_the_products_of_the_gradients(model, scorer):
     batch = padded_batch(ROWS, 64)
     gram = scoring.gradient_gram(model, *batch, 4, temperature=0.8, scorer=scorer)
-    states = scoring.answer_states(model, *batch, [None] * 8)
+    states = scoring.completion_states(model, *batch, [None] * 8)
     targets = batch[0][batch[2]].split(batch[2].sum(1).tolist())
     sketches = [scoring.token_sketches(model, h, t, 0.8, scorer) for h, t in zip(states, targets, strict=True)]
     for i, j in ((0, 1), (2, 3), (1, 1)):
@@ -390,3 +453,146 @@ def test_token_kernel_adds_up_to_the_products_of_the_gradients(model, scorer):
 )
 def test_colliding_tokens_by_hand(shares, excess, expected):
     assert scoring.colliding_tokens(torch.tensor(shares), excess).tolist() == expected
+
+
+# --- the mask of a batch -----------------------------------------------------------------------------------------
+
+
+def test_groups_of_equal_rewards_are_not_scored(model, tokenizer, monkeypatch):
+    """Their advantages are 0 whatever the mask, so their gradients are never computed."""
+    rollouts = small_rollouts(model, tokenizer)
+    rewards = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+    scored = []
+    plain = scoring.gradient_gram
+    monkeypatch.setattr(scoring, "gradient_gram", lambda *a, **k: scored.append(len(a[1])) or plain(*a, **k))
+    rectified = scoring.rectify(model, rollouts, rewards, how_of(threshold=1.0))
+    assert scored == [4]
+    assert rectified.distinctiveness.isnan().all(dim=(1, 2)).tolist() == [True, False, True]
+    assert rectified.pair_mask[[0, 2]].all() and not rectified.pair_mask[1].all()
+    rectified = scoring.rectify(model, rollouts, rewards, how_of(rule="none"))
+    assert rectified.pair_mask.all() and rectified.distinctiveness.isnan().all() and scored == [4]
+
+
+@pytest.mark.parametrize("scorer", ["gradient", "state", "token"])
+def test_mask_of_a_batch_is_the_threshold_on_its_distinctiveness(model, tokenizer, scorer):
+    rollouts = small_rollouts(model, tokenizer)
+    rewards = (torch.arange(12) % 3 == 0).float().view(3, 4)
+    rectified = scoring.rectify(model, rollouts, rewards, how_of(scorer=scorer, threshold=0.5))
+    mask, d = rectified.pair_mask, rectified.distinctiveness
+    expected = scoring.distinctiveness(
+        scorer, model, rollouts.input_ids, rollouts.attention_mask, rollouts.response_mask, 4
+    )
+    torch.testing.assert_close(d, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(mask, d >= 0.5) and mask.any() and not mask.all()
+    torch.testing.assert_close(rectified.advantages, scoring.rectified_advantages(rewards, d >= 0.5))
+
+
+def colliding_rollouts(model, tokenizer, anchors=(2, 7)):
+    """Three groups of four answers that share text in part, whole, and twice over, so that some pairs displace."""
+    torch.manual_seed(1)
+    completions = []
+    for _ in range(3):
+        base, other = torch.randint(3, 64, (5,)).tolist(), torch.randint(3, 64, (4,)).tolist()
+        completions += [[*base, 1], [*base, *base, 1], [*other, 1], [*base[:3], *other, 1]]
+    completions = [rollout.Completion([5, 6, 7], ids, is_anchor=i in anchors) for i, ids in enumerate(completions)]
+    rewards = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 0, 1, 0]])
+    return rollout.assemble(model, tokenizer, completions, 4), rewards
+
+
+def shaped(logps, gamma=0.1):
+    """f(π) of (7), written out by itself."""
+    return logps.exp() / (logps.exp() + gamma)
+
+
+def scored_parameter(model, scorer):
+    """What the scorer's gradients are with respect to: the head's weight, or a map before it that is 1."""
+    if scorer == "gradient":
+        return model.get_output_embeddings().weight
+    identity = torch.eye(model.config.hidden_size, requires_grad=True)
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0] @ identity.T,))
+    return identity
+
+
+@pytest.mark.parametrize("scorer", scoring.BY_GRADIENT)
+@pytest.mark.parametrize("norm", ["token", "sequence"])
+def test_rule_5_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(model, tokenizer, norm, scorer):
+    """The mask equals rule (5) on autograd's own gradients, each divided by its length under `sequence`."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer)
+    how = how_of(rule="pair", scorer=scorer, per_token=norm == "sequence", gamma=0.1)
+    mask = scoring.rectify(model, rollouts, rewards, how).pair_mask
+    head = scored_parameter(model, scorer)
+    gradients, pushes = [], []
+    for i in range(12):
+        ids = rollouts.input_ids[i][rollouts.attention_mask[i]]
+        answer = rollouts.response_mask[i][rollouts.attention_mask[i]][1:]
+        logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)[answer]
+        f = shaped(logps) if rollouts.anchor_mask[i] else logps
+        for value, store in ((logps.sum(), gradients), (f.sum(), pushes)):
+            length = len(logps) if norm == "sequence" else 1
+            store.append(torch.autograd.grad(value / length, head, retain_graph=True)[0].flatten())
+    for p in range(3):
+        for i in range(4):
+            for j in range(4):
+                if rewards[p, i] > rewards[p, j]:
+                    g, push, other = gradients[4 * p + i], pushes[4 * p + i], pushes[4 * p + j]
+                    assert bool(mask[p, i, j]) == bool(g @ other <= g @ push) == bool(mask[p, j, i])
+    assert not mask.all() and mask.any()
+
+
+@pytest.mark.parametrize("scorer", scoring.BY_GRADIENT)
+@pytest.mark.parametrize("norm", ["token", "sequence"])
+def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, tokenizer, norm, scorer):
+    """Against autograd: of each pair that rule (5) masks, the better answer's likelihood no longer falls."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=(0, 1, 2))
+    how = how_of(rule="pair", scorer=scorer, per_token=norm == "sequence", gamma=0.1)
+    by_pairs = scoring.rectify(model, rollouts, rewards, how)
+    mask = by_pairs.pair_mask
+    assert not by_pairs.withheld.any(), "pairs are masked whole"
+    by_tokens = scoring.rectify(model, rollouts, rewards, replace(how, rule="token"))
+    assert by_tokens.pair_mask.all()
+    torch.testing.assert_close(by_tokens.advantages, scoring.rectified_advantages(rewards, by_tokens.pair_mask))
+    all_withheld = by_tokens.withheld
+    torch.testing.assert_close(by_tokens.token_advantages, by_tokens.advantages.view(12, 1) - all_withheld)
+    displaced = ~mask & (rewards[:, :, None] > rewards[:, None, :])
+    worse = displaced.any(1).flatten()
+    assert torch.equal((all_withheld != 0).any(1), worse) and worse.any()
+    anchors_tested = 0  # shaped anchors as the worse answer
+    head = scored_parameter(model, scorer)
+    deviation = rewards.std(dim=1, correction=0)
+    for p, i, j in displaced.nonzero().tolist():
+        if displaced[p, :, j].sum() > 1:
+            continue  # what is withheld from j is the sum over several better answers
+        gradients = []
+        for row in (4 * p + i, 4 * p + j):
+            ids = rollouts.input_ids[row][rollouts.attention_mask[row]]
+            answer = rollouts.response_mask[row][rollouts.attention_mask[row]][1:]
+            logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[answer, 0]
+            objective = shaped(logps) if rollouts.anchor_mask[row] else logps
+            withheld = all_withheld[row][rollouts.prediction_mask[row]]
+            still = (withheld == 0).float()
+            length = len(logps) if norm == "sequence" else 1
+            values = [logps.sum() / length, objective.sum() / length, (objective * still).sum() / length]
+            values += [value / length for value in objective]
+            gradients.append([torch.autograd.grad(v, head, retain_graph=True)[0].flatten() for v in values])
+            if row == 4 * p + j:  # what a token loses is this pair's part of its advantage
+                share = (rewards[p, j] - rewards[p, i]) / (4 * (deviation[p] + 1e-6))
+                torch.testing.assert_close(withheld[withheld != 0].unique(), share[None])
+        (better, push, *_), (_, whole, left, *by_token) = gradients
+        assert better @ whole > better @ push >= better @ left - 1e-4
+        least = min(better @ by_token[t] for t in withheld.nonzero()[:, 0])
+        assert better @ left + least > better @ push, "one token less, and the pair displaces"
+        anchors_tested += int(rollouts.anchor_mask[4 * p + j])
+    assert anchors_tested or norm == "sequence", "a longer answer's push is smaller there, and collides with none"
+
+
+def test_what_is_withheld_for_several_better_answers_adds_up(model, tokenizer):
+    """Two equal right answers collide with one wrong answer at the same tokens."""
+    base = [9, 20, 33, 14, 41]
+    completions = [[*base, 1], [*base, 1], [*base, *base, 1]]
+    found = []
+    for rewards in ([1.0, 1.0, 0.0], [1.0, 0.0, 0.0]):
+        rollouts = rollout.assemble(model, tokenizer, [rollout.Completion([5, 6, 7], ids) for ids in completions], 3)
+        rectified = scoring.rectify(model, rollouts, torch.tensor([rewards]), how_of(rule="token", scale="none"))
+        found.append(rectified.withheld[2])
+    assert found[1].any()
+    torch.testing.assert_close(found[0], 2 * found[1])

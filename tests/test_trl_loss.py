@@ -37,13 +37,12 @@ def test_loss_equals_trl(model, tokenizer, tmp_path, method, norm, clip_high, kl
     loss, counted = dagrpo.policy_loss(
         logps,
         old,
-        advantages,
+        advantages[:, None].expand_as(logps),
         mask,
         torch.zeros(8, dtype=torch.bool),
         dagrpo.loss_denominators(mask.sum(1), norm, LIMIT),
-        clip_high=clip_high,
+        dagrpo.Objective(clip_high=clip_high, kl=kl),
         reference_logps=reference if kl else None,
-        kl=kl,
     )
     loss.backward()
     assert counted["clip_low"] > 0 and counted["clip_high"] > 0

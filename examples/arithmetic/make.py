@@ -318,7 +318,7 @@ def report(seed: int) -> None:
     """Measure the base model: steps written out, ways taken, and how often 64 tries solve a question of each level."""
     sys.path.insert(0, str(HERE.parents[1]))
     import rollout
-    from anchors import correctness, read_questions
+    from questions import correctness, read_questions
 
     model, tokenizer = rollout.load(str(HERE), "cpu")
     rows = read_questions([str(HERE / "held_out.jsonl")])

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from made_up_cells import cell, finished, write_grid
 
-import anchors
 import dagrpo
 import rollout
+from questions import read_questions
 from study import cells, tasks
 from study.variants import QUICK, TEMPERATURE, Request, made_from, question_sets
 
@@ -166,7 +166,7 @@ def test_a_cell_is_trained_on_its_task_and_measures_what_was_trained(monkeypatch
     def train(config):
         run = Path(config.out)
         run.mkdir()
-        seen["training"] = anchors.read_questions(config.data)
+        seen["training"] = read_questions(config.data)
         record = {name: 0.5 for name in ("grad_norm", "no_signal", "masked_pairs", "anchored", "entropy", "reward")}
         record |= {"length/mean": 9.0, "trained_sequences": 0.75, "sampled_tokens": 40}
         record |= {"seconds/rollout": 2.0, "seconds/train": 1.0}

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-import dagrpo
 import rollout
+from harness.config import Config
 from study import conflict, conflict_tables
 
 
@@ -17,7 +17,7 @@ def group(model, tokenizer):
     """Four completions of one prompt; the first two part at one token and go on alike, and so displace (5)."""
     prompt, stem = tokenizer("1+1=")["input_ids"], tokenizer("abcab")["input_ids"]
     endings = [[7, 9, 9, 9, 9], [8, 9, 9, 9, 9], [9], [20, 21, 22]]
-    completions = [rollout.Answer(prompt, [*stem, *ending, 1]) for ending in endings]
+    completions = [rollout.Completion(prompt, [*stem, *ending, 1]) for ending in endings]
     return rollout.assemble(model, tokenizer, completions, len(completions))
 
 
@@ -29,7 +29,7 @@ def log_likelihood(model, rollouts, i):
     one = rollouts.rows(torch.tensor([i]))
     logits = model(input_ids=one.input_ids, attention_mask=one.attention_mask.long()).logits[:, :-1]
     logps = logits.log_softmax(-1).gather(2, one.input_ids[:, 1:, None]).squeeze(2)
-    return (logps * one.response_mask[:, 1:]).sum()
+    return (logps * one.prediction_mask).sum()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,12 +72,11 @@ def test_a_group_without_both_kinds_has_no_pairs(model, group):
 
 
 def test_full_gradients_mask_the_displaced_pairs(model, group):
-    mask, _, advantages = conflict.rectify_in_full(
-        model, group, REWARDS[None], dagrpo.Config(group_size=4, scale="none")
-    )
-    masked = {tuple(pair) for pair in (~mask[0]).nonzero().tolist()}
+    how = Config(group_size=4, scale="none").rectification
+    rectified = conflict.rectify_in_full(model, group, REWARDS[None], how)
+    masked = {tuple(pair) for pair in (~rectified.pair_mask[0]).nonzero().tolist()}
     assert masked == {(0, 1), (1, 0), (1, 2), (2, 1)}  # as the test above finds them
-    assert advantages[0].tolist() == [0.25, 0.0, 0.25, -0.5]
+    assert rectified.advantages[0].tolist() == [0.25, 0.0, 0.25, -0.5]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ def test_full_gradients_mask_the_displaced_pairs(model, group):
 
 @pytest.mark.parametrize("optimizer", conflict_tables.OPTIMIZERS)
 def test_a_step_is_taken_inside_and_taken_back_after(model, group, optimizer):
-    config = dagrpo.Config(group_size=4, warmup=1)
+    config = Config(group_size=4, warmup=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gradients = conflict.gradients_under(model, group, torch.tensor([[1.0, -1.0, 1.0, -1.0]]), config)
     with conflict.stepped(model, gradients, config, optimizer, 1e-3) as length:
@@ -100,7 +99,7 @@ def test_a_step_is_taken_inside_and_taken_back_after(model, group, optimizer):
 
 
 def test_log_likelihoods_come_in_the_order_of_their_rows(model, group):
-    config = dagrpo.Config(group_size=4)
+    config = Config(group_size=4)
     found = conflict.log_likelihoods(model, group, torch.tensor([3, 0]), config)
     assert found == pytest.approx([log_likelihood(model, group, i).item() for i in (3, 0)], rel=1e-4)
 

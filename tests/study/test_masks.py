@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import dagrpo
+import scoring
+from harness.config import Config
+from scoring import Rectified
 from study import masks
 from study.variants import FULL, configuration, made_from
 
@@ -29,6 +31,11 @@ def test_a_pair_is_worked_where_both_completions_write_a_step():
     off_diagonal = ~torch.eye(4, dtype=torch.bool)
     found = {kind: pairs_of(table & off_diagonal) for kind, table in kinds.items()}
     assert found == {"worked": WORKED_PAIR, "at once": PAIR_AT_ONCE, "one of each": REST}
+
+
+def rectified_by(mask: torch.Tensor) -> Rectified:
+    """A batch of which the mask alone is known."""
+    return Rectified(mask, torch.zeros(mask.shape), torch.zeros(mask.shape[:2]), torch.zeros(1))
 
 
 def symmetric(pairs: set[tuple[int, int]]) -> torch.Tensor:
@@ -55,20 +62,20 @@ def test_chance_keeps_to_the_kinds_that_are_masked(monkeypatch):
     mask = torch.ones(1, 6, 6, dtype=torch.bool)
     for j in (1, 2):
         mask[0, 0, j] = mask[0, j, 0] = False
-    monkeypatch.setattr(dagrpo, "rectify", lambda *_: (mask, torch.zeros(1, 6, 6), None))
+    monkeypatch.setattr(scoring, "rectify", lambda *_: rectified_by(mask))
     drawn = set()
     for seed in range(30):
         counts = [{kind: [] for kind in masks.KINDS} for _ in range(2)]
         rectify = masks.rectify_in_part("chance", seed, *counts)
-        chosen, _, _ = rectify(None, SimpleNamespace(texts=texts, group_size=6), rewards, dagrpo.Config())
-        drawn.add(frozenset(pairs_of(~chosen)))
+        chosen = rectify(None, SimpleNamespace(texts=texts, group_size=6), rewards, Config().rectification)
+        drawn.add(frozenset(pairs_of(~chosen.pair_mask)))
     assert drawn == {frozenset(pair) for pair in ({(0, 1), (0, 2)}, {(0, 1), (0, 3)}, {(0, 2), (0, 3)})}
 
 
 def test_what_is_trained_is_the_default_mask_without_anchors():
     config = configuration(masks.request_of(masks.SEEDS[0], 1e-4, FULL), Path())
-    default = dagrpo.Config()
-    assert (config.anchors, config.scorer, config.threshold) == ("none", default.scorer, default.threshold)
+    default = Config()
+    assert config.anchors is None and config.rectification == default.rectification
     taken = (*FULL.seeds, *FULL.further_seeds, *FULL.grid_seeds, *FULL.settings_seeds)
     assert not set(masks.SEEDS) & set(taken)
 
@@ -80,15 +87,15 @@ def test_what_is_trained_is_the_default_mask_without_anchors():
 def test_a_part_of_the_mask_leaves_out_its_pairs_and_no_others(part, left_out, monkeypatch):
     rewards = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     whole_mask = ~symmetric({(0, 3), (1, 2), (2, 3)})  # the last pair has equal rewards: no matter
-    monkeypatch.setattr(dagrpo, "rectify", lambda *_: (whole_mask, torch.zeros(1, 4, 4), None))
+    monkeypatch.setattr(scoring, "rectify", lambda *_: rectified_by(whole_mask))
     pairs, masked = ({kind: [] for kind in masks.KINDS} for _ in range(2))
     rectify = masks.rectify_in_part(part, 0, pairs, masked)
-    mask, _, advantages = rectify(None, SimpleNamespace(texts=TEXTS, group_size=4), rewards, dagrpo.Config())
-    assert pairs_of(~mask) == left_out
+    rectified = rectify(None, SimpleNamespace(texts=TEXTS, group_size=4), rewards, Config().rectification)
+    assert pairs_of(~rectified.pair_mask) == left_out
     # (4): a quarter for each of the two pairs of a completion that is left, over σ = 1/2.
     lost = [sum(n in pair for pair in left_out) for n in range(4)]
     expected = [sign * (2 - count) / 4 / 0.5 for sign, count in zip((1, 1, -1, -1), lost, strict=True)]
-    assert advantages.tolist() == [pytest.approx(expected, rel=1e-4)]
+    assert rectified.advantages.tolist() == [pytest.approx(expected, rel=1e-4)]
     assert pairs == {"at once": [1], "worked": [1], "one of each": [2]}
     assert masked == {"at once": [1], "worked": [1], "one of each": [0]}
 

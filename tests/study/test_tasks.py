@@ -8,9 +8,9 @@ import re
 import numpy as np
 import pytest
 
-import anchors
-import dagrpo
 import rollout
+from harness.config import EXAMPLE
+from questions import correctness, read_questions
 from study import tasks
 from study.variants import MAX_NEW_TOKENS
 
@@ -29,7 +29,7 @@ def test_no_question_is_in_two_sets_or_was_held_out_of_pretraining(sets):
 
 
 def example_questions(name: str) -> list[dict]:
-    return anchors.read_questions([str(dagrpo.EXAMPLE / f"{name}.jsonl")])
+    return read_questions([str(EXAMPLE / f"{name}.jsonl")])
 
 
 def test_the_answers_are_what_the_problems_say(sets):
@@ -52,7 +52,7 @@ def value_of(sentence: str) -> tuple[str, int]:
 
 
 def test_the_model_can_read_every_question_and_has_room_to_answer(sets):
-    model, tokenizer = rollout.load(str(dagrpo.EXAMPLE), "cpu")
+    model, tokenizer = rollout.load(str(EXAMPLE), "cpu")
     for questions in sets.values():
         for question in questions:
             ids = tokenizer(question["problem"])["input_ids"]
@@ -88,7 +88,7 @@ def largest_result(question: dict) -> int:
 def test_terse_solutions_are_right_and_take_half_the_steps(sets):
     for worked, terse in zip(sets["training"], tasks.with_terse_solutions(sets["training"], 1.0), strict=True):
         assert {**worked, "solution": ""} == {**terse, "solution": ""}
-        assert anchors.correctness([terse["solution"]], [terse]) == [1.0]
+        assert correctness([terse["solution"]], [terse]) == [1.0]
         operations = [len(sentence.split(", ")) - 1 for sentence in worked["problem"].split(". ")[:-1]]
         single, taken = sum(operations), sum(map(math.ceil, np.array(operations) / 2))
         sums = len(operations) - 1  # of the quantities

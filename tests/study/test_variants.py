@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dagrpo
+from harness.config import Config
 from study import tables, tasks, variants
 from study.variants import FULL, QUICK, Request
 
 
-def run_of(variant: str, seed: int = 0) -> dagrpo.Config:
+def run_of(variant: str, seed: int = 0) -> Config:
     return variants.configuration(Request("run", variant, seed, 1e-4, FULL), Path())
 
 
@@ -32,7 +32,7 @@ def test_the_real_study_is_large_enough():
 def test_what_learns_from_no_solution_is_in_every_task():
     for variant in variants.VARIANTS:
         config = run_of(variant)
-        without = variant == variants.BASE or config.anchors == "none"
+        without = variant == variants.BASE or config.anchors is None
         assert without == (variant in tables.WITHOUT_SOLUTIONS), variant
 
 
@@ -44,23 +44,20 @@ def test_every_variant_and_every_setting_is_a_valid_run():
 
 
 WHAT_A_PAIR_CHANGES = {
-    "masks": ("scorer", "gradient", "none"),
-    "masks where there are no anchors": ("scorer", "gradient", "none"),
-    "anchors": ("anchors", "data", "none"),
-    "anchors where there are no masks": ("anchors", "data", "none"),
+    "masks": ("rectify", "threshold", "none"),
+    "masks where there are no anchors": ("rectify", "threshold", "none"),
+    "anchors": ("anchors", "data", None),
+    "anchors where there are no masks": ("anchors", "data", None),
     "its loss norm, in GRPO": ("loss_norm", "constant", "token"),
     "gradients of one norm, in GRPO": ("max_grad_norm", 0.01, 1.0),
     "γ, in LUFFY": ("gamma", 0.03, 0.1),
     "the scorer gradient rather than state": ("scorer", "gradient", "state"),
     "the scorer gradient rather than token": ("scorer", "gradient", "token"),
-    "masking pairs rather than tokens": ("rectify", "pair", "token"),
-    "the threshold 0.35 rather than 0.2": ("threshold", 0.35, 0.2),
-    "the threshold 0.35 rather than 0.45": ("threshold", 0.35, 0.45),
-    "the threshold 0.35 rather than auto": ("threshold", 0.35, "auto"),
+    "masking pairs rather than tokens": ("rectify", "threshold", "token"),
+    "the threshold 0.35 rather than 0.2": ("threshold", None, 0.2),  # None: what suits the scorer
+    "the threshold 0.35 rather than 0.45": ("threshold", None, 0.45),
+    "the threshold 0.35 rather than auto": ("rectify", "threshold", "pair"),
 }
-
-
-FOLLOWS = {"method", "threshold"}  # from the name, and from another scorer or rectification
 
 
 def test_a_pair_changes_what_it_names_and_has_it_on_its_left():
@@ -72,10 +69,11 @@ def test_a_pair_changes_what_it_names_and_has_it_on_its_left():
         if name in WHAT_A_PAIR_CHANGES:
             field, with_it, without_it = WHAT_A_PAIR_CHANGES[name]
             assert (vars(left)[field], vars(right)[field]) == (with_it, without_it), name
-            assert changed - FOLLOWS == {field} - FOLLOWS, name
+            assert changed - {"method"} == {field}, name
+            assert "threshold 0.35" not in name or left.resolved_threshold == 0.35
         elif name == "masks and anchors":
-            assert (left.scorer, left.anchors, right.scorer, right.anchors) == ("gradient", "data", "none", "none")
-            assert changed - FOLLOWS == {"scorer", "anchors"}
+            assert (left.rectify, left.anchors, right.rectify, right.anchors) == ("threshold", "data", "none", None)
+            assert changed == {"rectify", "anchors"}
         else:
             assert name.startswith("DaGRPO rather than ") and pair[0] == "dagrpo" != pair[1], name
 

@@ -10,10 +10,9 @@ import torch
 from conftest import random_model
 from transformers.cache_utils import DynamicCache
 
-import compiling
 import dagrpo
-import decoding
 import scoring
+from policy import compiling, decoding
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -25,34 +24,37 @@ def test_fused_loss_equals_the_eager_one_values_and_gradients():
     anchors = torch.tensor([False, True, False, False])
     old, reference = -2 * torch.rand(4, 9), -2 * torch.rand(4, 9)
     advantages, denominators = torch.randn(4, 9), torch.full((4,), 30.0)
-    options = {"lowest": 0.8, "highest": 1.2, "gamma": 0.1, "shaped": True, "kl": 0.05, "entropy_bonus": 0.01}
+    objective = dagrpo.Objective(gamma=0.1, kl=0.05, entropy_bonus=0.01)
     results = []
-    for function in (dagrpo.loss_and_sums.eager, torch.compile(dagrpo.loss_and_sums.eager, dynamic=True)):
+    for function in (dagrpo.policy_loss.eager, torch.compile(dagrpo.policy_loss.eager, dynamic=True)):
         torch.manual_seed(1)
         logps = (old + 0.4 * torch.randn(4, 9)).requires_grad_()
         entropies = torch.rand(4, 9).requires_grad_()
-        loss, sums = function(logps, old, advantages, mask, anchors, denominators, reference, entropies, **options)
+        batch = (logps, old, advantages, mask, anchors, denominators, objective)
+        loss, counted = function(*batch, reference_logps=reference, entropies=entropies)
         loss.backward()
-        results.append((loss.detach(), sums, logps.grad, entropies.grad))
+        results.append((loss.detach(), torch.stack(list(counted.values())), logps.grad, entropies.grad))
     for eager, fused in zip(*results, strict=True):
         torch.testing.assert_close(fused, eager, atol=1e-6, rtol=1e-5)
     assert results[0][2].abs().sum() > 0 and results[0][3].abs().sum() > 0
 
 
 @needs_compiler
-@pytest.mark.parametrize("auto", [False, True])
-def test_fused_mask_and_advantages_equal_the_eager_ones(auto):
+@pytest.mark.parametrize("rule", ["threshold", "pair"])
+def test_fused_mask_and_advantages_equal_the_eager_ones(rule):
     torch.manual_seed(0)
     d = torch.rand(5, 6, 6)
     d = (d + d.transpose(1, 2)) / 2
     d[2] = torch.nan  # a group that was not scored
-    cross = torch.randn(5, 6, 6) if auto else None
-    rewards = (torch.rand(5, 6) < 0.5).float()
-    mask, advantages = scoring.mask_and_advantages.eager(d, cross, rewards, 0.5, "std")
-    fused = torch.compile(scoring.mask_and_advantages.eager, dynamic=True)
-    fused_mask, fused_advantages = fused(d, cross, rewards, 0.5, "std")
+    cross, rewards = torch.randn(5, 6, 6), (torch.rand(5, 6) < 0.5).float()
+    judge = scoring.distinct_pairs.eager if rule == "threshold" else scoring.safe_pairs.eager
+    given = (d, 0.5) if rule == "threshold" else (cross, rewards)
+    mask = judge(*given)
+    advantages = scoring.rectified_advantages.eager(rewards, mask, scale="std")
+    fused_mask = torch.compile(judge, dynamic=True)(*given)
+    fused_advantages = torch.compile(scoring.rectified_advantages.eager, dynamic=True)(rewards, mask, scale="std")
     assert torch.equal(fused_mask, mask) and not mask.all()
-    assert auto or mask[2].all()
+    assert rule == "pair" or mask[2].all()
     torch.testing.assert_close(fused_advantages, advantages, atol=1e-6, rtol=1e-5)
 
 

@@ -1,10 +1,10 @@
-"""Decoding: the choice of tokens, this project's own forward pass of one token, and answers that leave the batch."""
+"""Decoding: the choice of tokens, this project's forward pass of one token, and rows that leave the batch."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import completions_of, random_model
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache
 
-import decoding
 import rollout
+from policy import decoding
 
 SIZES = {
     "vocab_size": 64,
@@ -141,10 +141,10 @@ def test_own_forward_pass_equals_the_models_own_before_and_after_rows_leave(name
         for row, token in zip(rows, tokens.tolist(), strict=True):
             answers[row].append(token)
         ours = steps(tokens, position)
-        for row, own in zip(rows, ours, strict=True):
+        for row, state in zip(rows, ours, strict=True):
             whole = torch.tensor([prompts[row // 3] + answers[row]])
             expected = decoding.hidden_states(model, whole, torch.ones_like(whole, dtype=torch.bool))[0, -1]
-            torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(state, expected, atol=1e-4, rtol=1e-3)
         for left, kept in ((3, [1, 3, 4]), (7, [1, 2])):
             if position == left:
                 steps.keep(torch.tensor(kept), position)
@@ -179,7 +179,7 @@ def test_architectures_that_the_own_pass_does_not_compute_take_the_models_own(to
         assert not decoding.is_fast(model)
         sampled = rollout.sample(model.eval(), tokenizer, ["a+b=", "xy"], 2, max_new_tokens=12, seed=0)
         logps, _ = rollout.token_logps(model, sampled.input_ids, sampled.attention_mask, sampled.response_mask)
-        torch.testing.assert_close(sampled.logps[:, 1:], logps.detach(), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(sampled.logps, logps.detach(), atol=1e-4, rtol=1e-3)
 
 
 def test_sampled_answers_follow_the_exact_distribution_of_the_model(tokenizer):
@@ -202,7 +202,7 @@ def test_sampled_answers_follow_the_exact_distribution_of_the_model(tokenizer):
     expected[1] = 0.0  # after an EOS there is no second token
     pairs = torch.zeros(64, 64)
     ended = 0
-    for answer in (ids[mask].tolist() for ids, mask in zip(sampled.input_ids, sampled.response_mask, strict=True)):
+    for answer in completions_of(sampled):
         if answer == [1]:
             ended += 1
         else:
@@ -235,7 +235,7 @@ def test_shapes_of_cuda_graphs_give_the_same_answers(name, tokenizer, monkeypatc
         plain(self, *arguments)
         self.use_graphs = True
         for room in (room for pair in self.caches for room in pair):
-            room[:, :, self.own_prompt :] = 0.0
+            room[:, :, self.copied_prompt :] = 0.0
 
     monkeypatch.setattr(decoding, "captured", stand_in)
     monkeypatch.setattr(decoding, "GRAPH_PLACES", 16)
@@ -243,8 +243,8 @@ def test_shapes_of_cuda_graphs_give_the_same_answers(name, tokenizer, monkeypatc
     found = rollout.sample(model, tokenizer, prompts, 5, **options)
     assert found.texts == expected.texts
     torch.testing.assert_close(found.logps, expected.logps, atol=1e-4, rtol=1e-3)
-    for ours, own in zip(found.hidden, expected.hidden, strict=True):
-        torch.testing.assert_close(ours, own, atol=1e-4, rtol=1e-3)
+    for ours, plain in zip(found.hidden, expected.hidden, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-3)
     assert min(shapes)[0] < 15 and len(shapes) == len(set(shapes)) <= 12
 
 

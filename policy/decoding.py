@@ -1,10 +1,11 @@
-"""From tokens to the next token: the forward pass, the head, and answers decoded one token at a time.
+"""Completions decoded one token at a time, for a whole batch of prompts.
 
-Shapes: P questions, N rows, T tokens, H hidden size, V vocabulary, L places of the key-value cache, D head size.
+`decode` computes each prompt once and gives its cache to all completions of the question. Then it runs `FastSteps`,
+this project's forward pass of one token per row, for the architectures in FAST_MODELS, and `PlainSteps`, the model's,
+for every other. Completions that have ended leave the batch. On CUDA the steps are replayed as CUDA graphs.
 
-`decode` computes each prompt once and gives its cache to all answers of the question. Then it runs `FastSteps`, this
-project's own forward pass of one token a row, for the architectures in FAST_MODELS, and `PlainSteps`, the model's own,
-for every other. Answers that have ended leave the batch. On CUDA the steps are replayed as CUDA graphs.
+The letters of shapes are in the docstring of dagrpo.py. Further ones here: Q query heads, W places of a prompt's cache,
+R rows to a prompt.
 """
 
 from __future__ import annotations
@@ -20,66 +21,14 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from compiling import compiled
+from policy.compiling import compiled
+from policy.model import autocast, hidden_states, logits_from_hidden, takes_any_mask
 
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
-STOP_CHECK = 8  # tokens between two looks at which answers have ended: each look makes a GPU wait for the CPU
-SHARED_PROMPT = (
-    64  # tokens from which on answers read one copy of their prompt's cache on a CPU: below, copies are faster
-)
+STOP_CHECK = 8  # tokens between two looks at which completions have ended: each look makes a GPU wait for the CPU
+SHARED_PROMPT = 64  # tokens from which on rows read one copy of their prompt's cache on a CPU: below, copies are faster
+CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Forward pass and head
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def autocast(model: PreTrainedModel) -> torch.autocast:
-    """bf16 matrix products on CUDA over fp32 weights; nothing on a CPU or for weights of another type."""
-    enabled = model.device.type == "cuda" and model.dtype == torch.float32
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def hidden_states(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, cache: DynamicCache | None = None
-) -> torch.Tensor:
-    """Last hidden states; positions count real tokens, so that padding on the left changes nothing.
-
-    (N, S) tokens, (N, T) mask of the cached and the new ones -> (N, S, H)
-    """
-    positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-    output = model.base_model(
-        input_ids=input_ids,
-        attention_mask=attention_mask.long(),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=cache is not None,
-    )
-    return output.last_hidden_state
-
-
-def takes_any_mask(model: PreTrainedModel) -> bool:
-    """Does every layer attend through PyTorch's own attention to whatever a (N, 1, T, T) mask allows?"""
-    layers = DynamicCache(config=model.config).layers
-    own = model.config._attn_implementation == "sdpa" and all(type(layer) is DynamicLayer for layer in layers)
-    return own and not getattr(model.config, "alibi", False)  # ALiBi makes its bias from the mask of single tokens
-
-
-def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """What the model's head makes of hidden states, in fp32. (..., H) -> (..., V)"""
-    logits = model.get_output_embeddings()(hidden).float()
-    scale, cap = head_scale_and_cap(model)
-    if scale != 1:
-        logits = logits * scale
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def head_scale_and_cap(model: PreTrainedModel) -> tuple[float, float | None]:
-    """What some heads do to logits: a factor (Cohere, Granite) and a soft cap (Gemma 2)."""
-    scale = getattr(model.config, "logit_scale", None) or 1.0
-    divisor = getattr(model.config, "logits_scaling", None) or 1.0
-    return scale / divisor, getattr(model.config, "final_logit_softcapping", None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,7 +37,7 @@ def head_scale_and_cap(model: PreTrainedModel) -> tuple[float, float | None]:
 
 
 def uniform_noise(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Uniform numbers in [0, 1), each a function of its key and its position alone. (N, 1), (S,) int64 -> (N, S)
+    """Uniform numbers in [0, 1), each a function of its key and its position alone. (N, 1), (L,) int64 -> (N, L)
 
     The mixing function of SplitMix64 (Steele, Lea, Flood 2014). int64 products wrap around, as they should.
     """
@@ -164,47 +113,51 @@ class PromptCache:
     keys: torch.Tensor  # (P, K, W, D)
     values: torch.Tensor
     bias: torch.Tensor  # (P·K, 1, W) 0 on real tokens, −inf on padding
-    slots: torch.Tensor  # (N,) row n is answer slots[n] mod R of prompt slots[n] // R
+    slots: torch.Tensor  # (N,) row n is completion slots[n] mod R of prompt slots[n] // R
     rows_each: int  # R
 
 
 def attend(
-    queries: torch.Tensor, prompts: PromptCache | None, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    """Attention of one token a row to its own cache, and before that to a prompt that it shares with other rows.
+    queries: torch.Tensor,  # (N, K, Q/K, D)
+    prompts: PromptCache | None,
+    keys: torch.Tensor,  # (N, K, L, D)
+    values: torch.Tensor,  # (N, K, L, D)
+    bias: torch.Tensor,  # (1 or N·K, 1, L)
+) -> torch.Tensor:  # (N, Q·D)
+    """Attention of one token per row to the row's cache, and before that to a prompt that it shares with other rows.
 
     A shared prompt's keys are read once for all its rows; one softmax runs over both parts.
-
-    (N, K, Q/K, D), (N, K, L, D) twice, (1 or N·K, 1, L) -> (N, Q·D). Q query heads, K key-value heads, D head size
     """
     rows, kv_heads, heads_each, size = queries.shape
-    if queries.is_cuda:  # PyTorch's own kernel keeps scores in fp32, as in training; on a CPU it is slower than this
+    if queries.is_cuda:  # PyTorch's kernel keeps scores in fp32, as in training; on a CPU it is slower than this
         mask = bias.view(rows, kv_heads, 1, -1)
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).reshape(rows, -1)
     scale = size**-0.5
     keys, values = keys.view(-1, keys.shape[2], size), values.view(-1, values.shape[2], size)
     queries_by_row = queries.reshape(-1, heads_each, size)
-    own = torch.baddbmm(bias, queries_by_row, keys.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(bias, queries_by_row, keys.transpose(1, 2), alpha=scale)
     if prompts is None:
-        weights = own.softmax(-1, dtype=torch.float32).to(values.dtype)
+        weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
         return torch.bmm(weights, values).view(rows, -1)
     count, width, each = len(prompts.keys), prompts.keys.shape[2], prompts.rows_each
 
     def by_prompt(x: torch.Tensor) -> torch.Tensor:
-        """(N, K, Q/K, S) -> (P·K, R·Q/K, S)"""
+        """(N, K, Q/K, ...) -> (P·K, R·Q/K, ...)"""
         x = x.new_zeros(count * each, *x.shape[1:]).index_copy(0, prompts.slots, x)
         x = x.view(count, each, kv_heads, heads_each, -1).transpose(1, 2)
         return x.reshape(count * kv_heads, each * heads_each, -1)
 
     def by_row(x: torch.Tensor) -> torch.Tensor:
-        """(P·K, R·Q/K, S) -> (N·K, Q/K, S)"""
+        """(P·K, R·Q/K, ...) -> (N·K, Q/K, ...)"""
         x = x.view(count, kv_heads, each, heads_each, -1).transpose(1, 2)
         x = x.reshape(count * each, kv_heads, heads_each, -1)[prompts.slots]
         return x.reshape(rows * kv_heads, heads_each, -1)
 
     prompt_keys, prompt_values = prompts.keys.view(-1, width, size), prompts.values.view(-1, width, size)
-    shared = by_row(torch.baddbmm(prompts.bias, by_prompt(queries), prompt_keys.transpose(1, 2), alpha=scale))
-    weights = torch.cat([shared, own], dim=2).softmax(-1, dtype=torch.float32).to(values.dtype)  # (N·K, Q/K, W + L)
+    on_shared = by_row(torch.baddbmm(prompts.bias, by_prompt(queries), prompt_keys.transpose(1, 2), alpha=scale))
+    weights = (
+        torch.cat([on_shared, scores], dim=2).softmax(-1, dtype=torch.float32).to(values.dtype)
+    )  # (N·K, Q/K, W + L)
     on_prompt = by_prompt(weights[:, :, :width].view(rows, kv_heads, heads_each, width))
     attended = by_row(torch.bmm(on_prompt, prompt_values)) + torch.bmm(weights[:, :, width:], values)
     return attended.view(rows, -1)
@@ -212,21 +165,18 @@ def attend(
 
 @compiled
 def decoder_layer(
-    x: torch.Tensor,
+    x: torch.Tensor,  # (N, H)
     layer: Layer,
     prompts: PromptCache | None,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    bias: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    place: torch.Tensor,
+    keys: torch.Tensor,  # (N, K, L, D)
+    values: torch.Tensor,  # (N, K, L, D)
+    bias: torch.Tensor,  # (1 or N·K, 1, L)
+    cos: torch.Tensor,  # (N, 1, D)
+    sin: torch.Tensor,  # (N, 1, D)
+    place: torch.Tensor,  # (1,)
     eps: float,
-) -> torch.Tensor:
-    """One layer for one token a row; writes its key and value to `place` of the row's own cache.
-
-    (N, H), (N, K, L, D) twice, (1 or N·K, 1, L), (N, 1, D) twice, (1,) -> (N, H)
-    """
+) -> torch.Tensor:  # (N, H)
+    """One layer for one token per row; writes its key and value to `place` of the row's cache."""
     rows, kv_heads, _, size = keys.shape
     h = F.rms_norm(x, x.shape[-1:], layer.input_norm, eps).to(layer.qkv.dtype)
     heads = F.linear(h, layer.qkv, layer.qkv_bias).view(rows, -1, size)  # (N, Q + 2K, D)
@@ -260,7 +210,7 @@ def is_fast(model: PreTrainedModel) -> bool:
 
 
 def rows_left(going: int, rows: int) -> int:
-    """The rows of a batch in which `going` answers go on: just those, unless moving the cache together would cost more
+    """The rows of a batch in which `going` rows go on: just those, unless moving the cache together would cost more
     than the others do."""
     return going if going <= 0.85 * rows else rows
 
@@ -320,10 +270,10 @@ class FastSteps:
         half = cos.shape[2] // 2
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=1)
 
-        # What a row's own cache begins with: its answer, or before that a copy of its prompt.
+        # What a row's cache begins with: its completion, or before that a copy of its prompt.
         width = prompt_mask.shape[1]
-        self.own_prompt = width if on_cuda or width < SHARED_PROMPT else 0
-        capacity = self.own_prompt + max_new_tokens
+        self.copied_prompt = width if on_cuda or width < SHARED_PROMPT else 0
+        capacity = self.copied_prompt + max_new_tokens
         self.prompts: list[PromptCache | None] = []
         self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer: keys and values, (N, K, L, D)
         for cached in cache.layers:
@@ -335,17 +285,17 @@ class FastSteps:
             new_room = torch.zeros if on_cuda else torch.empty
             room = new_room(2, self.rows, kv_heads, capacity, size, dtype=dtype, device=device)
             self.caches.append((room[0], room[1]))
-            if self.own_prompt:
+            if self.copied_prompt:
                 room[0, :, :, :width] = keys.repeat_interleave(group_size, dim=0)  # (P, ...) -> (N, ...)
                 room[1, :, :, :width] = values.repeat_interleave(group_size, dim=0)
                 self.prompts.append(None)
             else:
                 slots = torch.arange(self.rows, device=device)
                 self.prompts.append(PromptCache(keys, values, padding_bias, slots, group_size))
-        # Added to what a row attends to in its own cache: 0 where filled, else −inf. All rows alike, but for padding.
-        alike = self.rows * kv_heads if self.own_prompt else 1
+        # Added to what a row attends to in its cache: 0 where filled, else −inf. All rows alike, but for padding.
+        alike = self.rows * kv_heads if self.copied_prompt else 1
         self.bias = torch.full((alike, 1, capacity), -torch.inf, dtype=dtype, device=device)
-        if self.own_prompt:
+        if self.copied_prompt:
             by_row = padding_bias.view(-1, kv_heads, 1, width).repeat_interleave(group_size, dim=0)
             self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
         self.kv_heads = kv_heads
@@ -354,8 +304,8 @@ class FastSteps:
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
     def __call__(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
-        """Hidden states after one more token in every row, the one at `position` of the answer. (N,) -> (N, H)"""
-        place = self.own_prompt + position
+        """Hidden states after one more token in every row, the one at `position` of the completion. (N,) -> (N, H)"""
+        place = self.copied_prompt + position
         inputs = (tokens, self.prompt_lengths + position, torch.full((1,), place, device=tokens.device))
         if not self.use_graphs:
             return self.step(place + 1, decoder_layer.eager, *inputs)
@@ -366,7 +316,7 @@ class FastSteps:
             try:
                 self.graphs[self.rows, places] = captured(self.pool, step, plain, *inputs)
             except torch.OutOfMemoryError:
-                raise  # `rollout.sample` goes on with fewer answers
+                raise  # `rollout.sample` goes on with fewer rows
             except RuntimeError as error:
                 self.use_graphs = False
                 warnings.warn(f"no CUDA graph could be made, decoding goes on without: {error}", stacklevel=2)
@@ -391,8 +341,8 @@ class FastSteps:
         return F.rms_norm(x, x.shape[-1:], self.final_norm, self.eps)
 
     def rows_to_keep(self, going: int) -> int:
-        """How many rows the batch should have when `going` answers go on: on CUDA a half, a quarter, ..., as each
-        number of rows is a graph of its own."""
+        """How many rows the batch should have when `going` of them go on: on CUDA a half, a quarter, ..., as each
+        number of rows needs another graph."""
         if self.use_graphs:
             rows = self.rows
             while rows // 2 >= max(going, 2):  # torch.compile would compile anew for a single row
@@ -401,12 +351,12 @@ class FastSteps:
         return rows_left(going, self.rows)
 
     def keep(self, rows: torch.Tensor, position: int) -> None:
-        """Go on with these rows, in ascending order; the cache holds answers up to `position`. (B,)"""
-        used = self.own_prompt + position + 1
+        """Go on with these rows, in ascending order; the cache holds completions up to `position`. (B,)"""
+        used = self.copied_prompt + position + 1
         for pair in self.caches:
             for room in pair:
                 room[: len(rows), :, :used] = room[rows, :, :used]
-        if self.own_prompt:
+        if self.copied_prompt:
             kept = self.bias.view(-1, self.kv_heads, 1, self.bias.shape[2])[rows]
             self.bias = kept.view(-1, 1, self.bias.shape[2])
         self.rows, self.prompt_lengths = len(rows), self.prompt_lengths[rows]
@@ -442,8 +392,8 @@ def captured(
         result = step(*static)
 
     def replay(*inputs: torch.Tensor) -> torch.Tensor:
-        for own, given in zip(static, inputs, strict=True):
-            own.copy_(given)
+        for kept, given in zip(static, inputs, strict=True):
+            kept.copy_(given)
         graph.replay()
         return result.clone()
 
@@ -453,7 +403,7 @@ def captured(
 
 
 class GrowingLayer(DynamicLayer):
-    """A layer of the model's own cache that grows by blocks: appending one token does not copy all earlier ones."""
+    """A layer of the model's cache that grows by blocks: appending one token does not copy all earlier ones."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -485,7 +435,7 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 class PlainSteps:
-    """One token for every row by the model's own forward pass and cache: for any model with keys and values."""
+    """One token for every row by the model's forward pass and cache: for any model with keys and values."""
 
     def __init__(
         self,
@@ -513,35 +463,42 @@ class PlainSteps:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Whole answers
+# Whole completions
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are sampled, and where they end."""
+
+    max_new_tokens: int
+    temperature: float  # 0 takes the likeliest token
+    top_p: float
+    stop_ids: list[int]  # each of these tokens ends a completion
 
 
 @dataclass
 class Decoded:
-    """The answers of N rows, in order, padded on the right."""
+    """The completions of N rows, in order, padded on the right to L tokens."""
 
-    tokens: torch.Tensor  # (N, S)
-    logps: torch.Tensor  # (N, S) of each token under the full softmax at the temperature
+    tokens: torch.Tensor  # (N, L)
+    logps: torch.Tensor  # (N, L) of each token under the full softmax at the temperature
     lengths: torch.Tensor  # (N,) tokens up to the first stop token and with it
-    hidden: torch.Tensor | None  # (N, S, H) the states that each token was chosen from, where they were asked for
+    hidden: torch.Tensor | None  # (N, L, H) the states that each token was chosen from, where they were asked for
 
 
 @torch.no_grad()
 def decode(
     model: PreTrainedModel,
-    prompt_ids: list[list[int]],
-    keys: torch.Tensor,
+    prompt_ids: list[list[int]],  # P prompts
+    keys: torch.Tensor,  # (N,) N/P to each prompt
+    sampling: Sampling,
     *,
-    stops: list[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
     keep_hidden: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Decoded:
-    """Answers to P prompts, N/P to each: a row's random choices depend on its key alone. (N,) keys -> N rows"""
-    device, group_size = model.device, len(keys) // len(prompt_ids)
+    """One completion for each key: a row's random choices depend on its key alone."""
+    device, group_size, limit = model.device, len(keys) // len(prompt_ids), sampling.max_new_tokens
     width = max(map(len, prompt_ids))
     input_ids = torch.zeros(len(prompt_ids), width, dtype=torch.long)
     prompt_mask = torch.zeros(len(prompt_ids), width, dtype=torch.bool)
@@ -549,7 +506,7 @@ def decode(
         input_ids[i, width - len(ids) :] = torch.tensor(ids)
         prompt_mask[i, width - len(ids) :] = True
     input_ids, prompt_mask = input_ids.to(device), prompt_mask.to(device)
-    stop_tokens = torch.tensor(stops, device=device)
+    stop_tokens = torch.tensor(sampling.stop_ids, device=device)
 
     cache = new_cache(model)
     with autocast(model):  # closed before the steps: it keeps a bf16 copy of every weight until its end
@@ -557,38 +514,38 @@ def decode(
     hidden = hidden.repeat_interleave(group_size, dim=0)  # (P, H) -> (N, H)
     with autocast(model):
         kind = FastSteps if is_fast(model) else PlainSteps
-        steps = kind(model, cache, prompt_mask, group_size, max_new_tokens)
+        steps = kind(model, cache, prompt_mask, group_size, limit)
 
-        answers = Decoded(
-            tokens=torch.zeros(len(keys), max_new_tokens, dtype=torch.long, device=device),
-            logps=torch.zeros(len(keys), max_new_tokens, device=device),
-            lengths=torch.full((len(keys),), max_new_tokens, device=device),
+        decoded = Decoded(
+            tokens=torch.zeros(len(keys), limit, dtype=torch.long, device=device),
+            logps=torch.zeros(len(keys), limit, device=device),
+            lengths=torch.full((len(keys),), limit, device=device),
             hidden=None,
         )
         if keep_hidden:
             dtype = torch.bfloat16 if device.type == "cuda" else hidden.dtype
-            answers.hidden = torch.zeros(len(keys), max_new_tokens, hidden.shape[1], dtype=dtype, device=device)
+            decoded.hidden = torch.zeros(len(keys), limit, hidden.shape[1], dtype=dtype, device=device)
         active = torch.arange(len(keys), device=device)  # rows still in the batch
         ended = torch.zeros(len(keys), dtype=torch.bool, device=device)  # of the active rows
         chosen = input_ids.new_zeros(0)
-        for start in range(0, max_new_tokens, STOP_CHECK):
-            block = range(start, min(start + STOP_CHECK, max_new_tokens))
+        for start in range(0, limit, STOP_CHECK):
+            block = range(start, min(start + STOP_CHECK, limit))
             noise = uniform_noise(keys[active][:, None], torch.arange(block.start, block.stop, device=device))
             made = []
             for position in block:
                 if position:
                     hidden = steps(chosen, position - 1)
                 logits = logits_from_hidden(model, hidden)
-                chosen, logps = choose_tokens(logits, noise[:, position - start], temperature, top_p)
+                chosen, logps = choose_tokens(logits, noise[:, position - start], sampling.temperature, sampling.top_p)
                 made.append((chosen, logps, hidden))
             columns = slice(block.start, block.stop)
             tokens, logps, states = (torch.stack(column, 1) for column in zip(*made, strict=True))  # (B, 8, ...)
-            answers.tokens[active, columns], answers.logps[active, columns] = tokens, logps
-            if answers.hidden is not None:
-                answers.hidden[active, columns] = states.to(answers.hidden.dtype)
+            decoded.tokens[active, columns], decoded.logps[active, columns] = tokens, logps
+            if decoded.hidden is not None:
+                decoded.hidden[active, columns] = states.to(decoded.hidden.dtype)
             is_stop = torch.isin(tokens, stop_tokens)
             newly = is_stop.any(1) & ~ended
-            answers.lengths[active[newly]] = start + 1 + is_stop[newly].int().argmax(1)
+            decoded.lengths[active[newly]] = start + 1 + is_stop[newly].int().argmax(1)
             ended |= newly
             going = int((~ended).sum())
             if progress is not None:
@@ -599,4 +556,22 @@ def decode(
                 kept = ended.sort(stable=True).indices[:count].sort().values  # those that go on, and others to fill
                 steps.keep(kept, block.stop - 2)  # the last tokens are not in the cache yet
                 chosen, active, ended = chosen[kept], active[kept], ended[kept]
-    return answers
+    return decoded
+
+
+def cache_bytes(model: PreTrainedModel, length: int) -> int:
+    """Key-value cache of one sequence of `length` tokens, with the hidden states that may be kept of it."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * heads * width + config.hidden_size
+    return numbers * length * (4 if model.device.type == "cpu" else 2)
+
+
+def rows_at_once(model: PreTrainedModel, length: int) -> int:
+    """How many sequences of `length` tokens the key-value cache has room for, at least one."""
+    budget = CACHE_BYTES
+    if model.device.type == "cuda":  # half of what is free, counting what PyTorch's allocator holds and does not use
+        held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        budget = (torch.cuda.mem_get_info(model.device)[0] + held) // 2
+    return max(1, budget // cache_bytes(model, length))

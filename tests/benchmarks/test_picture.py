@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 
 import picture
 import pytest
+from conftest import same_drawing
 
 
 def answer(text: str, reward: float, advantage: float = 0.0, anchor: bool = False) -> dict:
@@ -51,7 +51,9 @@ def test_a_long_answer_keeps_its_end():
 
 
 def run_folder(tmp_path, groups: list[dict]):
-    (tmp_path / "config.json").write_text(json.dumps({"scale": "std", "threshold": 0.35}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"scale": "std", "rectify": "threshold", "scorer": "gradient", "threshold": None})
+    )
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
     return tmp_path
 
@@ -68,9 +70,7 @@ def test_the_figure_shows_every_answer_and_the_masked_pair(group, tmp_path, caps
     for text in ("1 + 1?", "No formula: $1_000_$", "not scored", "framed: masked, d &lt; 0.35", "DaGRPO (4)"):
         assert text in drawn
     picture.main(command)
-    # No date, no random names; the names of clip paths hash places whose last digits the layout does not fix.
-    clip = re.compile(r"p[0-9a-f]{10}")
-    assert clip.sub("", written[1].read_text()) == clip.sub("", drawn)
+    assert same_drawing(written[1].read_text(), drawn), "no date, no random names"
 
 
 def test_a_step_that_was_not_kept_is_named_with_those_that_were(group, tmp_path):

@@ -1,0 +1,320 @@
+"""The settings of a run: one dataclass, the rows of defaults of each method, their checks, and the command line.
+
+A setting comes from the first of these that has it: its flag, the row of METHODS, the run.json of the embedded example
+(where its model runs), the default of Config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+import textwrap
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "arithmetic"
+METHODS: dict[str, dict[str, Any]] = {
+    "dagrpo": {},
+    "grpo": {"rectify": "none", "anchors": None, "loss_norm": "token"},
+    "dr_grpo": {"rectify": "none", "anchors": None, "scale": "none", "loss_norm": "constant"},
+    "dapo": {"rectify": "none", "anchors": None, "loss_norm": "token", "clip_high": 0.28, "resample": 3},
+    "luffy": {
+        "rectify": "none",
+        "every_group": True,
+        "scale": "none",
+        "loss_norm": "constant",
+        "clip_low": None,
+        "clip_high": None,
+        "gamma": 0.1,
+        "entropy_bonus": 0.001,
+    },
+    # Groups of one anchor, which is imitated: (8) is then the negative log-likelihood.
+    "sft": {
+        "rollouts": False,
+        "rectify": "none",
+        "group_size": 1,
+        "anchor_objective": "sft",
+        "loss_norm": "token",
+        "clip_low": None,
+        "clip_high": None,
+    },
+}
+LOSS_NORMS = ("token", "sequence", "constant")
+RECTIFY_REASON = "how pairs are judged: against --threshold (3), by rule (5) as whole pairs or by tokens, or not at all"
+SCORER_REASON = "by what pairs are judged (2): gradients of the output layer, or below it; matching tokens"
+THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the flag " + ", ".join(
+    f"{scorer.threshold:g} for {name}" for name, scorer in SCORERS.items()
+)
+
+
+class ConfigError(ValueError):
+    """A flag that is unknown or out of range; the message names flag, value and what is allowed."""
+
+
+def flag(default: Any, reason: str, **rules: Any) -> Any:
+    """A field of Config: its default and its reason, the text of --help.
+
+    Rules: `least`, `most` or `above` bound a number; `choices` are all there are; `none`: the word none is allowed
+    and means None; `group` opens a new heading of --help.
+    """
+    metadata = {"reason": reason, **rules}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+# fmt: off
+@dataclass
+class Config:
+    """One run. Each field is a flag, `group_size` is --group-size; `configure` adds the defaults of METHODS."""
+
+    model: str = flag("", "Hub name, local directory or .gguf file; without it the embedded example runs", group="what")
+    data: list[str] = flag([], "training questions: JSONL files or Hub sets, name[:split]")
+    eval_data: list[str] = flag([], "held-out questions; without them --hold-out of --data are kept back")
+    reward: str = flag("", "file.py:function, from texts and questions to floats, in place of the verifier")
+    out: str = flag("", "folder of the run; the default is a new one under runs/")
+    seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0)
+    device: str = flag("", "cpu or cuda; the default is the GPU where there is one")
+
+    method: str = flag("dagrpo", "a set of defaults; single flags override it", choices=tuple(METHODS), group="method")
+    rollouts: bool = flag(True, "sample completions; without them each group is one anchor, which is imitated (sft)")
+    rectify: str = flag("threshold", RECTIFY_REASON, choices=RULES)
+    scorer: str = flag("gradient", SCORER_REASON, choices=tuple(SCORERS))
+    threshold: float | None = flag(None, THRESHOLD_REASON, least=0, most=1)
+    anchors: str | None = flag("data", "verified solutions: data (field `solution`), a JSONL FILE, or none", none=True)
+    anchors_per_group: int = flag(1, "anchors that join a group, at most (6)", least=1)
+    every_group: bool = flag(False, "anchors are appended to every group, hard or not, as LUFFY does")
+    hard_below: float = flag(0.0, "a question is hard at this pass rate or less (6); 0: none right", least=0, most=1)
+    anchor_objective: str = flag("shaped", "what an anchor's token raises: f(π) of (7), which spares tokens that are "
+                                 "already likely; sft: log π", choices=("shaped", "sft"))
+    gamma: float = flag(0.03, "γ of f(π) = π/(π+γ): tokens with a probability near it move most (LUFFY: 0.1)", above=0)
+    scale: str = flag("std", "divide advantages by the group's deviation, or not (Dr. GRPO)", choices=("std", "none"))
+    loss_norm: str = flag("constant", "denominator of (8): all tokens, the sequence, or a constant", choices=LOSS_NORMS)
+    clip_low: float | None = flag(0.2, "below 1 − this, a token's ratio π/π_old has no gradient that lowers it further "
+                                  "(7); none: no limit", least=0, most=1, none=True)
+    clip_high: float | None = flag(0.2, "above 1 + this, the ratio has no gradient that raises it further (7); DAPO: "
+                                   "0.28; none: no limit", least=0, none=True)
+    resample: int = flag(0, "rounds in which groups without signal give way to new questions (DAPO: 3)", least=0)
+    kl: float = flag(0.0, "weight of the k3 divergence from the start model; above 0 a copy of it is kept", least=0)
+    entropy_bonus: float = flag(0.0, "weight of the entropy of the completions' tokens (LUFFY: 0.001)", least=0)
+
+    questions: int = flag(16, "questions per step: P", least=1, group="sampling")
+    group_size: int = flag(8, "completions of each question: G; at least 2, or nothing can differ", least=1)
+    max_new_tokens: int = flag(1024, "limit of a completion; longer ones are cut off and graded as they are", least=1)
+    temperature: float = flag(1.0, "of training completions; the policy is trained at the same one", above=0)
+    top_p: float = flag(1.0, "below 1 the sampled and the trained policy differ: a warning says so", above=0, most=1)
+
+    steps: int = flag(200, "rollout batches", least=1, group="optimization")
+    updates: int = flag(1, "optimizer steps per batch, each on a share of it; clipping acts from the second on",
+                        least=1)
+    learning_rate: float = flag(1e-6, "of AdamW, constant after the warm-up", least=0)
+    warmup: int = flag(10, "optimizer steps to reach the learning rate: early gradients are noisy", least=0)
+    weight_decay: float = flag(0.01, "of AdamW", least=0)
+    max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this", above=0)
+    token_budget: int = flag(4_096, "padded tokens in a micro-batch: bounds memory, not the result", least=1)
+    checkpointing: bool = flag(False, "compute activations again in the backward pass: a third slower, far less memory")
+
+    eval_every: int = flag(50, "steps between held-out evaluations; 0: start and end", least=0, group="evaluation")
+    eval_samples: int = flag(2, "completions of each held-out question", least=1)
+    eval_temperature: float = flag(0.6, "of held-out completions", above=0)
+    hold_out: int = flag(64, "questions kept back from --data where there is no --eval-data", least=1)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def resolved_threshold(self) -> float:
+        """τ of (3): --threshold, or what suits the scorer."""
+        return SCORERS[self.scorer].threshold if self.threshold is None else self.threshold
+
+    @property
+    def rectification(self) -> Rectification:
+        """What `scoring.rectify` has to know."""
+        return Rectification(
+            rule=self.rectify, scorer=self.scorer, threshold=self.resolved_threshold, scale=self.scale,
+            temperature=self.temperature, per_token=self.loss_norm == "sequence",
+            gamma=self.gamma if self.anchor_objective == "shaped" else None,
+        )
+# fmt: on
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for the first field out of its range, or for two that do not go together."""
+    check_ranges(config)
+    if config.rectify in ("pair", "token") and config.scorer not in BY_GRADIENT:
+        allowed = " or ".join(BY_GRADIENT)
+        raise ConfigError(
+            f"--rectify {config.rectify}: rule (5) compares gradients, so --scorer {allowed}, not {config.scorer}."
+        )
+    if config.threshold is not None and config.rectify != "threshold":
+        raise ConfigError(
+            f"--threshold {config.threshold}: with --rectify {config.rectify} nothing is compared with it; leave it "
+            "out, or use --rectify threshold."
+        )
+    if config.rollouts and config.group_size < 2:
+        raise ConfigError(
+            f"--group-size {config.group_size}: it must be at least 2: one completion has no other to differ from."
+        )
+    if not config.rollouts and config.anchors is None:
+        raise ConfigError(
+            "--anchors none: without rollouts (--method sft) there is nothing else to train on; give data or a FILE."
+        )
+    if config.every_group and config.anchors is None:
+        raise ConfigError("--anchors none: with an anchor in every group (--every-group) it must be data or a FILE.")
+    if config.every_group and config.anchors_per_group >= config.group_size:
+        raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
+    if config.anchors not in ("data", None) and not Path(config.anchors).is_file():
+        raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {config.device}: PyTorch finds no GPU here; leave the flag out to run on the CPU.")
+    if config.updates > config.questions:
+        raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
+
+
+def check_ranges(config: Config) -> None:
+    """Raise ConfigError for the first field that is out of its range."""
+    for item in fields(config):
+        value, rules = getattr(config, item.name), item.metadata
+        if value is None and item.type.endswith("| None"):
+            continue
+        if "choices" in rules:
+            allowed = "one of " + ", ".join(rules["choices"])
+            right = value in rules["choices"]
+        elif "least" in rules or "above" in rules:
+            low, high = rules.get("least", rules.get("above")), rules.get("most")
+            allowed = "a whole number" if item.type == "int" else "a number"
+            allowed += f" {'of at least' if 'least' in rules else 'above'} {low}"
+            allowed += f" and at most {high}" if high is not None else ""
+            allowed += ", or the word none" if rules.get("none") else ""
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            right = number and (value >= low if "least" in rules else value > low) and (high is None or value <= high)
+        else:
+            continue
+        if not right:
+            raise ConfigError(f"{flag_name(item.name)} {value}: it must be {allowed}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where settings come from
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def settings_by_source(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings that are given, by where they come from; the later ones win. Raises ConfigError as `configure`."""
+    method = flags.get("method", "dagrpo")
+    if method not in METHODS:
+        raise ConfigError(f"--method {method}: it must be one of {', '.join(METHODS)}.")
+    model, data = flags.get("model"), flags.get("data")
+    if data and not model:
+        raise ConfigError(
+            f"--data {data[0]} without --model: which model is to learn from it? A language model: add --model NAME. "
+            "The embedded one, which knows nothing but its sums: add --model examples/arithmetic."
+        )
+    example: dict[str, Any] = {}
+    if not model or Path(model).resolve() == EXAMPLE:
+        example = json.loads((EXAMPLE / "run.json").read_text(encoding="utf-8"))
+        example["model"] = str(EXAMPLE / example["model"])
+        for name in ("data", "eval_data"):
+            example[name] = [str(EXAMPLE / path) for path in example[name]]
+        if data and not flags.get("eval_data"):
+            del example["eval_data"]  # other questions are held out of themselves
+    return {"run.json": example, f"--method {method}": METHODS[method], "flags": flags}
+
+
+def configure(**flags: Any) -> Config:
+    """The Config of a run from the flags that are given. Raises ConfigError for what does not go together."""
+    settings: dict[str, Any] = {}
+    for given in settings_by_source(flags).values():
+        settings |= given
+    config = Config(**settings)
+    if not config.data:
+        raise ConfigError("--data is missing: with --model, name the JSONL file or Hub set to train on.")
+    return config
+
+
+def not_defaults(flags: dict[str, Any]) -> str:
+    """Every setting that is not the default of Config, by where it comes from: a line for each source."""
+    sources = settings_by_source(flags)
+    lines = ["Settings that are not defaults:"]
+    defaults = Config()
+    for source, settings in sources.items():
+        later = [name for other in list(sources)[list(sources).index(source) + 1 :] for name in sources[other]]
+        changed = [
+            f"{name} {shown(settings[name])}"
+            for name in settings
+            if name not in later and settings[name] != getattr(defaults, name)
+        ]
+        if changed:
+            text = f"{source}: {', '.join(changed)}"
+            lines.append(
+                textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+            )
+    return "\n".join(lines) if len(lines) > 1 else "All settings are defaults."
+
+
+def shown(value: Any) -> str:
+    """The value as its flag takes it."""
+    if isinstance(value, list):
+        return " ".join(map(shown, value))
+    return "none" if value is None else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """The settings that a command line gives, by name. Raises ConfigError for an unknown flag."""
+    parser = argparse.ArgumentParser(
+        prog="dagrpo.py",
+        usage="python dagrpo.py [--model MODEL --data FILE] [flags]",
+        description="Train a language model with DaGRPO or a baseline. Without --model, the embedded example runs, "
+        "whose examples/arithmetic/run.json has other defaults than those in brackets.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=110, max_help_position=34),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    group: Any = parser
+    for item in fields(Config):
+        rules = item.metadata
+        if "group" in rules:
+            group = parser.add_argument_group(rules["group"])
+        if item.type == "bool":
+            group.add_argument(flag_name(item.name), action=argparse.BooleanOptionalAction, help=rules["reason"])
+            continue
+        default = "" if item.default in ("", None) or not isinstance(item.default, str | int | float) else item.default
+        metavar = "|".join(rules["choices"]) if "choices" in rules else item.name.upper()
+        help_text = rules["reason"] + (f" [{default}]" if default != "" else "")
+        options = {"nargs": "+"} if item.type == "list[str]" else {}
+        group.add_argument(flag_name(item.name), metavar=metavar, help=help_text, **options)
+    found, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        names = [flag_name(item.name) for item in fields(Config)]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else " --help lists them all."
+        raise ConfigError(f"{unknown[0]}: there is no such flag.{hint}")
+    values = vars(found)
+    return {item.name: converted(item, values[item.name]) for item in fields(Config) if item.name in values}
+
+
+def converted(item: Any, value: Any) -> Any:
+    """The text of a flag as the field's type; what cannot be read stays text, for `check` to name."""
+    if value == "none" and item.metadata.get("none"):
+        return None
+    kinds = {"int": int, "float": float, "float | None": float}
+    try:
+        return kinds[item.type](value) if item.type in kinds else value
+    except ValueError:
+        return value

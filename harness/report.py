@@ -1,0 +1,296 @@
+"""What a run writes and prints: its folder, metrics, samples, memory, progress. Nothing here changes what is learned.
+
+The names of the metrics are listed with their meaning in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.config import Config, ConfigError
+from policy.decoding import cache_bytes, rows_at_once
+from policy.logprobs import CHUNK_ELEMENTS
+from rollout import Rollouts
+from scoring import Rectified
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def new_run_folder(config: Config) -> Path:
+    """The folder of the run, with config.json. Raises ConfigError where another run's results are in it."""
+    model = Path(config.model).name.removesuffix(".gguf")
+    name = f"{model}-{config.method}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = Path(config.out or Path("runs") / name)
+    if (out / "metrics.jsonl").exists():
+        raise ConfigError(f"--out {out}: there is a run in this folder already. Give another one, or delete it.")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
+    return out
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """The checkpoint model/, an ordinary Hugging Face directory."""
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+
+
+def append_json(path: Path, record: dict[str, Any]) -> None:
+    """Add a line; figures that are not known (NaN) are left out, because JSON has no word for them."""
+    record = {name: value for name, value in record.items() if not (isinstance(value, float) and math.isnan(value))}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def write_samples(
+    path: Path,
+    step: int,
+    questions: list[dict[str, Any]],
+    rollouts: Rollouts,
+    rewards: torch.Tensor,  # (P, G)
+    rectified: Rectified,
+) -> None:
+    """Two groups of the step in full: the one with most masked pairs, and the first other one with an anchor."""
+    size, d = rollouts.group_size, rectified.distinctiveness
+    masked = ~rectified.pair_mask & (rewards[:, :, None] != rewards[:, None, :])
+    chosen = [int(masked.sum((1, 2)).argmax())]
+    anchored = rollouts.anchor_mask.view(-1, size).any(1).nonzero().squeeze(1).tolist()
+    chosen += [p for p in anchored if p not in chosen][:1]
+    for p in chosen:
+        completions = [
+            {
+                "text": rollouts.texts[p * size + g],
+                "reward": rewards[p, g].item(),
+                "advantage": round(rectified.advantages[p, g].item(), 4),
+                "anchor": bool(rollouts.anchor_mask[p * size + g]),
+                "tokens": int(rollouts.lengths[p * size + g]),
+            }
+            for g in range(size)
+        ]
+        scored = not bool(d[p].isnan().any())
+        record = {
+            "step": step,
+            "problem": questions[p]["problem"],
+            "answer": questions[p]["answer"],
+            "answers": completions,
+            "distinctiveness": [[round(v, 3) for v in row] for row in d[p].tolist()] if scored else None,
+            "masked_pairs": [[i, j] for i in range(size) for j in range(i) if masked[p, i, j]],
+        }
+        append_json(path, record)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics and lines
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def group_metrics(
+    rewards: torch.Tensor,  # (P, G)
+    rollouts: Rollouts,  # N rows
+    rectified: Rectified,
+    trained: torch.Tensor,  # (N,) bool
+) -> dict[str, Any]:
+    """What the log says of groups and pairs; a pair counts where its rewards differ."""
+    differ = (rewards[:, :, None] != rewards[:, None, :]).triu(1)
+    masked = ~rectified.pair_mask & differ
+    metrics: dict[str, Any] = {
+        "no_signal": (rectified.advantages == 0).all(1).float().mean().item(),
+        "masked_pairs": masked.sum().item() / max(1, int(differ.sum())),
+        "trained_sequences": trained.float().mean().item(),
+        "masked_tokens": (rectified.withheld != 0).sum().item() / max(1, int(rollouts.response_mask.sum())),
+    }
+    scores = rectified.distinctiveness[differ & ~rectified.distinctiveness.isnan()]
+    if len(scores):
+        metrics["distinctiveness/mean"] = scores.mean().item()
+        for share in (0.1, 0.5, 0.9):
+            metrics[f"distinctiveness/p{100 * share:.0f}"] = scores.quantile(share).item()
+    return metrics
+
+
+def token_metrics(sums: dict[str, float], updates: int) -> dict[str, float]:
+    """Means over trained tokens from the sums of `policy_loss`; the clip shares are of on-policy tokens."""
+    tokens, on_policy = max(sums.get("tokens", 0.0), 1.0), max(sums.get("policy_tokens", 0.0), 1.0)
+    metrics = {
+        "loss": sums.get("loss", 0.0) / updates,
+        "grad_norm": sums.get("grad_norm", 0.0),
+        "entropy": sums.get("entropy", 0.0) / tokens,
+        "kl": sums.get("kl", 0.0) / tokens,
+        "clip_low": sums.get("clip_low", 0.0) / on_policy,
+        "clip_high": sums.get("clip_high", 0.0) / on_policy,
+    }
+    if updates == 1 and sums.get("policy_tokens"):  # later updates compare with log-probabilities of the training pass
+        metrics["sampler_gap"] = sums["sampler_gap"] / on_policy
+    if sums.get("padded_tokens"):
+        metrics["padding"] = 1 - sums["model_tokens"] / sums["padded_tokens"]
+    if sums.get("anchor_tokens"):
+        metrics["anchor_prob"] = sums["anchor_prob"] / sums["anchor_tokens"]
+    return metrics
+
+
+def clock_metrics(seconds: dict[str, float], sampled_tokens: int, sums: dict[str, float]) -> dict[str, float]:
+    """The seconds of the parts of the step, and tokens per second."""
+    return {
+        **{f"seconds/{name}": value for name, value in seconds.items()},
+        "tokens_per_s/rollout": sampled_tokens / max(seconds["rollout"], 1e-9),
+        "tokens_per_s/train": sums.get("tokens", 0.0) / max(seconds["train"], 1e-9),
+    }
+
+
+def step_line(record: dict[str, Any], steps: int) -> str:
+    """The step in one line; it says so where there was nothing to learn."""
+    parts = [f"step {record['step']:>4}/{steps}"]
+    if "reward" in record:
+        parts += [f"reward {record['reward']:.3f}", f"length {record['length/mean']:5.1f}"]
+    parts += [
+        f"no signal {record['no_signal']:4.0%}",
+        f"masked {record['masked_pairs']:4.0%}",
+        f"anchored {record['anchored']:4.0%}",
+        f"trained {record['trained_sequences']:4.0%}",
+        f"entropy {record['entropy']:.2f}",
+        f"grad {record['grad_norm']:.2f}",
+        f"{sum(value for name, value in record.items() if name.startswith('seconds/')):.1f} s",
+    ]
+    line = "  ".join(parts)
+    if record["trained_sequences"] == 0:
+        line += "\n     nothing to learn in this step: in every group all rewards are equal or all pairs are masked"
+    return line
+
+
+def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
+    """A held-out evaluation in one line."""
+    low, high = result["interval"]
+    levels = "  ".join(f"{level}: {figures['accuracy']:.0%}" for level, figures in result["levels"].items())
+    line = f"held out at step {step}: {result['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+    line += f"  length {result['length']:.1f}  {seconds:.1f} s"
+    return line + (f"  by level {levels}" if levels else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory and machine
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def announce(model: PreTrainedModel, config: Config, out: Path) -> None:
+    """Say, and write as the first line of metrics.jsonl, what the run will need against what there is."""
+    estimate = memory_estimate(
+        model,
+        sequences=config.questions * config.group_size,
+        max_new_tokens=config.max_new_tokens,
+        token_budget=config.token_budget,
+        reference=config.kl > 0,
+    )
+    append_json(out / "metrics.jsonl", {"memory_estimate_gb": estimate})
+    say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are. Run folder: {out}")
+    if 0 < estimate["available"] < estimate["total"]:
+        say("That is too much: lower --token-budget or --max-new-tokens, or take a smaller model.")
+    if config.top_p < 1:
+        say(f"--top-p {config.top_p:g}: completions come from a narrower policy than the one that is trained.")
+
+
+def memory_estimate(
+    model: PreTrainedModel, *, sequences: int, max_new_tokens: int, token_budget: int, reference: bool
+) -> dict[str, float]:
+    """Gigabytes that the run will need, roughly: fp32 weights, gradients, AdamW states, activations, cache."""
+    config = model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    width = 4 if model.device.type == "cpu" else 2
+    inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
+    # What the backward pass of a layer keeps of a token: about 14 vectors of the hidden and 4 of the inner size.
+    layer = (14 * config.hidden_size + 4 * inner) * width
+    length = max_new_tokens + 256  # with a prompt of middling length
+    tokens = min(token_budget, sequences * length)
+    logits = 4 * 4 * min(CHUNK_ELEMENTS, tokens * config.vocab_size)
+    estimate = {
+        "weights": 4 * parameters * (2 if reference else 1),
+        "gradients": 4 * parameters,
+        "optimizer": 8 * parameters,
+        "activations": tokens * config.num_hidden_layers * layer + logits,
+        "autocast": 2 * parameters if model.device.type == "cuda" else 0,  # bf16 copies of the weights
+        "decoder": width * parameters,  # joined copies of them, while sampling
+        "cache": cache_bytes(model, length) * min(sequences, rows_at_once(model, length)),
+    }
+    estimate = {name: value / 1e9 for name, value in estimate.items()}
+    updating = estimate["gradients"] + estimate["autocast"] + estimate["activations"]
+    sampling = estimate["decoder"] + estimate["cache"]
+    estimate["total"] = estimate["weights"] + estimate["optimizer"] + max(updating, sampling)
+    estimate["available"] = total_memory_gb(model)
+    return estimate
+
+
+def total_memory_gb(model: PreTrainedModel) -> float:
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_properties(model.device).total_memory / 1e9
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return 0.0
+
+
+def peak_memory_gb(model: PreTrainedModel) -> float:
+    """Most memory held so far: on the GPU by PyTorch, on a CPU by the process."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device) / 1e9
+    if importlib.util.find_spec("resource") is None:  # Windows
+        return math.nan
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """What figures of speed depend on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Terminal and clock
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    """Print a line above the progress bars."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def progress(label: str, unit: str, total: int | None = None) -> tqdm:
+    return tqdm(desc=label, unit=f" {unit}s", total=total, leave=False, file=sys.stderr)
+
+
+def synchronize(model: PreTrainedModel) -> None:
+    """Let a GPU finish its work, so that a clock can be read."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str, model: PreTrainedModel) -> Iterator[None]:
+    """Add the wall time of the block to seconds[name]; a GPU finishes its work first."""
+    start = time.perf_counter()
+    yield
+    synchronize(model)
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

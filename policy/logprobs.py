@@ -1,0 +1,260 @@
+"""Log-probabilities of completions under the policy, and the micro-batches in which they are computed.
+
+`token_logps` goes from hidden states to log-probabilities in chunks, so that the (N, T, V) logits never exist, and runs
+a prompt that several completions share once for them all (`packed_states`). `micro_batches` decides which rows go
+together. The letters of shapes are in the docstring of dagrpo.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from policy.model import autocast, hidden_states, logits_from_hidden, takes_any_mask
+
+CHUNK_ELEMENTS = 2**25  # logits held at one time: 128 MB in fp32, small beside any model that has a large vocabulary
+SMALL_BATCH = 512  # padded tokens; below, another micro-batch costs more time than the padding it saves
+
+Packing = list[list[int]]  # sequences of runs; a run is the number of rows that share one prompt
+
+
+def token_logps(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,  # (N, T)
+    attention_mask: torch.Tensor,  # (N, T)
+    response_mask: torch.Tensor,  # (N, T) bool
+    *,
+    temperature: float = 1.0,
+    packing: Packing | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # (N, S), (N, S)
+    """Log-probabilities of the completions' tokens, and entropies of the distributions that they were drawn from.
+
+    Column t belongs to token t + 1, which the hidden state at t predicts; outside of completions it is 0.
+
+    With a `packing`, rows that share their prompt run behind one copy of it, and several such runs are one sequence:
+    [[2, 1], [3]] makes two sequences of six rows, in order, and the first two rows have the same prompt. The result
+    does not depend on it. The model must take any mask (`policy.model.takes_any_mask`).
+
+    Differentiable. Only completions go through the head, a chunk at a time; the backward pass computes each chunk
+    again, so that memory does not grow with the vocabulary.
+
+    Raises TypeError for a response mask that is not bool.
+    """
+    check_response_mask(response_mask)
+    predicts = response_mask[:, 1:]  # (N, T) -> (N, S)
+    with autocast(model):
+        if packing is None:
+            hidden = hidden_states(model, input_ids, attention_mask)[:, :-1][predicts]  # (N, T, H) -> (M, H)
+        else:
+            hidden = packed_states(model, input_ids, attention_mask, response_mask, packing)
+        targets = input_ids[:, 1:][predicts]  # (M,)
+
+        def chunk_logps(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logps = (logits_from_hidden(model, hidden) / temperature).log_softmax(-1)
+            entropies = -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(-1)
+            return logps.gather(1, targets[:, None]).squeeze(1), entropies
+
+        size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+        if len(targets) <= size:
+            logps, entropies = chunk_logps(hidden, targets)
+        else:
+            pieces = zip(hidden.split(size), targets.split(size), strict=True)
+            parts = [checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in pieces]
+            logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
+    blank = torch.zeros(predicts.shape, device=logps.device)
+    return blank.masked_scatter(predicts, logps), blank.masked_scatter(predicts, entropies)
+
+
+def check_response_mask(response_mask: torch.Tensor) -> None:
+    """Raise TypeError for a mask that is not bool: as an index, 0 and 1 would mean the first two places of each row."""
+    if response_mask.dtype != torch.bool:
+        raise TypeError(f"response_mask is of type {response_mask.dtype}; it must be torch.bool: give mask.bool().")
+
+
+def packed_states(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,  # (N, T)
+    attention_mask: torch.Tensor,  # (N, T)
+    response_mask: torch.Tensor,  # (N, T)
+    packing: Packing,
+) -> torch.Tensor:  # (M, H)
+    """The hidden states that predict the completions' tokens, in order; B sequences of L tokens hold all rows.
+
+    A run reads: the prompt, then the completions without their last tokens, which predict nothing. Each completion
+    follows the prompt in its positions, and attends to the prompt and to itself.
+    """
+    width = input_ids.shape[1]
+    starts = attention_mask.int().argmax(1).tolist()  # of the real tokens of each row
+    prompts = (attention_mask & ~response_mask).sum(1).tolist()
+    completions = response_mask.sum(1).tolist()
+    assert sum(map(sum, packing)) == len(completions), "every row must be in the packing once"
+    length = max(
+        sum(run_length(prompts[rows[0]], [completions[i] for i in rows]) for rows in sequence)
+        for sequence in rows_by_run(packing)
+    )
+    # For each piece, a prompt or a completion: where its tokens are, where they go, and what they are there.
+    sources, targets, positions, runs, pieces, predicting = [], [], [], [], [], []
+    run = 0
+    for number, sequence in enumerate(rows_by_run(packing)):
+        end = number * length
+        for rows in sequence:
+            prompt = prompts[rows[0]]
+            assert all(prompts[i] == prompt for i in rows), "the rows of a run must have one prompt"
+            prompt_end = end + prompt - 1
+            for piece, i in enumerate([rows[0], *rows]):  # piece 0 is the prompt
+                size, first = (completions[i] - 1, prompt) if piece else (prompt, 0)
+                sources.append(torch.arange(size) + i * width + starts[i] + first)
+                targets.append(torch.arange(size) + end)
+                positions.append(torch.arange(size) + first)
+                runs.append(torch.full((size,), run))
+                pieces.append(torch.full((size,), piece))
+                if piece:
+                    predicting += [torch.tensor([prompt_end]), targets[-1]]
+                end += size
+            run += 1
+    device = input_ids.device
+    target = torch.cat(targets).to(device)
+
+    def packed(values: torch.Tensor, blank: int) -> torch.Tensor:
+        """One value for each token -> (B, L)"""
+        room = torch.full((len(packing) * length,), blank, device=device)
+        return room.index_copy(0, target, values.to(device)).view(-1, length)
+
+    # Padding is a run by itself, so that no row of the attention mask is empty.
+    run_of, piece_of = packed(torch.cat(runs), -1), packed(torch.cat(pieces), 0)
+    same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
+    same_piece = piece_of[:, :, None] == piece_of[:, None, :]
+    allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
+    output = model.base_model(
+        input_ids=packed(input_ids.flatten()[torch.cat(sources).to(device)], 0),
+        attention_mask=allowed,
+        position_ids=packed(torch.cat(positions), 0),
+        use_cache=False,
+    )
+    return output.last_hidden_state.flatten(0, 1)[torch.cat(predicting).to(device)]  # (B, L, H) -> (M, H)
+
+
+def run_length(prompt: int, completions: list[int]) -> int:
+    """Tokens of a run: the prompt once, and the completions without their last tokens."""
+    return prompt + sum(completions) - len(completions)
+
+
+def rows_by_run(packing: Packing) -> Iterator[list[list[int]]]:
+    """For each sequence, for each run in it, the rows."""
+    row = 0
+    for sequence in packing:
+        yield [list(range(row + sum(sequence[:i]), row + sum(sequence[: i + 1]))) for i in range(len(sequence))]
+        row += sum(sequence)
+
+
+@contextmanager
+def checkpointed(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
+    """Inside, the layers keep no activations for the backward pass, but compute them again there.
+
+    transformers does this in training mode only, in which a cache cannot be used and dropout would act: so the mode
+    is on for the update alone, and dropout is off in it.
+    """
+    if not enabled:
+        yield
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+    # Older versions of transformers call these two gradient_checkpointing.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    enable({"use_reentrant": False})
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+        disable()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Micro-batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MicroBatch:
+    """Rows that go through the model together."""
+
+    rows: torch.Tensor  # (B,)
+    packing: Packing | None  # of these rows, in this order; None where each is a sequence of its own
+    tokens: int  # real tokens of the sequences
+    padded_tokens: int  # the same with padding
+
+
+def micro_batches(
+    model: PreTrainedModel, prompts: list[int], completions: list[int], questions: list[int], token_budget: int
+) -> Iterator[MicroBatch]:
+    """Cut rows into micro-batches of at most `token_budget` padded tokens, the longest first.
+
+    Given are, row by row, the tokens of the prompt and of the completion, and the number of the question. Completions
+    of one question share their prompt in runs, and short runs fill the sequences up to the length of the longest one.
+    A run longer than the budget is a micro-batch of its own. A model that does not take any mask gets a sequence for
+    each row.
+    """
+    packable = takes_any_mask(model)
+    if packable:
+        runs = shared_prompt_runs(prompts, completions, questions, token_budget, model.config.hidden_size)
+    else:
+        runs = [[row] for row in range(len(prompts))]
+    # Where rows are not packed, their last token goes through the model too.
+    extra = 0 if packable else 1
+    lengths = {run[0]: run_length(prompts[run[0]], [completions[i] for i in run]) + extra for run in runs}
+    left = sorted(runs, key=lambda run: lengths[run[0]], reverse=True)
+    while left:
+        width = lengths[left[0][0]]
+        sequences: list[list[list[int]]] = []
+        filled: list[int] = []
+        waiting = []
+        for run in left:  # into the first sequence with room, or else into a new one that it nearly fills
+            length = lengths[run[0]]
+            place = next((i for i, used in enumerate(filled) if packable and used + length <= width), len(filled))
+            if place == len(filled):
+                padded = len(filled) * width
+                wasteful = length < 0.85 * width and padded >= SMALL_BATCH
+                if filled and (padded + width > token_budget or wasteful):
+                    waiting.append(run)
+                    continue
+                sequences.append([])
+                filled.append(0)
+            sequences[place].append(run)
+            filled[place] += length
+        left = waiting
+        members = [row for sequence in sequences for run in sequence for row in run]
+        packing = [[len(run) for run in sequence] for sequence in sequences] if packable else None
+        yield MicroBatch(torch.tensor(members), packing, sum(filled), len(filled) * max(filled))
+
+
+def shared_prompt_runs(
+    prompts: list[int], completions: list[int], questions: list[int], token_budget: int, hidden_size: int
+) -> list[list[int]]:
+    """Rows that share their prompt, as many together as saves more than it costs. Arguments as in `micro_batches`.
+
+    Each of k completions of n tokens behind one prompt of p tokens costs about 12H² (p/k + n) products for the matrices
+    of a layer, and 2H (p + kn)²/k for attention, which computes the others' tokens for nothing. The sum is least
+    where kn is about √(6Hp).
+    """
+    runs: list[list[int]] = []
+    for row in sorted(range(len(prompts)), key=lambda i: (questions[i], completions[i])):
+        prompt = prompts[row]
+        most = min(token_budget, prompt + math.sqrt(6 * hidden_size * prompt))
+        if runs and questions[runs[-1][0]] == questions[row]:
+            extended = [*runs[-1], row]
+            if run_length(prompt, [completions[i] for i in extended]) <= most:
+                runs[-1] = extended
+                continue
+        runs.append([row])
+    return runs

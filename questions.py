@@ -1,0 +1,240 @@
+"""Questions: their files and Hub sets, gold answers, rewards, splits, and the order in which a run takes them.
+
+Data is JSONL, one question a line:
+
+    {"problem": "...", "answer": "72", "solution": "optional, the anchor", "choices": ["optional", ...]}
+
+With `choices`, `answer` is a letter. Further fields (`id`, `source`, `level`, ...) are kept. Nothing here prints: what
+there is to say comes back as `notes`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import verify
+from rollout import encode_prompt, noise_key, render_prompt
+
+Question = dict[str, Any]  # with "where" naming the file and line that it came from
+Reward = Callable[[list[str], list[Question]], list[float]]  # N completions, the question of each -> N rewards
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names file and line, or flag, the fault, and what is expected."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files and Hub sets
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_questions(sources: list[str]) -> list[Question]:
+    """The questions of JSONL files and Hub data sets (`name` or `name:split`), in order.
+
+    Raises DataError at the first line that cannot be used, and for a source that does not exist.
+    """
+    questions: list[Question] = []
+    for source in sources:
+        questions += read_jsonl(Path(source)) if Path(source).is_file() else read_hub(source)
+    return questions
+
+
+def read_jsonl(path: Path) -> list[Question]:
+    questions = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{where}: this line is not JSON ({error}). Each line holds one object.") from None
+            questions.append(checked(fields, where))
+    if not questions:
+        raise DataError(f"{path}: the file has no questions.")
+    return questions
+
+
+def checked(fields: object, where: str) -> Question:
+    """The question with `where` added. Raises DataError where a field is missing or of the wrong kind."""
+    if not isinstance(fields, dict):
+        raise DataError(f"{where}: this line holds a {type(fields).__name__}; it must hold an object with `problem`.")
+    for name in ("problem", "answer"):
+        if name not in fields:
+            there = ", ".join(fields) or "no fields"
+            raise DataError(f"{where}: the field `{name}` is missing; the line has {there}.")
+        if not isinstance(fields[name], str) or not fields[name].strip():
+            raise DataError(f"{where}: `{name}` is {fields[name]!r}; it must be a string that is not empty.")
+    if not isinstance(fields.get("solution"), str | None):
+        raise DataError(f"{where}: `solution` is {fields['solution']!r}; it must be a string, null, or left out.")
+    choices = fields.get("choices")
+    if choices is not None:
+        if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+            raise DataError(f"{where}: `choices` must be a list of strings.")
+        letters = [chr(ord("A") + i) for i in range(len(choices))]
+        if choices and fields["answer"].strip() not in letters:
+            raise DataError(f"{where}: with `choices`, `answer` must be one of {', '.join(letters)}.")
+    return {**fields, "where": where}
+
+
+def read_hub(source: str) -> list[Question]:
+    """A Hub data set through the optional `datasets` package; `question` is read as `problem`, and GSM8K's `####`."""
+    name, _, split = source.partition(":")
+    if source.endswith((".jsonl", ".json")) or name.startswith((".", "/")):
+        raise DataError(f"--data {source}: there is no such file.")
+    if importlib.util.find_spec("datasets") is None:
+        raise DataError(
+            f"--data {source}: there is no such file, and to read a Hub data set one more package is needed. "
+            "Run: pip install datasets"
+        )
+    import datasets
+
+    configurations = datasets.get_dataset_config_names(name)
+    configuration = "main" if "main" in configurations else configurations[0]
+    table = datasets.load_dataset(name, configuration, split=split or "train")
+    return [checked(from_hub(dict(fields)), f"{source}:{number}") for number, fields in enumerate(table, start=1)]
+
+
+def from_hub(fields: dict[str, Any]) -> Question:
+    """A line of a Hub set in this project's fields: `question` -> `problem`; `text #### 72` -> `solution`, `answer`."""
+    if "problem" not in fields and "question" in fields:
+        fields["problem"] = fields.pop("question")
+    if isinstance(fields.get("answer"), str) and "####" in fields["answer"]:
+        text, _, answer = fields["answer"].rpartition("####")
+        fields["answer"] = answer.strip().replace(",", "")
+        # The calculator notes <<48/2=24>> are not part of the text; the closing line shows the form of an answer.
+        text = re.sub(r"<<[^<>]*>>", "", text).strip()
+        fields["solution"] = f"{text}\nThe answer is \\boxed{{{fields['answer']}}}."
+    return fields
+
+
+def prompt_of(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+    """The rendered prompt of a question."""
+    return render_prompt(tokenizer, question["problem"], question.get("choices"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rewards
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def correctness(texts: list[str], questions: list[Question]) -> list[float]:
+    """The reward: 1.0 where the verifier finds the completion right, else 0.0; 0.0 where the gold is unreadable."""
+    golds, choices = gold_answers(questions)
+    return [float(verdict is True) for verdict in verify.grade(texts, golds, choices)]
+
+
+def drop_unreadable(questions: list[Question]) -> tuple[list[Question], list[Question]]:
+    """(questions whose gold answer the verifier can read, those that it cannot): the second are never graded."""
+    golds, choices = gold_answers(questions)
+    readable = [verdict is not None for verdict in verify.grade([""] * len(questions), golds, choices)]
+    pairs = list(zip(questions, readable, strict=True))
+    return [question for question, can in pairs if can], [question for question, can in pairs if not can]
+
+
+def gold_answers(questions: list[Question]) -> tuple[list[str], list[list[str] | None]]:
+    return [question["answer"] for question in questions], [question.get("choices") for question in questions]
+
+
+def load_reward(source: str) -> Reward:
+    """The verifier, or the function that --reward file.py:function names. Raises DataError where it is not there."""
+    if not source:
+        return correctness
+    path, _, name = source.rpartition(":")
+    if not Path(path).is_file():
+        raise DataError(f"--reward {source}: it must be file.py:function, and there is no file {path or source!r}.")
+    spec = importlib.util.spec_from_file_location("reward", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    if not callable(getattr(module, name, None)):
+        raise DataError(f"--reward {source}: {path} has no function {name!r}.")
+    function = getattr(module, name)
+
+    def reward(texts: list[str], questions: list[Question]) -> list[float]:
+        rewards = [float(value) for value in function(texts, questions)]
+        if len(rewards) != len(texts) or not all(map(math.isfinite, rewards)):
+            raise ValueError(f"--reward {source}: it must give one finite float for each of the {len(texts)} texts.")
+        return rewards
+
+    return reward
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The questions of a run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and held-out questions, none of them in both, and what was left out."""
+
+    training: list[Question]
+    held_out: list[Question]
+    notes: list[str]
+
+
+def split_questions(data: list[str], eval_data: list[str], hold_out: int, *, check_golds: bool = True) -> Split:
+    """The questions of --data, but for those of --eval-data, or without it but for `hold_out` of them.
+
+    Questions whose gold answer cannot be read are left out. Raises DataError where too few are left.
+    """
+    notes = []
+    questions = read_questions(data)
+    questions, unreadable = drop_unreadable(questions) if check_golds else (questions, [])
+    for question in unreadable[:3]:
+        notes.append(f"{question['where']}: left out, the answer {question['answer']!r} cannot be read")
+    if unreadable:
+        notes.append(f"{len(unreadable)} questions left out: their gold answer cannot be read.")
+    if eval_data:
+        held_out = read_questions(eval_data)
+    else:
+        shuffled = sorted(questions, key=lambda question: noise_key("hold out", question["problem"]))
+        held_out = shuffled[: min(hold_out, len(questions) // 5)]
+    kept_back = {question["problem"].strip() for question in held_out}
+    training = [question for question in questions if question["problem"].strip() not in kept_back]
+    if eval_data and len(training) < len(questions):
+        both = len(questions) - len(training)
+        notes.append(f"{both} training questions are held-out ones too: left out of training.")
+    if not training or not held_out:
+        count = len(questions)
+        raise DataError(f"{', '.join(data)}: {count} usable questions are too few to train and to hold some out.")
+    return Split(training, held_out, notes)
+
+
+def fitting(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], max_new_tokens: int
+) -> tuple[list[Question], list[str]]:
+    """The questions whose prompt leaves room for a completion in the model's positions, and notes of the others.
+
+    Raises DataError where no question does.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    kept = [
+        question
+        for question in questions
+        if len(encode_prompt(tokenizer, prompt_of(tokenizer, question))) + max_new_tokens <= limit
+    ]
+    if not kept:
+        raise DataError(f"--max-new-tokens {max_new_tokens}: no question fits the model's {limit} positions.")
+    left_out = len(questions) - len(kept)
+    if not left_out:
+        return kept, []
+    return kept, [f"{left_out} questions left out: with their answer they exceed the model's {limit} positions."]
+
+
+def question_stream(questions: list[Question], seed: int) -> Iterator[Question]:
+    """Questions for ever: all of them in a random order, then again in another."""
+    rng = random.Random(seed)
+    while True:
+        yield from rng.sample(questions, len(questions))

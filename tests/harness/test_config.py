@@ -1,0 +1,145 @@
+"""Settings: the rows of the methods, where a setting comes from, and errors that say what is allowed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+import dagrpo
+import rollout
+from harness.config import EXAMPLE, METHODS, Config, configure, not_defaults, parse
+from scoring import SCORERS
+
+
+def test_methods_are_the_rows_of_the_table():
+    def cells(method):
+        c = configure(model="m", data=["d"], method=method)
+        return (c.rectify, c.anchors, c.every_group, c.scale, c.loss_norm, c.clip_low, c.clip_high, c.resample)
+
+    assert cells("dagrpo") == ("threshold", "data", False, "std", "constant", 0.2, 0.2, 0)
+    assert configure(model="m", data=["d"]).scorer == "gradient"
+    assert cells("grpo") == ("none", None, False, "std", "token", 0.2, 0.2, 0)
+    assert cells("dr_grpo") == ("none", None, False, "none", "constant", 0.2, 0.2, 0)
+    assert cells("dapo") == ("none", None, False, "std", "token", 0.2, 0.28, 3)
+    assert cells("luffy") == ("none", "data", True, "none", "constant", None, None, 0)
+    assert configure(model="m", data=["d"], method="luffy").entropy_bonus == 0.001
+    assert configure(model="m", data=["d"], method="luffy").gamma == 0.1  # of the paper
+    assert configure(model="m", data=["d"], method="dagrpo").gamma == 0.03
+    sft = configure(model="m", data=["d"], method="sft")
+    assert (sft.anchor_objective, sft.loss_norm, sft.rollouts, sft.group_size) == ("sft", "token", False, 1)
+    assert configure(model="m", data=["d"], rollouts=False, group_size=1).anchors == "data"  # a row, not a branch
+
+
+def test_single_flags_override_the_method_and_the_example(tmp_path):
+    assert configure(model="m", data=["d"], method="grpo", rectify="threshold", scorer="token").scorer == "token"
+    assert configure(model="m", data=["d"], method="dapo", clip_high=0.5).clip_high == 0.5
+    example = configure(steps=3)
+    assert example.steps == 3 and example.model.startswith(str(EXAMPLE)) and example.data
+
+
+def test_a_threshold_goes_with_its_scorer():
+    config = configure(model="m", data=["d"])
+    assert config.rectification.threshold == 0.35 and config.threshold is None
+    assert replace(config, scorer="state").rectification.threshold == 0.2
+    assert replace(config, scorer="token").rectification.threshold == 0.1
+    assert replace(config, scorer="state", threshold=0.3).rectification.threshold == 0.3
+
+
+def test_what_rectification_has_to_know_of_the_loss():
+    config = configure(model="m", data=["d"], loss_norm="sequence", gamma=0.2)
+    assert config.rectification.per_token and config.rectification.gamma == 0.2
+    plain = configure(model="m", data=["d"], loss_norm="token", anchor_objective="sft").rectification
+    assert not plain.per_token and plain.gamma is None
+
+
+def test_every_setting_that_is_not_a_default_is_shown_with_where_it_comes_from():
+    shown = not_defaults({"method": "luffy", "steps": 3, "clip_high": 0.5, "seed": 0})
+    lines = {line.split(":")[0].strip(): line for line in shown.replace("\n    ", " ").splitlines()[1:]}
+    assert list(lines) == ["run.json", "--method luffy", "flags"]
+    assert "learning_rate 0.0002" in lines["run.json"] and "steps" not in lines["run.json"]
+    assert "clip_low none" in lines["--method luffy"] and "clip_high" not in lines["--method luffy"]
+    assert lines["flags"].split(": ")[1] == "method luffy, steps 3, clip_high 0.5"  # 0 is the default seed
+    assert not_defaults({"model": "m"}).endswith("flags: model m")
+
+
+def test_the_example_by_name_has_the_settings_of_the_example():
+    """Other questions for the embedded model: its run.json counts, and they are held out of themselves."""
+    named = configure(model=str(EXAMPLE), data=["mine.jsonl"], seed=1)
+    assert named.learning_rate == 2e-4 and named.data == ["mine.jsonl"] and named.eval_data == []
+    assert configure(model=str(EXAMPLE)) == configure()
+    assert configure(model="m", data=["d"]).learning_rate == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--group-sise 4", "--group-sise: there is no such flag. Did you mean --group-size?"),
+        ("--wombat", "--wombat: there is no such flag."),
+        ("--threshold 1.5", "--threshold 1.5: it must be a number of at least 0 and at most 1."),
+        ("--threshold most", "--threshold most: it must be"),
+        ("--threshold none", "--threshold none: it must be"),
+        ("--steps 2.5", "--steps 2.5: it must be a whole number of at least 1."),
+        ("--steps nan", "--steps nan: it must be a whole number"),
+        ("--learning-rate -1", "--learning-rate -1.0: it must be a number of at least 0."),
+        ("--temperature 0", "--temperature 0.0: it must be a number above 0."),
+        ("--clip-high off", "--clip-high off: it must be a number of at least 0, or the word none."),
+        ("--scorer judgement", f"--scorer judgement: it must be one of {', '.join(SCORERS)}."),
+        ("--method ppo", f"--method ppo: it must be one of {', '.join(METHODS)}."),
+        ("--rectify pair --scorer token", "--rectify pair: rule (5) compares gradients, so --scorer gradient or state"),
+        ("--rectify token --scorer token", "--rectify token: rule (5) compares gradients"),
+        ("--rectify token --threshold 0.3", "--threshold 0.3: with --rectify token nothing is compared with it"),
+        ("--rectify word", "--rectify word: it must be one of none, threshold, pair, token."),
+        ("--rectify pair --threshold 0.3", "--threshold 0.3: with --rectify pair nothing is compared with it"),
+        ("--threshold 0.5 --method grpo", "--threshold 0.5: with --rectify none nothing is compared with it"),
+        ("--group-size 1", "--group-size 1: it must be at least 2"),
+        (
+            "--method sft --anchors none",
+            "--anchors none: without rollouts (--method sft) there is nothing else to train on",
+        ),
+        ("--method luffy --anchors none", "--anchors none: with an anchor in every group"),
+        ("--method luffy --anchors-per-group 8", "--anchors-per-group 8: it must be less than --group-size."),
+        ("--updates 30", "--updates 30: it must be at most --questions (24)."),
+        ("--device cuda:9", "--device cuda:9: PyTorch finds no GPU here"),
+        ("--model m", "--data is missing"),
+        ("--reward nowhere.py:f", "--reward nowhere.py:f: it must be file.py:function"),
+        ("--anchors nowhere.jsonl", "--anchors nowhere.jsonl: it must be data, none, or a JSONL file that exists."),
+        ("--model m --data nowhere.jsonl", "--data nowhere.jsonl: there is no such file."),
+        ("--data d.jsonl", "--data d.jsonl without --model: which model is to learn from it? A language model: add"),
+    ],
+)
+def test_a_wrong_flag_stops_at_once_and_says_what_is_allowed(arguments, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit) as stop:
+        dagrpo.main(arguments.split())
+    assert str(stop.value).startswith(f"dagrpo.py: {message}")
+
+
+def test_a_broken_anchor_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
+    anchor_file = tmp_path / "anchors.jsonl"
+    anchor_file.write_text('{"problem": "1+2?"}\n')
+    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit, match=r"anchors\.jsonl:1: the field `answer` is missing"):
+        dagrpo.main(["--anchors", str(anchor_file)])
+
+
+def test_a_broken_data_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?"}\n')
+    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit, match=r"data\.jsonl:2: the field `answer` is missing"):
+        dagrpo.main(["--model", "m", "--data", str(data)])
+
+
+def test_help_gives_every_flag_its_reason(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for item in fields(Config):
+        reason = " ".join(item.metadata["reason"].split())
+        assert re.search(f"--{item.name.replace('_', '-')}[ ,]", shown) and reason in shown
+    for heading in ("what:", "method:", "sampling:", "optimization:", "evaluation:"):
+        assert heading in shown

@@ -1,0 +1,233 @@
+"""Log-probabilities and micro-batches: against plain full logits, one unpadded row at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import padded_batch, random_model
+from transformers import FalconConfig, FalconForCausalLM
+
+import rollout
+from policy import logprobs
+
+ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1)]
+
+
+def plain_logps(model, batch, temperature=1.0):
+    """log-softmax over full logits, one unpadded row at a time, laid into (N, T−1)."""
+    input_ids, attention_mask, response_mask = batch
+    logps, entropies = torch.zeros(len(input_ids), input_ids.shape[1] - 1), torch.zeros(input_ids[:, 1:].shape)
+    for row in range(len(input_ids)):
+        real = attention_mask[row]
+        ids, mask = input_ids[row][real], response_mask[row][real][1:]
+        all_logps = (model(input_ids=ids[None]).logits[0, :-1].float() / temperature).log_softmax(-1)
+        place = response_mask[row, 1:].clone()
+        logps = logps.index_put(
+            (torch.tensor([row]), place.nonzero()[:, 0]), all_logps[range(len(mask)), ids[1:]][mask]
+        )
+        entropies[row, place] = -(all_logps.exp() * all_logps).sum(-1)[mask].detach()
+    return logps, entropies
+
+
+# --- log-probabilities -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [logprobs.CHUNK_ELEMENTS, 64 * 3])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_token_logps_equal_plain_log_softmax_values_and_gradients(model, monkeypatch, chunk, temperature):
+    """In one piece, and three positions at a time with recomputation in the backward pass."""
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+    batch = padded_batch(ROWS, 64)
+    weights = torch.randn(batch[0].shape[0], batch[0].shape[1] - 1)
+    gradients = []
+    for function in (logprobs.token_logps, lambda m, *b, temperature: plain_logps(m, b, temperature)):
+        logps, entropies = function(model, *batch, temperature=temperature)
+        gradients.append(torch.autograd.grad((logps * weights).sum(), list(model.parameters())))
+        if function is logprobs.token_logps:
+            ours = (logps.detach(), entropies.detach())
+    torch.testing.assert_close(ours[0], logps.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours[1], entropies, atol=1e-5, rtol=1e-5)
+    for found, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_token_logps_in_bf16():
+    """The same bf16 hidden states through the same bf16 head, softmax in fp32: equal to bf16's rounding."""
+    model = random_model(hidden_size=16).to(torch.bfloat16)
+    batch = padded_batch([(0, 5, 6), (0, 3, 8)], 64)
+    ours, plain = logprobs.token_logps(model, *batch)[0], plain_logps(model, batch)[0]
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, plain, atol=0.15, rtol=0.05)
+    weights = torch.randn_like(ours)
+    head = model.get_output_embeddings().weight
+    found, other = (torch.autograd.grad((v * weights).sum(), head)[0].float() for v in (ours, plain))
+    assert float((found - other).norm() / other.norm()) < 0.05
+
+
+def test_padding_and_garbage_in_padded_places_change_nothing(model):
+    input_ids, attention_mask, response_mask = padded_batch(ROWS, 64)
+    reference = logprobs.token_logps(model, input_ids, attention_mask, response_mask)[0]
+    garbage = torch.where(attention_mask, input_ids, 63)
+    torch.testing.assert_close(logprobs.token_logps(model, garbage, attention_mask, response_mask)[0], reference)
+    pad = torch.zeros(4, 5, dtype=torch.bool)
+    further = logprobs.token_logps(
+        model,
+        torch.cat([torch.full((4, 5), 17), input_ids], 1),
+        torch.cat([pad, attention_mask], 1),
+        torch.cat([pad, response_mask], 1),
+    )[0]
+    torch.testing.assert_close(further[:, 5:], reference, atol=1e-5, rtol=1e-5)
+    assert torch.equal(reference != 0, response_mask[:, 1:])
+
+
+def test_logits_of_a_row_do_not_depend_on_the_other_rows(model):
+    batch = padded_batch(ROWS, 64)
+    together = logprobs.token_logps(model, *batch)[0]
+    for row in range(4):
+        alone = logprobs.token_logps(model, *(part[row : row + 1] for part in batch))[0]
+        torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
+
+
+def test_checkpointing_changes_no_gradient_and_keeps_less_even_where_the_model_has_dropout(new_model):
+    model = new_model(attention_dropout=0.5)
+    input_ids = torch.randint(3, 60, (3, 20))
+    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+    response_mask = attention_mask.clone()
+    response_mask[:, :5] = False
+    gradients, kept = [], [0, 0]
+    for enabled in (False, True):
+        model.zero_grad()
+
+        def count(tensor, enabled=enabled):
+            kept[enabled] += tensor.numel()
+            return tensor
+
+        with logprobs.checkpointed(model, enabled):
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                logps, _ = logprobs.token_logps(model, input_ids, attention_mask, response_mask)
+            logps.sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for without, with_it in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_it, without)
+    assert kept[1] < 0.5 * kept[0]
+    assert not model.training
+
+
+def test_a_response_mask_that_is_not_bool_is_an_error_that_says_so(model):
+    """As an index, 0 and 1 would pick the first two rows of the hidden states, and fail far away or not at all."""
+    input_ids, attention_mask, response_mask = padded_batch(ROWS, 64)
+    with pytest.raises(TypeError, match=r"response_mask is of type torch.int64; it must be torch.bool"):
+        logprobs.token_logps(model, input_ids, attention_mask, response_mask.long())
+    whole = logprobs.token_logps(model, input_ids, attention_mask, response_mask)[0]
+    torch.testing.assert_close(logprobs.token_logps(model, input_ids, attention_mask.long(), response_mask)[0], whole)
+
+
+# --- micro-batches -----------------------------------------------------------------------------------------------
+
+
+def drawn_rollouts(model, tokenizer, questions=6, size=5, seed=0):
+    """Groups of answers of 1 to 60 tokens to prompts of 2 to 20, without a sampler."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(least, most):
+        length = int(torch.randint(least, most + 1, (), generator=generator))
+        return torch.randint(2, 64, (length,), generator=generator).tolist()
+
+    prompts = [draw(2, 20) for _ in range(questions)]
+    return rollout.assemble(
+        model,
+        tokenizer,
+        [rollout.Completion(prompt, [*draw(0, 59), 1]) for prompt in prompts for _ in range(size)],
+        size,
+    )
+
+
+@pytest.mark.parametrize("budget", [1, 64, 300, 100_000])
+def test_micro_batches_hold_every_row_once_within_the_budget(model, tokenizer, budget):
+    record = drawn_rollouts(model, tokenizer)
+    rows = torch.arange(30)[torch.arange(30) % 4 != 1]
+    batches = list(rollout.micro_batches(model, record, rows, budget))
+    assert sorted(row for batch in batches for row in batch.rows.tolist()) == rows.tolist()
+    for batch in batches:
+        assert sum(map(sum, batch.packing)) == len(batch.rows)
+        assert batch.padded_tokens <= budget or len(batch.rows) == 1
+        assert batch.tokens <= batch.padded_tokens
+        row = 0
+        for run in (run for sequence in batch.packing for run in sequence):
+            assert len({int(i) // 5 for i in batch.rows[row : row + run]}) == 1, "a run is of one question"
+            row += run
+
+
+def test_padding_of_micro_batches_is_below_a_tenth(model, tokenizer):
+    record = drawn_rollouts(model, tokenizer, questions=60)
+    batches = list(rollout.micro_batches(model, record, torch.arange(300), 4_096))
+    assert 1 - sum(batch.tokens for batch in batches) / sum(batch.padded_tokens for batch in batches) < 0.1
+
+
+def test_shared_prompts_save_most_of_the_prompts_tokens(model, tokenizer):
+    """With a prompt of 100 tokens and five answers of 10, sequences hold 145 tokens in place of 5 times 109."""
+    answers = [rollout.Completion([3] * 100, [4] * 9 + [1]) for _ in range(5)]
+    record = rollout.assemble(model, tokenizer, answers, 5)
+    (batch,) = rollout.micro_batches(model, record, torch.arange(5), 10_000)
+    assert batch.tokens == 100 + 5 * 9 and batch.packing == [[5]]
+
+
+def test_runs_of_a_shared_prompt_end_where_attention_costs_more_than_the_prompt(model, tokenizer):
+    """√(6·32·20) is 62: beside a prompt of 20 tokens, three answers of 20 further tokens make a run, not four."""
+    record = rollout.assemble(model, tokenizer, [rollout.Completion([3] * 20, [4] * 20 + [1]) for _ in range(8)], 8)
+    prompts, completions = record.prompt_lengths.tolist(), record.lengths.tolist()
+    runs = logprobs.shared_prompt_runs(prompts, completions, [0] * 8, 100_000, 32)
+    assert [len(run) for run in runs] == [3, 3, 2]
+
+
+@pytest.mark.parametrize("budget", [40, 300, 100_000])
+def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradients(model, tokenizer, budget):
+    record = drawn_rollouts(model, tokenizer)
+    weights = torch.randn(record.input_ids.shape)
+    packed_share = 0
+    for batch in rollout.micro_batches(model, record, torch.arange(30), budget):
+        part = record.rows(batch.rows)
+        some_weights = weights[batch.rows][:, : part.input_ids.shape[1] - 1]
+        results = []
+        for packing in (None, batch.packing):
+            logps, entropies = logprobs.token_logps(model, *part.tokens, temperature=0.8, packing=packing)
+            model.zero_grad()
+            ((logps + 0.3 * entropies) * some_weights).sum().backward()
+            gradients = [parameter.grad.clone() for parameter in model.parameters()]
+            results.append((logps.detach(), entropies.detach(), gradients))
+        (logps, entropies, gradients), (packed_logps, packed_entropies, packed_gradients) = results
+        torch.testing.assert_close(packed_logps, logps, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(packed_entropies, entropies, atol=1e-4, rtol=1e-4)
+        for ours, expected in zip(packed_gradients, gradients, strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-3 * float(expected.abs().max()), rtol=1e-3)
+        packed_share += any(run > 1 for sequence in batch.packing for run in sequence)
+    assert packed_share, "at least one prompt was shared"
+
+
+def test_a_packing_that_joins_answers_to_different_prompts_is_an_error(model, tokenizer):
+    answers = [rollout.Completion([3, 4], [5, 1]), rollout.Completion([3, 4, 5], [5, 1])]
+    part = rollout.assemble(model, tokenizer, answers, 1)
+    with pytest.raises(AssertionError, match="one prompt"):
+        logprobs.token_logps(model, *part.tokens, packing=[[2]])
+
+
+def test_a_model_that_does_not_take_any_mask_gets_a_sequence_for_each_row(model, tokenizer):
+    """Sliding windows, state spaces, soft-capped attention: such a model sees rows as they are."""
+    record = drawn_rollouts(model, tokenizer)
+    model.config._attn_implementation = "eager"
+    batches = list(rollout.micro_batches(model, record, torch.arange(30), 200))
+    assert all(batch.packing is None for batch in batches)
+    for batch in batches:
+        longest = int(record.attention_mask[batch.rows].sum(1).max())
+        assert batch.padded_tokens == len(batch.rows) * longest <= 200
+
+
+def test_rows_of_a_model_with_alibi_are_not_packed(tokenizer):
+    """It reads its mask as one of tokens."""
+    config = FalconConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True, bos_token_id=None,
+        eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    record = drawn_rollouts(FalconForCausalLM(config).eval(), tokenizer)
+    batches = rollout.micro_batches(FalconForCausalLM(config).eval(), record, torch.arange(30), 200)
+    assert all(batch.packing is None for batch in batches)

@@ -1,0 +1,119 @@
+"""Questions: broken lines named by file and line, Hub sets, gold answers, and the questions of a run."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from conftest import SOLVED, write_questions
+
+import questions
+from questions import DataError
+
+ROOT = Path(questions.__file__).parent
+
+
+# --- files and Hub sets ------------------------------------------------------------------------------------------
+
+
+def test_rows_keep_their_fields_and_where_they_came_from(tmp_path):
+    source = write_questions(tmp_path / "a.jsonl", [SOLVED, "", {**SOLVED, "level": 3}])
+    found = questions.read_questions([source])
+    assert found[1] == {**SOLVED, "level": 3, "where": f"{source}:3"}
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("{not json", "not JSON"),
+        ("[1, 2]", "holds a list"),
+        ({"answer": "2"}, "`problem` is missing; the line has answer"),
+        ({"problem": "1+1?"}, "`answer` is missing"),
+        ({"problem": "1+1?", "answer": 2}, "`answer` is 2; it must be a string"),
+        ({"problem": " ", "answer": "2"}, "`problem` is ' '"),
+        ({"problem": "1+1?", "answer": "2", "solution": 5}, "`solution` is 5"),
+        ({"problem": "1+1?", "answer": "2", "choices": "AB"}, "`choices` must be a list"),
+        ({"problem": "1+1?", "answer": "C", "choices": ["2", "3"]}, "one of A, B"),
+    ],
+)
+def test_a_broken_line_is_named_by_file_line_and_fault(tmp_path, line, fault):
+    source = write_questions(tmp_path / "broken.jsonl", [SOLVED, line])
+    with pytest.raises(DataError) as error:
+        questions.read_questions([source])
+    assert f"{source}:2: " in str(error.value) and fault in str(error.value)
+
+
+def test_a_missing_file_and_an_empty_one(tmp_path):
+    with pytest.raises(DataError, match=r"--data missing\.jsonl: there is no such file"):
+        questions.read_questions(["missing.jsonl"])
+    with pytest.raises(DataError, match="no questions"):
+        questions.read_questions([write_questions(tmp_path / "empty.jsonl", [""])])
+
+
+def test_a_hub_set_without_the_package_names_it(monkeypatch):
+    monkeypatch.setattr(questions.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install datasets"):
+        questions.read_questions(["openai/gsm8k:train"])
+
+
+@pytest.mark.parametrize(
+    ("source", "configurations", "loaded"),
+    [
+        ("openai/gsm8k:test", ["socratic", "main"], ("openai/gsm8k", "main", "test")),
+        ("some/set", ["all"], ("some/set", "all", "train")),
+    ],
+)
+def test_a_hub_set_is_read_by_name_and_split(monkeypatch, source, configurations, loaded):
+    """With a stand-in for the package; the real one needs a network."""
+    calls = []
+    package = types.ModuleType("datasets")
+    package.get_dataset_config_names = lambda name: configurations
+    package.load_dataset = lambda name, configuration, split: (
+        calls.append((name, configuration, split)) or [{"question": "1+1?", "answer": "2 it is\n#### 2"}]
+    )
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    monkeypatch.setattr(questions.importlib.util, "find_spec", lambda name: package)
+    found = questions.read_questions([source])
+    assert calls == [loaded]
+    assert (found[0]["problem"], found[0]["answer"], found[0]["where"]) == ("1+1?", "2", f"{source}:1")
+
+
+def test_gsm8k_rows_of_the_hub_are_mapped():
+    question = questions.from_hub({"question": "How many?", "answer": "24+48 = <<24+48=72>>72 clips.\n#### 1,072"})
+    assert question == {
+        "problem": "How many?",
+        "answer": "1072",
+        "solution": "24+48 = 72 clips.\nThe answer is \\boxed{1072}.",
+    }
+
+
+def test_questions_with_an_unreadable_gold_are_set_apart():
+    given = [SOLVED, {"problem": "?", "answer": "\\frac{1"}]
+    assert questions.drop_unreadable(given) == ([SOLVED], [given[1]])
+
+
+# --- questions of a run ----------------------------------------------------------------------------------------------
+
+
+def test_held_out_questions_are_never_trained_on():
+    both = [str(ROOT / "examples" / "arithmetic" / f"{name}.jsonl") for name in ("train", "held_out")]
+    split = questions.split_questions(both, both[1:], 4)
+    assert len(split.training) == 1800 and len(split.held_out) == 300
+    assert not {q["problem"] for q in split.training} & {q["problem"] for q in split.held_out}
+    assert split.notes == ["300 training questions are held-out ones too: left out of training."]
+    split = questions.split_questions(both, [], 1000)
+    assert len(split.held_out) == 420 and len(split.training) == 1680  # at most a fifth
+    assert not {q["problem"] for q in split.training} & {q["problem"] for q in split.held_out}
+    assert split.notes == []
+
+
+def test_questions_that_leave_no_room_for_a_completion_are_left_out(model, tokenizer):
+    """256 positions: a prompt of 5 tokens fits beside 250 tokens of completion, one of 8 does not."""
+    given = [{"problem": "1+1?"}, {"problem": "what ??"}]
+    kept, notes = questions.fitting(model, tokenizer, given, 250)
+    assert kept == given[:1] and "1 questions left out" in notes[0]
+    assert questions.fitting(model, tokenizer, given[:1], 250) == (given[:1], [])
+    with pytest.raises(DataError, match="--max-new-tokens 256: no question fits"):
+        questions.fitting(model, tokenizer, given, 256)
