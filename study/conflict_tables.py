@@ -20,7 +20,7 @@ Figures = dict[str, Any]
 
 SCORES = {
     "gradient": "output-embedding cosine (`--scorer gradient`)",
-    "rule": "the same by rule (5), G_i·G_j/abs(G_i)² (`--threshold auto`)",
+    "rule": "the same by rule (5), G_i·G_j/abs(G_i)² (`--rectify pair`)",
     "state": "cosine of gradients of a map before the head (`--scorer state`)",
     "token": "matched tokens (`--scorer token`)",
     "hidden": "cosine of mean hidden states (a foil)",
