@@ -2,8 +2,8 @@
 
     python -m study.run make --folder runs/questions
     python dagrpo.py --model examples/arithmetic --data runs/questions/training-terse.jsonl \\
-        --eval-data runs/questions/validation.jsonl --steps 20 --learning-rate 4e-4 --eval-every 4 --eval-temperature 0.6 \\
-        --out runs/terse
+        --eval-data runs/questions/validation.jsonl --steps 20 --learning-rate 4e-4 \\
+        --eval-every 4 --eval-temperature 0.6 --out runs/terse
     python -m study.skills runs/terse
 
 Two skills are read from the completions of held-out questions: single steps (`7 + 5 = 12.`) that are right, and first
