@@ -14,83 +14,105 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from questions import DataError, Question, Reward, correctness, prompt_of, read_questions
-from rollout import Completion, Rollouts, assemble, combined, encode_prompt
+from questions import DataError, Key, Question, Reward, correctness, key_of, prompt_of, read_questions
+from rollout import PLAIN, Completion, PromptStyle, Rollouts, assemble, combined, encode_prompt, encode_solution
+
+Solution = tuple[Any, float]  # as token ids, or as text without a tokenizer; and the reward that it earns
 
 
 @dataclass
 class Anchors:
-    """Verified solutions by question."""
+    """Verified solutions by question and gold: one that reaches another answer to the same problem is no anchor."""
 
-    solutions: dict[str, list[tuple[Any, float]]] = field(default_factory=dict)  # problem -> (solution, reward)s
+    solutions: dict[tuple[Key, str], list[Solution]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)  # "file:line: why" for each solution that cannot be used
 
-    def available(self, question: Question) -> list[tuple[Any, float]]:
-        """(solution, reward) pairs of a question; the solution as token ids, or as text without a tokenizer."""
-        return self.solutions.get(question["problem"].strip(), [])
+    def available(self, question: Question) -> list[Solution]:
+        return self.solutions.get(place_of(question), [])
+
+    def cover(self, questions: list[Question]) -> torch.Tensor:
+        """Which of the questions have an anchor. P questions -> (P,) bool"""
+        return torch.tensor([bool(self.available(question)) for question in questions])
+
+
+def place_of(question: Question) -> tuple[Key, str]:
+    """Where the anchors of a question stand."""
+    return key_of(question), question["answer"].strip()
 
 
 def load(
     path_or_questions: str | list[Question],
     *,
+    joining: list[Question] | None = None,
     reward: Reward = correctness,
+    right: float = 1.0,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    stops: list[int] | None = None,
+    style: PromptStyle = PLAIN,
     max_new_tokens: int | None = None,
 ) -> Anchors:
-    """The `solution` of each question, where it earns a positive reward and fits the token limit with its EOS.
+    """The solutions of a file or of questions, for the questions that they join: without `joining`, their own.
 
-    With a tokenizer, solutions are kept as token ids that end in EOS; without one, as texts. What is left out is
-    named by file and line in `left_out`. Raises DataError for a broken file.
+    A solution is graded against the question that it joins, and is an anchor where it earns `right` or more and fits
+    the token limit. With a tokenizer it is kept as the token ids that the policy would have to write, up to one of
+    `stops` (by default the EOS), without as text. What is left out is named by file and line in `left_out`.
+
+    Raises DataError for a broken file.
     """
     given = read_questions([path_or_questions]) if isinstance(path_or_questions, str) else path_or_questions
-    questions = [question for question in given if question.get("solution")]
+    by_key: dict[Key, dict[str, Question]] = {}  # of each question its different solutions
+    for question in given:
+        if question.get("solution"):
+            by_key.setdefault(key_of(question), {}).setdefault(question["solution"], question)
+    joined: dict[tuple[Key, str], Question] = {}
+    for question in given if joining is None else joining:
+        joined.setdefault(place_of(question), question)
+    pairs = [(question, source) for question in joined.values() for source in by_key.get(key_of(question), {}).values()]
+    rewards = reward([source["solution"] for _, source in pairs], [question for question, _ in pairs])
     anchors = Anchors()
-    rewards = reward([question["solution"] for question in questions], questions)
-    for question, earned in zip(questions, rewards, strict=True):
-        where = question.get("where", question["problem"])
-        if earned <= 0:
+    for (question, source), earned in zip(pairs, rewards, strict=True):
+        where = source.get("where", source["problem"])
+        if earned < right:
             anchors.left_out.append(f"{where}: the solution does not reach the answer {question['answer']}")
             continue
-        solution: list[int] | str = question["solution"]
+        solution: list[int] | str = source["solution"]
         if tokenizer is not None:
-            solution = tokenizer(question["solution"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            ends = [tokenizer.eos_token_id] if stops is None else stops
+            prompt = question["problem"], question.get("choices"), style
+            solution = encode_solution(tokenizer, ends, prompt, source["solution"])
             if max_new_tokens is not None and len(solution) > max_new_tokens:
                 anchors.left_out.append(
                     f"{where}: the solution has {len(solution)} tokens with its EOS, the limit is {max_new_tokens}"
                 )
                 continue
-        anchors.solutions.setdefault(question["problem"].strip(), []).append((solution, earned))
+        anchors.solutions.setdefault(place_of(question), []).append((solution, earned))
     return anchors
 
 
-def verified(
-    questions: list[Question],
-    source: list[Question],
-    *,
-    needed: int,
-    reward: Reward,
-    tokenizer: PreTrainedTokenizerBase,
-    max_new_tokens: int,
-) -> tuple[Anchors, list[Question], list[str]]:
-    """The anchors among the source's solutions, the questions that have at least `needed` of them, and notes.
+def verified(anchors: Anchors, questions: list[Question], needed: int) -> tuple[list[Question], list[str]]:
+    """The questions that have at least `needed` anchors, and notes.
 
-    Raises DataError where no question has as many, or none has any.
+    Raises DataError where none has as many.
     """
-    anchors = load(source, reward=reward, tokenizer=tokenizer, max_new_tokens=max_new_tokens)
     notes = [f"Anchor left out, {line}" for line in anchors.left_out[:3]]
     covered = sum(bool(anchors.available(question)) for question in questions)
     left_out = len(anchors.left_out)
     notes.append(f"Anchors: {covered} of {len(questions)} questions have one; {left_out} solutions left out.")
     enough = [question for question in questions if len(anchors.available(question)) >= needed]
+    if not enough:
+        raise DataError(
+            f"--anchors: no question has {needed} solutions that reach its answer and fit the token limit, as this "
+            "method needs. Give data with solutions, or train without anchors (--method grpo)."
+        )
     if len(enough) < len(questions):
         notes.append(f"{len(questions) - len(enough)} questions have fewer than {needed} anchors: left out.")
-    if not covered or not enough:
-        raise DataError("--anchors: no question has enough usable solutions. Use --anchors none, or fewer per group.")
-    return anchors, enough, notes
+    if not covered:
+        notes.append("No question has an anchor: training goes on without.")
+    return enough, notes
 
 
 def is_hard(rewards: torch.Tensor, right: float, hard_below: float) -> torch.Tensor:
-    """Is a question's pass rate at or under `hard_below`? A completion passes that earns `right`. Equation (6).
+    """Is a question's pass rate at or under `hard_below`? A completion passes if it earns `right` at least. (6)
 
     (..., G) -> (...) bool
     """
@@ -109,11 +131,13 @@ def insert(
     hard_below: float,
     every_group: bool,
     rng: random.Random,
+    right: float = 1.0,
 ) -> tuple[Rollouts, torch.Tensor]:  # N' rows, (P, G')
     """Groups with anchors in place. Equation (6).
 
-    In a hard group min(count, failing, available) anchors replace the last failing completions, so that G' = G. With
-    `every_group` (LUFFY), `count` anchors are appended to every group: G' = G + count.
+    A completion is right that earns `right` or more. In a hard group min(count, failing, available) anchors replace the
+    last failing completions, so that G' = G. With `every_group` (LUFFY), `count` anchors are appended to every group:
+    G' = G + count.
     """
     size = rollouts.group_size
     rows = [list(range(p * size, (p + 1) * size)) for p in range(len(questions))]  # of each group
@@ -127,14 +151,14 @@ def insert(
         rows[p][g : g + 1], earned[p][g : g + 1] = [len(rollouts.texts) + len(placed)], [reward]
         placed.append(Completion(prompt, solution, is_anchor=True))
 
+    waits = is_hard(rewards, right, hard_below).cpu() & anchors.cover(questions)  # (6)
     for p, question in enumerate(questions):
         available = anchors.available(question)
-        right = min((reward for _, reward in available), default=0.0)  # a completion is right that earns as much
         if every_group:
             for solution, reward in rng.sample(available, count):
                 place(p, len(rows[p]), solution, reward)
-        elif available and bool(is_hard(rewards[p], right, hard_below)):  # (6)
-            failing = [g for g, reward in enumerate(earned[p]) if reward < right]
+        elif waits[p]:
+            failing = (rewards[p] < right).nonzero().flatten().tolist()
             chosen = rng.sample(available, min(count, len(failing), len(available)))
             for g, (solution, reward) in zip(failing[len(failing) - len(chosen) :], chosen, strict=True):
                 place(p, g, solution, reward)
@@ -150,9 +174,10 @@ def only(
     questions: list[Question],
     anchors: Anchors,
     rng: random.Random,
+    style: PromptStyle = PLAIN,
 ) -> tuple[Rollouts, torch.Tensor]:
     """Groups of one anchor each and no sampled completion, for fine-tuning. P questions -> P rows, (P, 1)"""
-    prompts = [encode_prompt(tokenizer, prompt_of(tokenizer, question)) for question in questions]
+    prompts = [encode_prompt(tokenizer, prompt_of(tokenizer, question, style)) for question in questions]
     chosen = [rng.choice(anchors.available(question)) for question in questions]
     placed = [
         Completion(prompt, solution, is_anchor=True) for prompt, (solution, _) in zip(prompts, chosen, strict=True)

@@ -1,7 +1,8 @@
 """DaGRPO: Distinctiveness-aware Group Relative Policy Optimization (arXiv 2512.06337), a reference implementation.
 
 GRPO learns from the differences within a group of completions of one question. DaGRPO masks the pairs of completions
-whose gradients collide, and brings a verified solution into groups in which no completion is right.
+whose gradients are so alike that pushing one up and the other down cancels (they collide), and brings a verified
+solution into groups in which no completion is right.
 
     python dagrpo.py                                                  # the embedded example: minutes on two CPU cores
     python dagrpo.py --model Qwen/Qwen2.5-0.5B-Instruct --data openai/gsm8k:train        # a language model on a GPU
@@ -11,11 +12,11 @@ The algorithm, one step (`train`):
 
     1. Take P questions and sample G completions of each.                                 rollout.sample
     2. Reward every completion with the verifier.                                         questions.correctness
-    3. Where no completion is right, replace the last failing ones by verified solutions. anchors.insert
+    3. Where no completion is right, a verified solution takes the place of the last.     anchors.insert
     4. Score how distinct the completions of each pair are; mask the pairs that are not.  scoring.rectify
     5. Advantages from the pairs that are left.                                           scoring.rectified_advantages
     6. Leave out the completions whose advantage is 0: no forward pass, no backward pass. update
-    7. Policy loss over the rest in micro-batches, one AdamW step.                        policy_loss
+    7. Policy loss over the rest in micro-batches, an AdamW step (or several: --updates). policy_loss
 
 Equation -> function:
 
@@ -51,10 +52,10 @@ project's reading of the first. Known deviations:
 
     1. The paper scores completions with a language model as judge; the default here is the gradient of the output
        embedding, which needs no second model.                                            --scorer gradient
-    2. The threshold is a cosine of 0.3.                                                  --threshold 0.35
+    2. Pairs with a cosine above 0.3 are masked, d < 0.35.                                --threshold 0.35
     3. Anchors replace failing completions, so that the group keeps its size.             anchors.insert
-    4. The loss is normalised by a constant, as Dr. GRPO does; GRPO's form is             --loss-norm sequence
-    5. γ of (7) is 0.03, LUFFY's 0.1. A validation set chose 4 and 5 (study/README.md).   --gamma 0.1
+    4. The loss is divided by a constant, as in Dr. GRPO; as in GRPO's paper:             --loss-norm sequence
+    5. γ of (7) is 0.03; as in LUFFY: (a validation set chose 4 and 5: study/README.md)   --gamma 0.1
 """
 
 from __future__ import annotations
@@ -63,11 +64,9 @@ import copy
 import math
 import random
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,11 +75,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import anchors
 import rollout
 import scoring
-from evaluate import comparison_table, evaluate
+from evaluate import comparison_table
 from harness import report
 from harness.config import Config, ConfigError, configure, not_defaults, parse
 from harness.report import progress, say, timed
-from harness.task import Task, read_task, verified_task
+from harness.task import Task, held_out_accuracy, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from questions import DataError, Question, Reward, prompt_of, question_stream
@@ -90,7 +89,7 @@ from rollout import Rollouts
 def train(config: Config) -> dict[str, Any]:
     """Run a whole training; returns the last step's metrics with `before` and `after`, the held-out evaluations.
 
-    Writes config.json, metrics.jsonl, samples.jsonl and the checkpoint model/ into the folder of the run.
+    Writes config.json, metrics.jsonl, samples.jsonl, evaluations.jsonl and the checkpoint model/ into its folder.
 
     Raises DataError for a broken data line, before any model is loaded.
     """
@@ -100,7 +99,7 @@ def train(config: Config) -> dict[str, Any]:
     task = verified_task(task, learner.model, learner.tokenizer, config)
     report.announce(learner.model, config, out)
 
-    before = after = held_out_accuracy(learner, task, config, out, step=0)
+    before = after = held_out_accuracy(learner.model, learner.tokenizer, task, config, out, step=0)
     stream = question_stream(task.questions, config.seed)
     record: dict[str, Any] = {}
     for step in range(1, config.steps + 1):
@@ -121,7 +120,6 @@ def train(config: Config) -> dict[str, Any]:
             trained = rectified.has_advantage
             if config.kl or config.entropy_bonus:
                 trained = torch.ones_like(trained)
-            rate = learner.optimizer.param_groups[0]["lr"]
             sums = update(learner, batch.rollouts, rectified.token_advantages, trained, config, f"step {step}: update")
 
         record = {
@@ -129,7 +127,6 @@ def train(config: Config) -> dict[str, Any]:
             **batch.metrics,
             **report.group_metrics(batch.rewards, batch.rollouts, rectified, trained),
             **report.token_metrics(sums, config.updates),
-            "learning_rate": rate,
             **report.clock_metrics(seconds, batch.metrics["sampled_tokens"], sums),
             "peak_memory_gb": report.peak_memory_gb(learner.model),
         }
@@ -138,7 +135,7 @@ def train(config: Config) -> dict[str, Any]:
         say(report.step_line(record, config.steps))
         if step == config.steps or (config.eval_every and step % config.eval_every == 0):
             report.save(learner.model, learner.tokenizer, out)
-            after = held_out_accuracy(learner, task, config, out, step)
+            after = held_out_accuracy(learner.model, learner.tokenizer, task, config, out, step)
 
     say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
     say(f"({before['questions'] * config.eval_samples} completions at temperature {config.eval_temperature:g}):\n")
@@ -167,28 +164,30 @@ def collect(
 ) -> Batch:
     """P questions of the stream, their N completions with anchors in place, and the rewards.
 
-    Without signal is a group whose rewards are all equal; with --resample it gives way to a new question's.
+    A group whose rewards are all equal gives no signal; --resample replaces it by that of a new question.
     """
     rng = random.Random(rollout.noise_key(config.seed, step))
     questions = [next(stream) for _ in range(config.questions)]
     if not config.rollouts:
         seconds.update(rollout=0.0, verify=0.0)
         with timed(seconds, "anchors", learner.model):
-            rollouts, rewards = anchors.only(learner.model, learner.tokenizer, questions, task.anchors, rng)
+            rollouts, rewards = anchors.only(
+                learner.model, learner.tokenizer, questions, task.anchors, rng, config.prompt_style
+            )
         return Batch(questions, rollouts, rewards, {"sampled_tokens": 0, "anchored": 1.0})
 
     rollouts, rewards = sample_and_reward(learner, task.reward, questions, config, (step, 0), seconds)
     metrics = {
         "reward": rewards.mean().item(),
-        "solve_none": (rewards <= 0).all(1).float().mean().item(),
-        "solve_all": (rewards > 0).all(1).float().mean().item(),
+        **report.solve_metrics(rewards, config.right),
         "length/mean": rollouts.lengths.float().mean().item(),
         "length/max": int(rollouts.lengths.max()),
         "truncated": rollouts.truncated.float().mean().item(),
         "sampled_tokens": int(rollouts.lengths.sum()),
     }
     for part in range(1, config.resample + 1):
-        without_signal = (rewards == rewards[:, :1]).all(1).nonzero().squeeze(1).tolist()
+        waits = anchors.is_hard(rewards, config.right, config.hard_below).cpu() & task.anchors.cover(questions)  # (6)
+        without_signal = ((rewards == rewards[:, :1]).all(1).cpu() & ~waits).nonzero().squeeze(1).tolist()
         if not without_signal:
             break
         others = [next(stream) for _ in without_signal]
@@ -203,6 +202,7 @@ def collect(
             rollouts, rewards = anchors.insert(  # (6)
                 learner.model, learner.tokenizer, rollouts, rewards, questions, task.anchors,
                 count=config.anchors_per_group, hard_below=config.hard_below, every_group=config.every_group, rng=rng,
+                right=config.right,
             )  # fmt: skip
     metrics["anchored"] = rollouts.anchor_mask.view(len(questions), -1).any(1).float().mean().item()
     return Batch(questions, rollouts, rewards, metrics)
@@ -218,7 +218,7 @@ def sample_and_reward(
 ) -> tuple[Rollouts, torch.Tensor]:  # N rows, (P, G)
     """Completions of some questions, with hidden states where a scorer will need them, and their rewards."""
     size = config.group_size - (config.anchors_per_group if config.every_group else 0)
-    prompts = [prompt_of(learner.tokenizer, question) for question in questions]
+    prompts = [prompt_of(learner.tokenizer, question, config.prompt_style) for question in questions]
     with timed(seconds, "rollout", learner.model), progress(f"step {key[0]}: rollout", "token") as bar:
         rollouts = rollout.sample(
             learner.model, learner.tokenizer, prompts, size,
@@ -258,12 +258,11 @@ def update(
         denominators[members] = loss_denominators(rollouts.lengths[members], config.loss_norm, config.max_new_tokens)
         learning = members[trained[members]]
         if len(learning) == 0:
-            continue  # a step on nothing would still move the policy, by weight decay and momentum
-        count = int(rollouts.lengths[learning].sum())
-        with progress(label, "token", count) as bar, checkpointed(model, config.checkpointing):
-            for batch in rollout.micro_batches(model, rollouts, learning, config.token_budget):
-                part = rollouts.rows(batch.rows)
-                options: dict[str, Any] = {"temperature": config.temperature, "packing": batch.packing}
+            continue
+        with progress(label, "completion", len(learning)) as bar, checkpointed(model, config.checkpointing):
+            for micro in rollout.micro_batches(model, rollouts, learning, config.token_budget):
+                part = rollouts.rows(micro.rows)
+                options: dict[str, Any] = {"temperature": config.temperature, "packing": micro.packing}
                 logps, entropies = rollout.token_logps(model, *part.tokens, **options)
                 reference_logps = None
                 if learner.reference is not None:
@@ -272,10 +271,10 @@ def update(
                 loss, counted = policy_loss(  # (7), (8)
                     logps,
                     part.logps if config.updates > 1 else logps.detach(),
-                    rollouts.moved(token_advantages, batch.rows),
+                    rollouts.moved(token_advantages, micro.rows),
                     part.prediction_mask,
                     part.anchor_mask,
-                    denominators[batch.rows],
+                    denominators[micro.rows],
                     objective,
                     reference_logps=reference_logps,
                     entropies=entropies if config.entropy_bonus else entropies.detach(),
@@ -286,14 +285,18 @@ def update(
                 counted["sampler_gap"] = (logps.detach() - part.logps)[on_policy].abs().sum()
                 for name, value in counted.items():
                     sums[name] += value.double()  # stays on the device: reading it would make a GPU wait
-                sums["model_tokens"] += batch.tokens
-                sums["padded_tokens"] += batch.padded_tokens
-                bar.update(int(part.lengths.sum()))
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        learner.optimizer.step()
+                sums["model_tokens"] += micro.tokens
+                sums["padded_tokens"] += micro.padded_tokens
+                bar.update(len(micro.rows))
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+        sums["learning_rate"] = learner.optimizer.param_groups[0]["lr"]
+        if math.isfinite(norm):  # else a step would write it into every weight and moment
+            learner.optimizer.step()
+            learner.schedule.step()
         learner.optimizer.zero_grad(set_to_none=True)
-        learner.schedule.step()
-        sums["grad_norm"] = max(sums["grad_norm"], norm.item())
+        sums["bad_updates"] += not math.isfinite(norm)
+        sums["updates"] += 1
+        sums["grad_norm"] = norm if math.isnan(norm) else max(sums["grad_norm"], norm)  # max would forget a NaN
     return {name: float(value) for name, value in sums.items()}
 
 
@@ -329,7 +332,7 @@ def policy_loss(
     """The loss of a micro-batch, Σ mask · (β·k3_t − J_t − bonus·H_t) / denominator, and sums for the log. Equation (8).
 
     On-policy J_t = min(ρ_t Ã, clip(ρ_t, 1−ε_low, 1+ε_high) Ã); for anchors J_t = f(π_t) Ã, or Ã log π_t. The losses of
-    all micro-batches add up to the loss of the step, because `denominators` belong to the whole step.
+    all micro-batches add up to that of the optimizer step, because `denominators` belong to the whole step.
     """
     lowest = -math.inf if objective.clip_low is None else 1 - objective.clip_low
     highest = math.inf if objective.clip_high is None else 1 + objective.clip_high
@@ -364,7 +367,7 @@ def policy_loss(
 
 
 def loss_denominators(lengths: torch.Tensor, loss_norm: str, max_new_tokens: int) -> torch.Tensor:
-    """What the tokens of each completion are divided by in (8), over the whole optimizer step. (N,) -> (N,)
+    """What the tokens of each completion are divided by in (8), over all B rows of an optimizer step. (B,) -> (B,)
 
     `token`: all tokens of all completions (DAPO). `sequence`: the completion's tokens, times the number of completions
     (GRPO). `constant`: the token limit, times the number of completions (Dr. GRPO). Completions that are not trained
@@ -384,16 +387,16 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
     N rows, (N,) -> (N, S)
     """
     logps = rollouts.logps.clone()
-    for batch in rollout.micro_batches(model, rollouts, trained.nonzero().squeeze(1), config.token_budget):
-        part = rollouts.rows(batch.rows)
-        values, _ = rollout.token_logps(model, *part.tokens, temperature=config.temperature, packing=batch.packing)
-        for row, found, mask in zip(batch.rows.tolist(), values, part.prediction_mask, strict=True):
+    for micro in rollout.micro_batches(model, rollouts, trained.nonzero().squeeze(1), config.token_budget):
+        part = rollouts.rows(micro.rows)
+        values, _ = rollout.token_logps(model, *part.tokens, temperature=config.temperature, packing=micro.packing)
+        for row, found, mask in zip(micro.rows.tolist(), values, part.prediction_mask, strict=True):
             logps[row, rollouts.prediction_mask[row]] = found[mask]
     return logps
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a run starts with, and how it is measured
+# What a run starts with
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -420,20 +423,6 @@ def new_learner(config: Config) -> Learner:
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / max(1, config.warmup)))
     return Learner(model, tokenizer, reference, optimizer, schedule)
-
-
-def held_out_accuracy(learner: Learner, task: Task, config: Config, out: Path, step: int) -> dict[str, Any]:
-    """Evaluate, add the result to evaluations.jsonl, and print a line. The result comes back without completions."""
-    start = time.perf_counter()
-    result = evaluate(
-        learner.model, learner.tokenizer, task.held_out,
-        k=config.eval_samples, temperature=config.eval_temperature, max_new_tokens=config.max_new_tokens,
-        seed=config.seed, reward=task.reward, label=f"step {step}: held out",
-    )  # fmt: skip
-    report.append_json(out / "evaluations.jsonl", {"step": step, **result})
-    say(report.evaluation_line(step, result, time.perf_counter() - start))
-    del result["rows"]
-    return result
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
-from questions import DataError, Question, Reward, correctness, drop_unreadable, prompt_of, read_questions
+from questions import DataError, Question, Reward, correctness, drop_unreadable, fitting, prompt_of, read_questions
+from rollout import PLAIN, PromptStyle
 
 BATCH_COMPLETIONS = 256  # sampled and graded between two moves of the progress bar
 
@@ -35,15 +38,18 @@ def evaluate(
     max_new_tokens: int = 1024,
     seed: int = 0,
     reward: Reward = correctness,
+    right: float = 1.0,
+    style: PromptStyle = PLAIN,
     label: str = "evaluate",
 ) -> dict[str, Any]:
     """k completions of each question, graded.
 
-    Gives `accuracy` (mean reward of all completions) with `interval`; the same as `avg@k`; `pass@k` (share of questions
-    with a right one among the k) with `pass_interval`; `length` (mean tokens of a completion) and `truncated` (share
-    cut off at the limit); `levels`: accuracy, length and questions for each value of the questions' `level`;
-    `unreadable`: questions left out because their gold answer cannot be read; `rows`: of each question its problem,
-    gold, texts and rewards.
+    Gives `reward` (mean of all completions) with `reward_interval`; `accuracy` (share of right completions, those that
+    earn `right` or more) with `interval`; the same as `avg@k`; `pass@k` (share of questions with a right one among the
+    k) with `pass_interval`; `length` (mean tokens of a completion) and `truncated` (share cut off at the limit);
+    `levels`: the same means and the number of questions for each value of the questions' `level`; `unreadable`:
+    questions left out because their gold answer cannot be read; `rows`: of each question its problem, gold, texts and
+    rewards. Where nothing says what is right (`right` infinite), there is no accuracy and no pass@k.
 
     Raises ValueError where no question is left, or for k > 1 at temperature 0, where all completions are the same.
     """
@@ -52,11 +58,11 @@ def evaluate(
     questions, unreadable = drop_unreadable(questions) if reward is correctness else (questions, [])
     if not questions:
         raise ValueError("There is no question with a readable gold answer to evaluate on.")
-    prompts = [prompt_of(tokenizer, question) for question in questions]
+    prompts = [prompt_of(tokenizer, question, style) for question in questions]
     by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
     rewards, lengths = np.zeros((len(questions), k)), np.zeros((len(questions), k))
     texts: list[list[str]] = [[] for _ in questions]
-    truncated = 0
+    truncated, seen = 0, Counter[str]()
     step = max(1, BATCH_COMPLETIONS // k)
     with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, file=sys.stderr) as bar:
         for start in range(0, len(questions), step):
@@ -70,6 +76,7 @@ def evaluate(
                 temperature=temperature,
                 top_p=top_p,
                 seed=seed,
+                seen=seen,
             )
             earned = reward(rollouts.texts, [questions[i] for i in part for _ in range(k)])
             for n, i in enumerate(part):
@@ -78,12 +85,19 @@ def evaluate(
                 texts[i] = rollouts.texts[group]
             truncated += int(rollouts.truncated.sum())
             bar.update(len(part) * k)
-    result: dict[str, Any] = {
-        "accuracy": float(rewards.mean()),
-        "interval": bootstrap(rewards.mean(1)),
-        f"avg@{k}": float(rewards.mean()),
-        f"pass@{k}": float((rewards > 0).any(1).mean()),
-        "pass_interval": bootstrap((rewards > 0).any(1).astype(float)),
+    is_right = rewards >= right  # (questions, k)
+    result: dict[str, Any] = {}
+    if not math.isinf(right):
+        result = {
+            "accuracy": float(is_right.mean()),
+            "interval": bootstrap(is_right.mean(1)),
+            f"avg@{k}": float(is_right.mean()),
+            f"pass@{k}": float(is_right.any(1).mean()),
+            "pass_interval": bootstrap(is_right.any(1).astype(float)),
+        }
+    result |= {
+        "reward": float(rewards.mean()),
+        "reward_interval": bootstrap(rewards.mean(1)),
         "length": float(lengths.mean()),
         "truncated": truncated / rewards.size,
         "questions": len(questions),
@@ -102,8 +116,10 @@ def evaluate(
     levels = [question.get("level") for question in questions]
     for level in sorted({level for level in levels if level is not None}, key=str):
         members = [i for i, other in enumerate(levels) if other == level]
+        accuracy = {} if math.isinf(right) else {"accuracy": float(is_right[members].mean())}
         result["levels"][str(level)] = {
-            "accuracy": float(rewards[members].mean()),
+            **accuracy,
+            "reward": float(rewards[members].mean()),
             "length": float(lengths[members].mean()),
             "questions": len(members),
         }
@@ -118,14 +134,18 @@ def bootstrap(values: np.ndarray, resamples: int = 2_000) -> tuple[float, float]
 
 
 def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Accuracy and length of two evaluations of the same questions, level by level, in percent and tokens."""
+    """Accuracy and length of two evaluations of the same questions, level by level, in percent and tokens.
+
+    Where nothing says what is right, the mean reward stands in place of the accuracy.
+    """
+    name, form, unit = ("accuracy", "9.1%", 100) if "accuracy" in before else ("reward", "9.3g", 1)
     head = f"{'level':<10}{'questions':>10}{'before':>9}{'after':>9}{'gain':>9}{'tokens before':>16}{'after':>8}"
     lines = [head, "-" * len(head)]
 
-    def line(name: str, a: dict[str, Any], b: dict[str, Any]) -> str:
-        gain = 100 * (b["accuracy"] - a["accuracy"])
+    def line(level: str, a: dict[str, Any], b: dict[str, Any]) -> str:
+        gain = f"{unit * (b[name] - a[name]):>+{'9.1f' if unit > 1 else '9.3g'}}"
         return (
-            f"{name:<10}{a['questions']:>10}{a['accuracy']:>9.1%}{b['accuracy']:>9.1%}{gain:>+9.1f}"
+            f"{level:<10}{a['questions']:>10}{a[name]:>{form}}{b[name]:>{form}}{gain}"
             f"{a['length']:>16.1f}{b['length']:>8.1f}"
         )
 
@@ -133,6 +153,31 @@ def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
         lines.append(line(level, figures, after["levels"][level]))
     lines.append(line("all", before, after))
     return "\n".join(lines)
+
+
+def default_limit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], style: PromptStyle
+) -> int:
+    """1,024 tokens, or what the longest prompt leaves of the model's positions, at least half of them."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return 1024
+    longest = max(len(rollout.encode_prompt(tokenizer, prompt_of(tokenizer, each, style))) for each in questions)
+    return min(1024, max(positions - longest, positions // 2))
+
+
+def style_of(options: argparse.Namespace) -> PromptStyle:
+    """How prompts look: as the flags say, or else as the run that made the model trained with them."""
+    config = Path(options.model).parent / "config.json"
+    trained: dict[str, Any] = {}
+    if Path(options.model).name == "model" and config.is_file():
+        trained = json.loads(config.read_text(encoding="utf-8"))
+    system = trained.get("system", "") if options.system is None else options.system
+    thinking = trained.get("enable_thinking") if options.enable_thinking is None else options.enable_thinking
+    style = PromptStyle(system, thinking)
+    if style != PLAIN:
+        print(f"system prompt {system!r}, enable_thinking {thinking}")
+    return style
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -149,8 +194,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--limit", type=int, help="only the first questions of each benchmark")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same completions")
+    parser.add_argument("--system", help="system prompt, for models with a chat template")
+    parser.add_argument("--enable-thinking", action=argparse.BooleanOptionalAction, help="passed to the chat template")
     parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
     options = parser.parse_args(arguments)
+    if not 0 < options.top_p <= 1:
+        parser.error(f"--top-p {options.top_p:g}: it must be above 0 and at most 1.")
     for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("temperature", 0)):
         value = getattr(options, flag)
         if value is not None and value < least:
@@ -162,22 +211,24 @@ def main(arguments: list[str] | None = None) -> None:
         model, tokenizer = rollout.load(options.model)
     except (DataError, OSError, ImportError, NotImplementedError) as error:
         sys.exit(f"evaluate.py: {error}")
-    k, results = options.samples, {}
+    k, results, style = options.samples, {}, style_of(options)
     print(f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}")
     for source, questions in benchmarks.items():
-        longest = max(len(rollout.encode_prompt(tokenizer, prompt_of(tokenizer, each))) for each in questions)
-        room = (getattr(model.config, "max_position_embeddings", None) or longest + 1024) - longest
-        if room < 1:
-            sys.exit(f"evaluate.py: {source}: a prompt has {longest} tokens, more than the model has positions.")
+        limit = options.max_new_tokens or default_limit(model, tokenizer, questions, style)
+        try:
+            kept, notes = fitting(model, tokenizer, questions, limit, style)
+        except DataError as error:
+            sys.exit(f"evaluate.py: {source}: {error}")
         result = results[source] = evaluate(
             model,
             tokenizer,
-            questions,
+            kept,
             k=k,
             temperature=options.temperature,
             top_p=options.top_p,
-            max_new_tokens=min(options.max_new_tokens or 1024, room),
+            max_new_tokens=limit,
             seed=options.seed,
+            style=style,
             label=Path(source).stem,
         )
         low, high = result["interval"]
@@ -186,6 +237,10 @@ def main(arguments: list[str] | None = None) -> None:
             f"{f'{low:.1%} to {high:.1%}':>16}{result[f'pass@{k}']:>9.1%}{result['length']:>8.1f}"
             f"{result['truncated']:>9.1%}"
         )
+        result |= {"max_new_tokens": limit, "left_out": len(questions) - len(kept)}
+        print(f"  at most {limit} tokens each")
+        for note in notes:
+            print(f"  {note}")
         if result["unreadable"]:
             print(f"  {result['unreadable']} questions left out: their gold answer cannot be read")
     if len(results) > 1:

@@ -15,6 +15,7 @@ import json
 import math
 import random
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import verify
-from rollout import encode_prompt, noise_key, render_prompt
+from rollout import PLAIN, PromptStyle, encode_prompt, noise_key, render_prompt
 
 Question = dict[str, Any]  # with "where" naming the file and line that it came from
+Key = tuple[str, ...]
 Reward = Callable[[list[str], list[Question]], list[float]]  # N completions, the question of each -> N rewards
 
 
@@ -89,9 +91,14 @@ def checked(fields: object, where: str) -> Question:
 
 
 def read_hub(source: str) -> list[Question]:
-    """A Hub data set through the optional `datasets` package; `question` is read as `problem`, and GSM8K's `####`."""
-    name, _, split = source.partition(":")
-    if source.endswith((".jsonl", ".json")) or name.startswith((".", "/")):
+    """A Hub data set, name[/configuration][:split], through the optional `datasets` package.
+
+    `question` is read as `problem`, and GSM8K's `####`. Of several configurations one must be named, unless one of them
+    is called main or default. Raises DataError where it is not, with their names.
+    """
+    path, _, split = source.partition(":")
+    name, configuration = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
+    if source.endswith((".jsonl", ".json")) or path.startswith((".", "/")):
         raise DataError(f"--data {source}: there is no such file.")
     if importlib.util.find_spec("datasets") is None:
         raise DataError(
@@ -101,7 +108,12 @@ def read_hub(source: str) -> list[Question]:
     import datasets
 
     configurations = datasets.get_dataset_config_names(name)
-    configuration = "main" if "main" in configurations else configurations[0]
+    usual = [each for each in configurations if each in ("main", "default")] or configurations
+    if configuration not in configurations and (configuration or len(usual) > 1):
+        what = f"there is no configuration {configuration!r}" if configuration else "it has several configurations"
+        listed = ", ".join(f"{name}/{each}" for each in configurations)
+        raise DataError(f"--data {source}: {what}; name one of {listed}.")
+    configuration = configuration or usual[0]
     table = datasets.load_dataset(name, configuration, split=split or "train")
     return [checked(from_hub(dict(fields)), f"{source}:{number}") for number, fields in enumerate(table, start=1)]
 
@@ -119,9 +131,14 @@ def from_hub(fields: dict[str, Any]) -> Question:
     return fields
 
 
-def prompt_of(tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+def key_of(question: Question) -> Key:
+    """What makes two questions the same: problem and choices. Many multiple-choice questions share their problem."""
+    return question["problem"].strip(), *(question.get("choices") or ())
+
+
+def prompt_of(tokenizer: PreTrainedTokenizerBase, question: Question, style: PromptStyle = PLAIN) -> str:
     """The rendered prompt of a question."""
-    return render_prompt(tokenizer, question["problem"], question.get("choices"))
+    return render_prompt(tokenizer, question["problem"], question.get("choices"), style)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,9 +171,12 @@ def load_reward(source: str) -> Reward:
     path, _, name = source.rpartition(":")
     if not Path(path).is_file():
         raise DataError(f"--reward {source}: it must be file.py:function, and there is no file {path or source!r}.")
-    spec = importlib.util.spec_from_file_location("reward", path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    spec = importlib.util.spec_from_file_location(f"reward_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"--reward {source}: {path} is no Python file; it must be file.py:function.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
         raise DataError(f"--reward {source}: {path} has no function {name!r}.")
     function = getattr(module, name)
@@ -185,24 +205,30 @@ class Split:
 
 
 def split_questions(data: list[str], eval_data: list[str], hold_out: int, *, check_golds: bool = True) -> Split:
-    """The questions of --data, but for those of --eval-data, or without it but for `hold_out` of them.
+    """Held out: --eval-data, or else `hold_out` questions of --data, a fifth at most. Training: the rest of --data.
 
     Questions whose gold answer cannot be read are left out. Raises DataError where too few are left.
     """
     notes = []
-    questions = read_questions(data)
-    questions, unreadable = drop_unreadable(questions) if check_golds else (questions, [])
-    for question in unreadable[:3]:
-        notes.append(f"{question['where']}: left out, the answer {question['answer']!r} cannot be read")
-    if unreadable:
-        notes.append(f"{len(unreadable)} questions left out: their gold answer cannot be read.")
+
+    def readable(questions: list[Question]) -> list[Question]:
+        kept, unreadable = drop_unreadable(questions) if check_golds else (questions, [])
+        for question in unreadable[:3]:
+            notes.append(f"{question['where']}: left out, the answer {question['answer']!r} cannot be read")
+        if unreadable:
+            notes.append(f"{len(unreadable)} questions left out: their gold answer cannot be read.")
+        return kept
+
+    questions = readable(read_questions(data))
     if eval_data:
-        held_out = read_questions(eval_data)
+        held_out = readable(read_questions(eval_data))
     else:
         shuffled = sorted(questions, key=lambda question: noise_key("hold out", question["problem"]))
         held_out = shuffled[: min(hold_out, len(questions) // 5)]
-    kept_back = {question["problem"].strip() for question in held_out}
-    training = [question for question in questions if question["problem"].strip() not in kept_back]
+        if len(held_out) < hold_out:
+            notes.append(f"--hold-out {hold_out}: only {len(held_out)} questions are held out, a fifth of the data.")
+    kept_back = {key_of(question) for question in held_out}
+    training = [question for question in questions if key_of(question) not in kept_back]
     if eval_data and len(training) < len(questions):
         both = len(questions) - len(training)
         notes.append(f"{both} training questions are held-out ones too: left out of training.")
@@ -213,7 +239,11 @@ def split_questions(data: list[str], eval_data: list[str], hold_out: int, *, che
 
 
 def fitting(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: list[Question],
+    max_new_tokens: int,
+    style: PromptStyle = PLAIN,
 ) -> tuple[list[Question], list[str]]:
     """The questions whose prompt leaves room for a completion in the model's positions, and notes of the others.
 
@@ -223,14 +253,14 @@ def fitting(
     kept = [
         question
         for question in questions
-        if len(encode_prompt(tokenizer, prompt_of(tokenizer, question))) + max_new_tokens <= limit
+        if len(encode_prompt(tokenizer, prompt_of(tokenizer, question, style))) + max_new_tokens <= limit
     ]
     if not kept:
         raise DataError(f"--max-new-tokens {max_new_tokens}: no question fits the model's {limit} positions.")
     left_out = len(questions) - len(kept)
     if not left_out:
         return kept, []
-    return kept, [f"{left_out} questions left out: with their answer they exceed the model's {limit} positions."]
+    return kept, [f"{left_out} questions left out: with a completion they exceed the model's {limit} positions."]
 
 
 def question_stream(questions: list[Question], seed: int) -> Iterator[Question]:

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy import logprobs
 from policy.decoding import Sampling, decode, rows_at_once
-from policy.logprobs import MicroBatch, token_logps
-from policy.model import load
-
-__all__ = ["Completion", "Rollouts", "assemble", "load", "sample", "token_logps"]
+from policy.logprobs import MicroBatch
+from policy.logprobs import token_logps as token_logps  # a name that others call
+from policy.model import load as load
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -59,7 +59,7 @@ class Rollouts:
 
     @property
     def prediction_mask(self) -> torch.Tensor:
-        """Which predictions are of a completion's token: the one place where tokens are shifted. -> (N, S)"""
+        """Which predictions are of a completion's token. -> (N, S)"""
         return self.response_mask[:, 1:]
 
     @property
@@ -90,7 +90,7 @@ class Rollouts:
         return values[rows].gather(1, columns % values.shape[1])
 
     def rows(self, rows: torch.Tensor) -> Rollouts:
-        """Some of the rows, moved to the left edge and cut to the longest. (B,) -> B rows"""
+        """Some of the rows, moved to the left edge and cut to the longest. (B,) -> B rows, whole groups or not"""
         rows = rows.to(self.input_ids.device)
         return replace(
             self,
@@ -125,20 +125,93 @@ class Completion:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, problem: str, choices: list[str] | None = None) -> str:
+@dataclass(frozen=True)
+class PromptStyle:
+    """What a chat template is given beside the question."""
+
+    system: str = ""  # the system's turn; none where it is empty
+    enable_thinking: bool | None = None  # an argument of some templates (Qwen3); None leaves it to the template
+
+
+PLAIN = PromptStyle()
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, problem: str, choices: list[str] | None = None, style: PromptStyle = PLAIN
+) -> str:
     """The text that the policy sees: the chat template around problem and instruction; without one, the problem."""
-    if choices:
-        lettered = "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
-        problem = f"{problem}\n{lettered}\nThe answer is the letter of one choice."
     if tokenizer.chat_template is None:
-        return f"{problem}\n"
-    message = {"role": "user", "content": f"{problem}\n\n{INSTRUCTION}"}
-    return str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+        return f"{with_choices(problem, choices)}\n"
+    return render_turns(tokenizer, turns_of(problem, choices, style), style, add_generation_prompt=True)
+
+
+def render_turns(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], style: PromptStyle, **options: Any
+) -> str:
+    if style.enable_thinking is not None:
+        options["enable_thinking"] = style.enable_thinking
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+
+
+def with_choices(problem: str, choices: list[str] | None) -> str:
+    if not choices:
+        return problem
+    lettered = "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
+    return f"{problem}\n{lettered}\nThe answer is the letter of one choice."
+
+
+def turns_of(problem: str, choices: list[str] | None, style: PromptStyle) -> list[dict[str, str]]:
+    """The turns before the policy's."""
+    system = [{"role": "system", "content": style.system}] if style.system else []
+    return [*system, {"role": "user", "content": f"{with_choices(problem, choices)}\n\n{INSTRUCTION}"}]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """Token ids of a rendered prompt. A chat template has written its own beginning of sequence."""
     return tokenizer(prompt, add_special_tokens=tokenizer.chat_template is None)["input_ids"]
+
+
+def encode_solution(
+    tokenizer: PreTrainedTokenizerBase,
+    stops: list[int],
+    prompt_of: tuple[str, list[str] | None, PromptStyle],  # problem, choices, style
+    solution: str,
+) -> list[int]:
+    """Token ids of a solution as the policy would have to write it behind the prompt, up to the end of its turn.
+
+    The chat template says what stands around an assistant's turn. Of the tokens that end a completion (`stops`), it
+    ends in the one with which the template ends the turn; where the template names none of them, or there is no
+    template, in the first of `stops`. Prompt and solution are tokenized together and cut, because some tokenizers
+    begin a text by itself with another token.
+
+    Raises ValueError where no token ends a completion.
+    """
+    if not stops:
+        raise ValueError("The tokenizer has no EOS token, so that no completion would ever end: give it one.")
+    prompt, lead, tail = render_prompt(tokenizer, *prompt_of), "", ""
+    if tokenizer.chat_template is not None:
+        turns = [*turns_of(*prompt_of), {"role": "assistant", "content": solution}]
+        whole = render_turns(tokenizer, turns, prompt_of[2])
+        before, found, after = whole.rpartition(solution)
+        tail = after if found else ""
+        if prompt.rstrip().endswith("<think>"):  # the prompt begins the thinking: here it ends at once
+            lead = "\n</think>\n\n"
+        elif found and before.startswith(prompt):  # what the template writes itself, such as an empty think block
+            lead = before[len(prompt) :]
+    ids = encode_behind(tokenizer, prompt, lead + solution + tail)
+    end = next((i for i, token in enumerate(ids) if token in stops), None)
+    return [*ids, stops[0]] if end is None else ids[: end + 1]
+
+
+def encode_behind(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
+    """Token ids of a text that follows a prompt: those that the two have together, without the prompt's."""
+    before = encode_prompt(tokenizer, prompt)
+    together = encode_prompt(tokenizer, prompt + text)
+    if together[: len(before)] == before:
+        return together[len(before) :]
+    # The two meet inside of a token. Behind a line end, no tokenizer marks the beginning of a text.
+    lead = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return tokenizer("\n" + text, add_special_tokens=False)["input_ids"][len(lead) :]
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -172,20 +245,25 @@ def sample(
     top_p: float = 1.0,
     seed: int | None = None,
     keep_hidden: bool = False,
+    seen: Counter[str] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Rollouts:  # N rows
     """`group_size` completions of each rendered prompt.
 
     The random choice at a place is a function of (seed, prompt, number of the completion, position), not of the batch
     around it: the same seed gives the same completions in any order of the prompts, up to ties of rounding. A prompt
-    that stands in the list twice gets further completions, not the same ones again. Without a seed one is drawn.
+    that stands in the list twice gets further completions, not the same ones again; so does one that another call with
+    this seed had, where `seen` counts them over the calls. Without a seed one is drawn.
     With `keep_hidden` the record has the hidden states, so that scoring needs no forward pass for them.
-    `progress` is called with the number of tokens as they are made.
+    `progress` is called with about the number of tokens as they are made.
 
     Where memory runs out, half as many questions are decoded at once from there on, and a warning says so.
 
-    Raises ValueError where prompt and completion do not fit into the model's positions.
+    Raises ValueError where prompt and completion do not fit into the model's positions, and for a top-p that leaves
+    nothing to choose from.
     """
+    if not 0 < top_p <= 1:
+        raise ValueError(f"--top-p {top_p:g}: it must be above 0 and at most 1.")
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
@@ -196,7 +274,7 @@ def sample(
             f"The longest prompt has {longest} tokens; with --max-new-tokens {max_new_tokens} that is more than the "
             f"{limit} positions of the model. Lower --max-new-tokens to {limit - longest} or leave the question out."
         )
-    seen: Counter[str] = Counter()
+    seen = Counter() if seen is None else seen
     keys = []
     for prompt in prompts:
         keys += [noise_key(seed, prompt, seen[prompt] + number) for number in range(group_size)]
@@ -269,7 +347,7 @@ def assemble(
 
 
 def combined(first: Rollouts, second: Rollouts, rows: list[int]) -> Rollouts:
-    """Rows of two records as one: number i is row i of the first, or row i − N of the second. N, N' rows -> B rows"""
+    """Rows of two records as one: number i is row i of the first, or row i − N of the second. N, N' rows -> one each"""
     picked = torch.tensor(rows, device=first.input_ids.device)
 
     def of_both(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """How distinct are two completions of a group, which pairs are masked, what advantage is left? Equations (1) to (5).
 
-`rectify` is the whole of it for one batch; below it stands each equation by itself. Nothing here knows of the training
-loop: the functions take tensors (and, for the gradient scorers, a model) and give tensors, so that another trainer can
-use them as they are. The letters of shapes are in the docstring of dagrpo.py.
+`rectify` is the whole of it for one batch of rollouts; below it stands each equation by itself, on tensors (and, for
+the gradient scorers, a model). Nothing here knows of the training loop, so that another trainer can use it as it is.
+The letters of shapes are in the docstring of dagrpo.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROW_TOKENS = 16_384  # padded tokens that `completion_states` runs through the m
 class Rectification:
     """How pairs are judged."""
 
-    rule: str  # of RULES: none masked, (3) by threshold, (5) whole pairs, (5) token by token
+    rule: str  # of RULES: none masked, (3) by threshold, (5) by whole pairs, (3) token by token until (5) holds
     scorer: str  # of SCORERS: by what
     threshold: float  # τ of (3)
     scale: str  # of (4): std or none
@@ -44,7 +44,7 @@ class Rectification:
 
 @dataclass(frozen=True)
 class Rectified:
-    """What is left of the pairs of one batch. A group with equal rewards has no advantage, and its d is NaN."""
+    """What is left of the pairs of one batch. Where a group was not scored, its d is NaN."""
 
     pair_mask: torch.Tensor  # m (P, G, G) bool, False: the pair is masked
     distinctiveness: torch.Tensor  # d (P, G, G)
@@ -251,15 +251,16 @@ def common_subsequence_length(a: list[int], b: list[int]) -> int:
 class Scorer:
     """One line of SCORERS."""
 
+    reason: str  # for --help
     threshold: float  # τ of (3), unless --threshold says otherwise
     distinctiveness: Callable[[Sequences], torch.Tensor] | None = None  # -> d (P, G, G); None: by `gradient_gram`
 
 
-# A further scorer is one more function and one more line here; the flags, their help and their errors follow.
+# A further scorer is one more function and one more line here; the flag, its default threshold and errors follow.
 SCORERS = {
-    "gradient": Scorer(threshold=0.35),
-    "state": Scorer(threshold=0.2),
-    "token": Scorer(threshold=0.1, distinctiveness=by_tokens),
+    "gradient": Scorer("gradients of the output layer", threshold=0.35),
+    "state": Scorer("gradients below it", threshold=0.2),
+    "token": Scorer("matching tokens", threshold=0.1, distinctiveness=by_tokens),
 }
 BY_GRADIENT = tuple(name for name, scorer in SCORERS.items() if scorer.distinctiveness is None)  # as rule (5) needs
 
@@ -365,7 +366,7 @@ def token_kernel(
 ) -> torch.Tensor:  # (M_i, M_j)
     """k_ts = (h_t·h_s) (δ_t·δ_s), δ their sketches, for the tokens of two completions. Equation (2).
 
-    Its sum is ⟨G_i, G_j⟩; summed over s alone it is the share of token t in the collision.
+    Its sum is ⟨G_i, G_j⟩; summed over t alone it is the share of token s in the collision.
     """
     return (states @ other_states.T) * (sketches @ other_sketches.T)
 

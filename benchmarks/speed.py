@@ -533,7 +533,8 @@ def step_of_trl(
     )  # fmt: skip
     prompts = [{"prompt": rollout.render_prompt(tokenizer, question["problem"])} for question in questions]
     trainer = GRPOTrainer(
-        model=model, reward_funcs=reward, args=config, train_dataset=Dataset.from_list(prompts),
+        model=model, reward_funcs=reward, args=config,  # type: ignore[arg-type]
+        train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer, callbacks=[Clock()],
     )  # fmt: skip
     trainer.train()

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from rollout import PromptStyle
 from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "arithmetic"
@@ -47,8 +48,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 LOSS_NORMS = ("token", "sequence", "constant")
-RECTIFY_REASON = "how pairs are judged: against --threshold (3), by rule (5) as whole pairs or by tokens, or not at all"
-SCORER_REASON = "by what pairs are judged (2): gradients of the output layer, or below it; matching tokens"
+RECTIFY_REASON = "how pairs are judged: not at all, against --threshold (3), or by rule (5), whole or token by token"
+SCORER_REASON = "by what pairs are judged (2): " + ", ".join(scorer.reason for scorer in SCORERS.values())
 THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the flag " + ", ".join(
     f"{scorer.threshold:g} for {name}" for name, scorer in SCORERS.items()
 )
@@ -79,6 +80,9 @@ class Config:
     data: list[str] = flag([], "training questions: JSONL files or Hub sets, name[:split]")
     eval_data: list[str] = flag([], "held-out questions; without them --hold-out of --data are kept back")
     reward: str = flag("", "file.py:function, from texts and questions to floats, in place of the verifier")
+    right_at: float | None = flag(None, "with --reward: what a right completion earns at least; anchors need it")
+    system: str = flag("", "system prompt, for models with a chat template")
+    enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
     out: str = flag("", "folder of the run; the default is a new one under runs/")
     seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0)
     device: str = flag("", "cpu or cuda; the default is the GPU where there is one")
@@ -124,7 +128,7 @@ class Config:
     eval_every: int = flag(50, "steps between held-out evaluations; 0: start and end", least=0, group="evaluation")
     eval_samples: int = flag(2, "completions of each held-out question", least=1)
     eval_temperature: float = flag(0.6, "of held-out completions", above=0)
-    hold_out: int = flag(64, "questions kept back from --data where there is no --eval-data", least=1)
+    hold_out: int = flag(64, "questions kept back from --data, a fifth at most, without --eval-data", least=1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -133,6 +137,17 @@ class Config:
     def resolved_threshold(self) -> float:
         """τ of (3): --threshold, or what suits the scorer."""
         return SCORERS[self.scorer].threshold if self.threshold is None else self.threshold
+
+    @property
+    def right(self) -> float:
+        """What a right completion earns at least; infinite where nothing says so."""
+        if not self.reward:
+            return 1.0
+        return math.inf if self.right_at is None else self.right_at
+
+    @property
+    def prompt_style(self) -> PromptStyle:
+        return PromptStyle(self.system, self.enable_thinking)
 
     @property
     def rectification(self) -> Rectification:
@@ -166,6 +181,17 @@ def check(config: Config) -> None:
         raise ConfigError(
             "--anchors none: without rollouts (--method sft) there is nothing else to train on; give data or a FILE."
         )
+    if config.right_at is not None and not config.reward:
+        raise ConfigError(
+            f"--right-at {config.right_at}: the verifier gives 1 for right and 0 for wrong; leave it out."
+        )
+    if config.reward and config.right_at is None and config.anchors is not None:
+        raise ConfigError(
+            "--right-at is missing: with --reward, an anchor is a solution that earns at least this much. Give it, or "
+            "train with --anchors none."
+        )
+    if not config.rollouts and config.temperature != 1:
+        raise ConfigError(f"--temperature {config.temperature}: without rollouts nothing is sampled; leave it out.")
     if config.every_group and config.anchors is None:
         raise ConfigError("--anchors none: with an anchor in every group (--every-group) it must be data or a FILE.")
     if config.every_group and config.anchors_per_group >= config.group_size:
@@ -181,19 +207,22 @@ def check(config: Config) -> None:
 def check_ranges(config: Config) -> None:
     """Raise ConfigError for the first field that is out of its range."""
     for item in fields(config):
-        value, rules = getattr(config, item.name), item.metadata
+        value, rules = getattr(config, item.name), dict(item.metadata)
         if value is None and item.type.endswith("| None"):
             continue
+        if item.type == "float | None" and not {"least", "above"} & rules.keys():
+            rules["least"] = -math.inf
         if "choices" in rules:
             allowed = "one of " + ", ".join(rules["choices"])
             right = value in rules["choices"]
         elif "least" in rules or "above" in rules:
             low, high = rules.get("least", rules.get("above")), rules.get("most")
             allowed = "a whole number" if item.type == "int" else "a number"
-            allowed += f" {'of at least' if 'least' in rules else 'above'} {low}"
+            allowed += f" {'of at least' if 'least' in rules else 'above'} {low}" if low != -math.inf else ""
             allowed += f" and at most {high}" if high is not None else ""
             allowed += ", or the word none" if rules.get("none") else ""
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            number = number and (item.type != "int" or isinstance(value, int))
             right = number and (value >= low if "least" in rules else value > low) and (high is None or value <= high)
         else:
             continue
@@ -291,7 +320,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         rules = item.metadata
         if "group" in rules:
             group = parser.add_argument_group(rules["group"])
-        if item.type == "bool":
+        if item.type in ("bool", "bool | None"):
             group.add_argument(flag_name(item.name), action=argparse.BooleanOptionalAction, help=rules["reason"])
             continue
         default = "" if item.default in ("", None) or not isinstance(item.default, str | int | float) else item.default

@@ -54,10 +54,17 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) 
 
 
 def append_json(path: Path, record: dict[str, Any]) -> None:
-    """Add a line; figures that are not known (NaN) are left out, because JSON has no word for them."""
-    record = {name: value for name, value in record.items() if not (isinstance(value, float) and math.isnan(value))}
+    """Add a line; figures that are not finite become null, because JSON has no word for them."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(with_null(record)) + "\n")
+
+
+def with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: with_null(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_samples(
@@ -102,6 +109,16 @@ def write_samples(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def solve_metrics(rewards: torch.Tensor, right: float) -> dict[str, float]:
+    """Shares of groups in which no completion, or every one, is right; nothing where nothing says what is. (P, G)"""
+    if math.isinf(right):
+        return {}
+    return {
+        "solve_none": (rewards < right).all(1).float().mean().item(),
+        "solve_all": (rewards >= right).all(1).float().mean().item(),
+    }
+
+
 def group_metrics(
     rewards: torch.Tensor,  # (P, G)
     rollouts: Rollouts,  # N rows
@@ -129,8 +146,10 @@ def token_metrics(sums: dict[str, float], updates: int) -> dict[str, float]:
     """Means over trained tokens from the sums of `policy_loss`; the clip shares are of on-policy tokens."""
     tokens, on_policy = max(sums.get("tokens", 0.0), 1.0), max(sums.get("policy_tokens", 0.0), 1.0)
     metrics = {
-        "loss": sums.get("loss", 0.0) / updates,
+        "loss": sums.get("loss", 0.0) / max(sums.get("updates", 0.0), 1.0),
         "grad_norm": sums.get("grad_norm", 0.0),
+        "bad_updates": int(sums.get("bad_updates", 0)),
+        "learning_rate": sums.get("learning_rate", 0.0),
         "entropy": sums.get("entropy", 0.0) / tokens,
         "kl": sums.get("kl", 0.0) / tokens,
         "clip_low": sums.get("clip_low", 0.0) / on_policy,
@@ -169,17 +188,20 @@ def step_line(record: dict[str, Any], steps: int) -> str:
         f"{sum(value for name, value in record.items() if name.startswith('seconds/')):.1f} s",
     ]
     line = "  ".join(parts)
+    if record["bad_updates"]:
+        line += f"\n     {record['bad_updates']} updates skipped: their gradient was not finite"
     if record["trained_sequences"] == 0:
         line += "\n     nothing to learn in this step: in every group all rewards are equal or all pairs are masked"
     return line
 
 
 def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
-    """A held-out evaluation in one line."""
-    low, high = result["interval"]
-    levels = "  ".join(f"{level}: {figures['accuracy']:.0%}" for level, figures in result["levels"].items())
-    line = f"held out at step {step}: {result['accuracy']:.1%} ({low:.1%} to {high:.1%})"
-    line += f"  length {result['length']:.1f}  {seconds:.1f} s"
+    """A held-out evaluation in one line: accuracy, or where nothing says what is right, the mean reward."""
+    name, form, short = ("accuracy", ".1%", ".0%") if "accuracy" in result else ("reward", ".3g", ".3g")
+    low, high = result["interval" if name == "accuracy" else "reward_interval"]
+    levels = "  ".join(f"{level}: {figures[name]:{short}}" for level, figures in result["levels"].items())
+    line = f"held out at step {step}: " + ("" if name == "accuracy" else "reward ")
+    line += f"{result[name]:{form}} ({low:{form}} to {high:{form}})  length {result['length']:.1f}  {seconds:.1f} s"
     return line + (f"  by level {levels}" if levels else "")
 
 
@@ -200,7 +222,7 @@ def announce(model: PreTrainedModel, config: Config, out: Path) -> None:
     append_json(out / "metrics.jsonl", {"memory_estimate_gb": estimate})
     say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are. Run folder: {out}")
     if 0 < estimate["available"] < estimate["total"]:
-        say("That is too much: lower --token-budget or --max-new-tokens, or take a smaller model.")
+        say("That is too much: try --checkpointing, lower --token-budget or --max-new-tokens, or take a smaller model.")
     if config.top_p < 1:
         say(f"--top-p {config.top_p:g}: completions come from a narrower policy than the one that is trained.")
 

@@ -1,15 +1,21 @@
-"""What a run is to learn: its questions, anchors and reward, read and checked, with what is left out said."""
+"""What a run is to learn, and how far it has: questions, anchors and reward, read and checked; held-out accuracy."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from anchors import Anchors, verified
+import anchors
+from anchors import Anchors
+from evaluate import evaluate
 from harness.config import Config
-from harness.report import say
-from questions import Question, Reward, fitting, load_reward, read_questions, split_questions
+from harness.report import append_json, evaluation_line, say
+from questions import DataError, Question, Reward, fitting, load_reward, read_questions, split_questions
+from rollout import stop_ids
 
 
 @dataclass(frozen=True)
@@ -30,22 +36,50 @@ def read_task(config: Config) -> Task:
     for note in split.notes:
         say(note)
     source = split.training if config.anchors in ("data", None) else read_questions([config.anchors])
-    return Task(split.training, split.held_out, source, Anchors(), reward)
+    solved = [question for question in source if question.get("solution")]
+    if config.anchors is not None and not solved:
+        where = ", ".join(config.data if config.anchors == "data" else [config.anchors])
+        if anchors_needed(config):
+            raise DataError(f"{where}: no question has a `solution`, and this method learns from them.")
+        say(f"{where}: no question has a `solution`: training without anchors.")
+    return Task(split.training, split.held_out, solved, Anchors(), reward)
+
+
+def anchors_needed(config: Config) -> int:
+    """How many anchors a question must have to be trained on."""
+    return config.anchors_per_group if config.every_group else int(not config.rollouts)
 
 
 def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config) -> Task:
     """The task with what the model has room for, and with its anchors. Raises DataError where nothing is left."""
-    limit = config.max_new_tokens
-    questions, notes = fitting(model, tokenizer, task.questions, limit)
-    held_out, further = fitting(model, tokenizer, task.held_out, limit)
+    limit, style = config.max_new_tokens, config.prompt_style
+    questions, notes = fitting(model, tokenizer, task.questions, limit, style)
+    held_out, further = fitting(model, tokenizer, task.held_out, limit, style)
     notes, solutions = notes + further, task.anchors
-    if config.anchors is not None:
-        needed = config.anchors_per_group if config.every_group else int(not config.rollouts)
-        solutions, questions, further = verified(
-            questions, task.anchor_source,
-            needed=needed, reward=task.reward, tokenizer=tokenizer, max_new_tokens=limit,
+    if config.anchors is not None and task.anchor_source:
+        solutions = anchors.load(
+            task.anchor_source, joining=questions, reward=task.reward, right=config.right, tokenizer=tokenizer,
+            stops=stop_ids(model, tokenizer), style=style, max_new_tokens=limit,
         )  # fmt: skip
+        questions, further = anchors.verified(solutions, questions, anchors_needed(config))
         notes += further
     for note in notes:
         say(note)
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
+
+
+def held_out_accuracy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, out: Path, step: int
+) -> dict[str, Any]:
+    """Evaluate, add the result to evaluations.jsonl, and print a line. The result comes back without completions."""
+    start = time.perf_counter()
+    result = evaluate(
+        model, tokenizer, task.held_out,
+        k=config.eval_samples, temperature=config.eval_temperature, max_new_tokens=config.max_new_tokens,
+        seed=config.seed, reward=task.reward, right=config.right, style=config.prompt_style,
+        label=f"step {step}: held out",
+    )  # fmt: skip
+    append_json(out / "evaluations.jsonl", {"step": step, **result})
+    say(evaluation_line(step, result, time.perf_counter() - start))
+    del result["rows"]
+    return result

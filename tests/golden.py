@@ -65,13 +65,28 @@ def differences(before: Path, after: Path) -> list[str]:
     found = []
     pairs = zip(steps_of(before), steps_of(after), strict=True)
     for number, (old, new) in enumerate(pairs):
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
+        for name in sorted(old):  # new ones may have come
+            if old[name] != new.get(name):
                 found.append(f"line {number}: {name} was {old.get(name)}, is {new.get(name)}")
-    for name in ("samples.jsonl", "evaluations.jsonl", "model/model.safetensors"):
+    evaluations = [
+        [json.loads(line) for line in (out / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()]
+        for out in (before, after)
+    ]
+    if not contains(evaluations[1], evaluations[0]):
+        found.append("evaluations.jsonl differs")
+    for name in ("samples.jsonl", "model/model.safetensors"):
         if (before / name).read_bytes() != (after / name).read_bytes():
             found.append(f"{name} differs")
     return found
+
+
+def contains(new: Any, old: Any) -> bool:
+    """Is all of the old there, unchanged? New fields may have come."""
+    if isinstance(old, dict):
+        return all(name in new and contains(new[name], value) for name, value in old.items())
+    if isinstance(old, list):
+        return len(new) == len(old) and all(map(contains, new, old))
+    return new == old
 
 
 def main() -> None:

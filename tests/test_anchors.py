@@ -10,6 +10,7 @@ from conftest import SOLVED, write_questions
 
 import anchors
 import rollout
+from questions import DataError
 
 # --- loading anchors ---------------------------------------------------------------------------------------------
 
@@ -20,7 +21,7 @@ def test_solutions_that_fail_or_are_too_long_are_left_out_by_line(tmp_path, toke
     none = {"problem": "none?", "answer": "3"}
     source = write_questions(tmp_path / "a.jsonl", [SOLVED, wrong, none, long])
     loaded = anchors.load(source, tokenizer=tokenizer, max_new_tokens=40)
-    assert list(loaded.solutions) == ["1+1?"]
+    assert list(loaded.solutions) == [(("1+1?",), "2")]
     assert [line.split(": ")[0] for line in loaded.left_out] == [f"{source}:2", f"{source}:4"]
     assert "does not reach the answer 3" in loaded.left_out[0] and "limit is 40" in loaded.left_out[1]
 
@@ -29,6 +30,65 @@ def test_the_limit_counts_the_eos(tokenizer):
     tokens = len(SOLVED["solution"])
     assert anchors.load([SOLVED], tokenizer=tokenizer, max_new_tokens=tokens + 1).solutions
     assert not anchors.load([SOLVED], tokenizer=tokenizer, max_new_tokens=tokens).solutions
+
+
+# --- which question a solution joins ---------------------------------------------------------------------------------
+
+STEM = {"problem": "Which is prime?", "solution": "It is 7: \\boxed{B}"}
+FIRST = {**STEM, "choices": ["6", "7"], "answer": "B"}
+SECOND = {**STEM, "choices": ["7", "9"], "answer": "A", "solution": "It is 7: \\boxed{A}"}
+
+
+def test_questions_with_one_stem_and_other_choices_do_not_share_solutions():
+    """200 stems of MMLU-Pro stand for several questions: an anchor of another one would be wrong, and rewarded."""
+    solutions = anchors.load([FIRST, SECOND])
+    for question in (FIRST, SECOND):
+        assert solutions.available(question) == [(question["solution"], 1.0)]
+    assert solutions.available({**FIRST, "choices": ["7", "6"]}) == []
+
+
+def test_a_solution_is_graded_against_the_question_that_it_joins(tokenizer):
+    """The file of solutions says 5, the training data says 4: a solution that reaches 5 is no anchor there."""
+    source = [
+        {"problem": "2+2?", "answer": "5", "solution": "\\boxed{5}", "where": "f:1"},
+        {"problem": "2+2?", "answer": "5", "solution": "it is \\boxed{4}", "where": "f:2"},
+    ]
+    training = {"problem": "2+2?", "answer": "4"}
+    solutions = anchors.load(source, joining=[training], tokenizer=tokenizer)
+    assert [tokenizer.decode(ids[:-1]) for ids, _ in solutions.available(training)] == ["it is \\boxed{4}"]
+    assert solutions.left_out == ["f:1: the solution does not reach the answer 4"]
+    assert solutions.available(source[0]) == []
+
+
+def test_a_solution_that_stands_twice_is_one_anchor(tokenizer):
+    """Duplicate lines gave a group the same anchor twice."""
+    solutions = anchors.load([SOLVED, dict(SOLVED), {**SOLVED, "solution": "\\boxed{2}"}], tokenizer=tokenizer)
+    assert len(solutions.available(SOLVED)) == 2
+
+
+def test_right_is_what_earns_as_much_as_was_said(model, tokenizer):
+    """A format reward of 0.1 for everyone makes no anchor of a failing solution; a penalty has 0 as its best value."""
+
+    def with_format(texts, questions):
+        return [0.1 + ("2}" in text) for text in texts]
+
+    wrong = {**SOLVED, "solution": "\\boxed{3}"}
+    solutions = anchors.load([SOLVED, wrong], reward=with_format, right=1.0, tokenizer=tokenizer)
+    assert [reward for _, reward in solutions.available(SOLVED)] == [1.1]
+    _, placed, rewards = place(model, tokenizer, [SOLVED], [[0.1, 0.1]], solutions, right=1.0)
+    assert placed.anchor_mask.tolist() == [False, True] and rewards[0].tolist() == pytest.approx([0.1, 1.1])
+    penalties = anchors.load(
+        [SOLVED], reward=lambda texts, questions: [0.0] * len(texts), right=0.0, tokenizer=tokenizer
+    )
+    _, placed, rewards = place(model, tokenizer, [SOLVED], [[-1.0, -2.0]], penalties, right=0.0)
+    assert placed.anchor_mask.tolist() == [False, True] and rewards.tolist() == [[-1.0, 0.0]]
+
+
+def test_where_no_question_has_an_anchor_training_goes_on_without():
+    kept, notes = anchors.verified(anchors.Anchors(), [SOLVED], 0)
+    assert kept == [SOLVED] and notes[-1] == "No question has an anchor: training goes on without."
+    with pytest.raises(DataError, match="no question has 1 solutions"):
+        anchors.verified(anchors.Anchors(), [SOLVED], 1)
 
 
 # --- groups ------------------------------------------------------------------------------------------------------
@@ -86,7 +146,8 @@ def test_anchors_enter_hard_groups_only_and_replace_the_last_failing_answer(mode
 
 def test_right_answers_of_a_hard_group_are_not_replaced(model, tokenizer):
     """With --hard-below 0.5 a group with two right answers is hard: three anchors are asked for, two places fail."""
-    solutions = anchors.load([SOLVED] * 3, tokenizer=tokenizer)
+    further = [{**SOLVED, "solution": f"{SOLVED['solution']}{end}"} for end in (".", "!")]
+    solutions = anchors.load([SOLVED, *further], tokenizer=tokenizer)
     sampled, placed, rewards = place(
         model, tokenizer, [SOLVED], [[1.0, 0.0, 1.0, 0.0]], solutions, count=3, hard_below=0.5
     )
@@ -105,11 +166,12 @@ def test_each_anchor_keeps_its_own_reward(model, tokenizer):
     """A reward of one's own may value two solutions differently, whatever their order in the file."""
     other = {**SOLVED, "solution": "\\boxed{2}"}
     solutions = anchors.load(
-        [SOLVED, other], reward=lambda texts, questions: [1.0 / len(text) for text in texts], tokenizer=tokenizer
-    )
+        [SOLVED, other], reward=lambda texts, questions: [1.0 / len(text) for text in texts], right=0.01,
+        tokenizer=tokenizer,
+    )  # fmt: skip
     earned = {tokenizer.decode(solution[:-1]): reward for solution, reward in solutions.available(SOLVED)}
     assert earned == {each["solution"]: 1.0 / len(each["solution"]) for each in (SOLVED, other)}
-    _, placed, rewards = place(model, tokenizer, [SOLVED], [[0.0, 0.0]], solutions, count=2)
+    _, placed, rewards = place(model, tokenizer, [SOLVED], [[0.0, 0.0]], solutions, count=2, right=0.01)
     assert rewards[0].tolist() == pytest.approx([1.0 / len(text) for text in placed.texts])
 
 

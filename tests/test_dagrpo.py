@@ -341,6 +341,42 @@ def test_fine_tuning_raises_the_likelihood_of_the_solutions(small_data, tmp_path
     assert float(change.sum()) > 0
 
 
+def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_moments(model, tokenizer, monkeypatch):
+    """AdamW would write it into every one of them, and the largest norm of the log would be 0."""
+    rollouts = small_rollouts(model, tokenizer)
+    plain = dagrpo.policy_loss
+
+    def broken(*batch, **tensors):
+        loss, counted = plain(*batch, **tensors)
+        return loss * torch.nan, counted
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
+    learner = Learner(model, tokenizer, None, optimizer, schedule)
+    config = Config(model="m", data=["d"], updates=2, token_budget=10_000)
+    advantages, trained = torch.randn(12)[:, None].expand(rollouts.logps.shape), torch.ones(12, dtype=torch.bool)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    monkeypatch.setattr(dagrpo, "policy_loss", broken)
+    sums = dagrpo.update(learner, rollouts, advantages, trained, config, "update")
+    assert sums["bad_updates"] == 2 and math.isnan(sums["grad_norm"]) and sums["updates"] == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not optimizer.state
+    assert all(parameter.grad is None for parameter in model.parameters())
+    monkeypatch.setattr(dagrpo, "policy_loss", plain)
+    assert dagrpo.update(learner, rollouts, advantages, trained, config, "update")["bad_updates"] == 0
+    assert not torch.equal(before[0], next(model.parameters()))
+
+
+def test_a_group_that_waits_for_an_anchor_does_not_give_way_to_a_new_question(model, tokenizer):
+    """Resampling took the hard questions away before anchors could join: `anchored` fell from a half to a twentieth."""
+    solved = {"problem": "0+0?", "answer": "0", "solution": "\\boxed{0}"}
+    stream = iter([solved, *({"problem": f"{n}+{n}?", "answer": "1"} for n in range(1, 9))])
+    task = replace(task_of(lambda texts, _: [0.0] * len(texts)), anchors=anchors.load([solved], tokenizer=tokenizer))
+    config = Config(model="m", data=["d"], questions=2, group_size=2, max_new_tokens=8, resample=2, rectify="none")
+    batch = dagrpo.collect(learner_of(model, tokenizer), task, stream, config, 1, {})
+    assert [question["problem"] for question in batch.questions] == ["0+0?", "3+3?"]
+    assert batch.rewards.tolist() == [[0.0, 1.0], [0.0, 0.0]] and batch.metrics["anchored"] == 0.5
+
+
 def test_old_logps_of_several_updates_are_those_of_the_training_pass(model, tokenizer):
     rollouts = small_rollouts(model, tokenizer)
     kept = rollouts.logps.clone()
@@ -434,7 +470,7 @@ def test_every_method_runs_to_the_end(name, small_data, tmp_path, capsys):
     assert [record["step"] for record in records[1:]] == [1, 2]
     for record in records[1:]:
         assert set(record) >= (ALWAYS if name == "sft" else ALWAYS | SAMPLED)
-        assert all(math.isfinite(value) for value in record.values())
+        assert all(math.isfinite(value) for value in record.values()) and record["bad_updates"] == 0
         assert not record["trained_sequences"] or 0 <= record["padding"] < 1
         assert record.get("sampler_gap", 0.0) < 1e-4, "sampler and trainer compute the same policy"
     sizes = {len(sample["answers"]) for sample in read(tmp_path / "samples.jsonl")}
@@ -553,6 +589,38 @@ def test_reward_up_means_log_probability_up(small_data, tmp_path):
         before, after = (rollout.token_logps(policy, *sampled.tokens)[0] for policy in (model, trained))
     change = (after - before).sum(1)
     assert float(change[written].mean()) > 0 > float(change[~written].mean())
+
+
+def test_what_right_means_reaches_every_place(small_data, tmp_path, capsys):
+    """With the README's reward every step had `solve_all` 1.0 and no anchor, and pass@2 was 100 % at 3.9 % accuracy."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import questions\n\ndef with_bonus(texts, of_texts):\n"
+        "    right = questions.correctness(texts, of_texts)\n"
+        "    return [r + 1 / (2 + len(t)) for t, r in zip(texts, right)]\n"
+    )
+    result = run(small_data, tmp_path / "a", steps=1, reward=f"{file}:with_bonus", right_at=1.0)
+    record = read(tmp_path / "a" / "metrics.jsonl")[1]
+    assert record["solve_all"] < 1 and record["anchored"] > 0
+    assert result["before"]["pass@1"] < 0.9 and result["before"]["reward"] > result["before"]["accuracy"]
+    capsys.readouterr()
+    result = run(small_data, tmp_path / "b", steps=1, reward=f"{file}:with_bonus", anchors=None)
+    record, printed = read(tmp_path / "b" / "metrics.jsonl")[1], capsys.readouterr().out
+    assert "solve_all" not in record and "accuracy" not in result["before"] and "pass@1" not in result["before"]
+    assert "held out at step 0: reward " in printed and "%" not in printed.split("held out at step 0")[1].split("\n")[0]
+
+
+def test_data_without_solutions_trains_without_anchors(small_data, tmp_path, capsys):
+    """The commonest data of all: it ended in an error, after the model was loaded."""
+    lines = [json.loads(line) for line in (small_data / "train.jsonl").read_text().splitlines()]
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({**line, "solution": None}) + "\n" for line in lines))
+    run(small_data, tmp_path / "run", steps=1, data=[str(bare)])
+    assert "no question has a `solution`: training without anchors" in capsys.readouterr().out
+    assert read(tmp_path / "run" / "metrics.jsonl")[1]["anchored"] == 0
+    for method in ("luffy", "sft"):
+        with pytest.raises(questions.DataError, match="no question has a `solution`, and this method learns from them"):
+            run(small_data, tmp_path / method, data=[str(bare)], method=method)
 
 
 def test_warm_up_is_logged_as_it_was_used(small_data, tmp_path):

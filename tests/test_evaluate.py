@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import evaluate
+import rollout
 
 ROWS = [
     {"problem": "1+1?", "answer": "2", "level": 1},
@@ -102,6 +103,8 @@ def test_command_line_writes_every_answer(model, tokenizer, tmp_path, capsys):
     [
         (["--model", "m", "--data", "missing.jsonl"], "no such file"),
         (["--model", "m", "--data", "d", "--samples", "0"], "--samples 0"),
+        (["--model", "m", "--data", "d", "--top-p", "0"], "--top-p 0: it must be above 0"),
+        (["--model", "m", "--data", "d", "--top-p", "2"], "--top-p 2: it must be above 0 and at most 1"),
         (["--model", "m", "--data", "d", "--samples", "2", "--temperature", "0"], "use --samples 1"),
     ],
 )
@@ -109,3 +112,42 @@ def test_command_line_errors_say_what_to_do(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(arguments)
     assert message in f"{stop.value} {capsys.readouterr().err}"
+
+
+def saved(model, tokenizer, folder):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_question_that_leaves_no_room_is_left_out_and_named_and_the_others_keep_the_limit(
+    model, tokenizer, tmp_path, capsys
+):
+    """256 positions, 200 tokens asked for: a long prompt lowered the limit of all questions, silently."""
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS[:2], {"problem": "a" * 100, "answer": "1"}]))
+    out = tmp_path / "out.json"
+    command = ["--model", saved(model, tokenizer, tmp_path / "m"), "--data", str(data), "--out", str(out)]
+    evaluate.main([*command, "--max-new-tokens", "200"])
+    printed, result = capsys.readouterr().out, json.loads(out.read_text())[str(data)]
+    assert "1 questions left out" in printed and "at most 200 tokens each" in printed
+    assert result["questions"] == 2 and result["left_out"] == 1 and result["max_new_tokens"] == 200
+    evaluate.main(command)
+    _, loaded = rollout.load(command[1])
+    room = 256 - len(rollout.encode_prompt(loaded, "a" * 100 + "\n"))  # without the flag all fit
+    assert f"at most {room} tokens each" in capsys.readouterr().out
+
+
+def test_prompts_are_those_that_the_run_trained_with(model, tokenizer, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    path = saved(model, tokenizer, run / "model")
+    (run / "config.json").write_text(json.dumps({"system": "be brief", "enable_thinking": False}))
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps(ROWS[0]) + "\n")
+    seen = []
+    plain = evaluate.prompt_of
+    monkeypatch.setattr(evaluate, "prompt_of", lambda t, q, style: seen.append(style) or plain(t, q, style))
+    evaluate.main(["--model", path, "--data", str(data), "--max-new-tokens", "4"])
+    assert "system prompt 'be brief', enable_thinking False" in capsys.readouterr().out
+    evaluate.main(["--model", path, "--data", str(data), "--max-new-tokens", "4", "--system", "", "--enable-thinking"])
+    assert [(style.system, style.enable_thinking) for style in seen] == [("be brief", False), ("", True)]

@@ -63,6 +63,8 @@ def test_a_hub_set_without_the_package_names_it(monkeypatch):
     [
         ("openai/gsm8k:test", ["socratic", "main"], ("openai/gsm8k", "main", "test")),
         ("some/set", ["all"], ("some/set", "all", "train")),
+        ("openai/gsm8k/socratic:test", ["socratic", "main"], ("openai/gsm8k", "socratic", "test")),
+        ("some/set/algebra", ["algebra", "zoology"], ("some/set", "algebra", "train")),
     ],
 )
 def test_a_hub_set_is_read_by_name_and_split(monkeypatch, source, configurations, loaded):
@@ -78,6 +80,17 @@ def test_a_hub_set_is_read_by_name_and_split(monkeypatch, source, configurations
     found = questions.read_questions([source])
     assert calls == [loaded]
     assert (found[0]["problem"], found[0]["answer"], found[0]["where"]) == ("1+1?", "2", f"{source}:1")
+
+
+@pytest.mark.parametrize("source", ["some/set", "some/set:train", "some/set/botany"])
+def test_of_several_configurations_of_a_hub_set_none_is_taken_in_silence(monkeypatch, source):
+    """The first one of hendrycks_math is a seventh of it."""
+    package = types.ModuleType("datasets")
+    package.get_dataset_config_names = lambda name: ["algebra", "zoology"]
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    monkeypatch.setattr(questions.importlib.util, "find_spec", lambda name: package)
+    with pytest.raises(DataError, match="name one of some/set/algebra, some/set/zoology"):
+        questions.read_questions([source])
 
 
 def test_gsm8k_rows_of_the_hub_are_mapped():
@@ -105,8 +118,29 @@ def test_held_out_questions_are_never_trained_on():
     assert split.notes == ["300 training questions are held-out ones too: left out of training."]
     split = questions.split_questions(both, [], 1000)
     assert len(split.held_out) == 420 and len(split.training) == 1680  # at most a fifth
+    assert split.notes == ["--hold-out 1000: only 420 questions are held out, a fifth of the data."]
     assert not {q["problem"] for q in split.training} & {q["problem"] for q in split.held_out}
-    assert split.notes == []
+
+
+def test_a_training_question_with_the_stem_of_a_held_out_one_is_not_dropped(tmp_path):
+    """With choices of its own it is another question."""
+    lines = [{"problem": "Which?", "choices": ["1", str(n)], "answer": "A"} for n in range(6)]
+    split = questions.split_questions(
+        [write_questions(tmp_path / "train.jsonl", lines)], [write_questions(tmp_path / "held.jsonl", lines[:1])], 1
+    )
+    assert len(split.training) == 5 and len(split.held_out) == 1
+
+
+def test_a_reward_file_is_an_ordinary_module(tmp_path):
+    """A dataclass with postponed annotations looks its module up in sys.modules."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass Rule:\n"
+        "    length: int\n\ndef short(texts, questions):\n    return [Rule(len(t)).length for t in texts]\n"
+    )
+    assert questions.load_reward(f"{file}:short")(["a", "bcd"], [{}, {}]) == [1.0, 3.0]
+    with pytest.raises(DataError, match="is no Python file"):
+        questions.load_reward(f"{write_questions(tmp_path / 'mine.txt', [])}:short")
 
 
 def test_questions_that_leave_no_room_for_a_completion_are_left_out(model, tokenizer):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections import Counter
 
 import pytest
 import torch
 from conftest import completions_of
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 import anchors
 import rollout
@@ -132,6 +135,106 @@ def test_with_a_chat_template_the_prompt_asks_for_a_box(tokenizer, monkeypatch):
     )
 
 
+def with_template(tokenizer, template: str):
+    """A copy of the tokenizer with a chat template, and further tokens that end a turn."""
+    copied = copy.deepcopy(tokenizer)
+    copied.add_special_tokens({"additional_special_tokens": ["<turn>", "<end>", "<think>", "</think>"]})
+    copied.chat_template = template
+    return copied
+
+
+GEMMA = (  # ends a turn with a token that is not the EOS
+    "{% for m in messages %}<turn>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+QWEN = GEMMA.replace(
+    "{{ m.content }}", "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
+).replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+)
+OPENS_THINKING = GEMMA.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+
+
+def solution_behind_its_prompt(tokenizer, style=rollout.PLAIN, solution="so it is 2."):
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    ids = rollout.encode_solution(tokenizer, [1, end], ("1+1?", None, style), solution)
+    prompt = rollout.encode_prompt(tokenizer, rollout.render_prompt(tokenizer, "1+1?", None, style))
+    assert ids[-1] == end and end not in ids[:-1]
+    return tokenizer.decode(prompt), tokenizer.decode(ids[:-1])
+
+
+def test_a_solution_ends_as_the_template_ends_a_turn(tokenizer):
+    """With the EOS in its place, anchors would teach Gemma, Phi or GLM another end of turn than it samples."""
+    prompt, said = solution_behind_its_prompt(with_template(tokenizer, GEMMA))
+    assert said == "so it is 2." and prompt.endswith("<turn>assistant\n")
+    plain = rollout.encode_solution(tokenizer, [1], ("1+1?", None, rollout.PLAIN), "so it is 2.")
+    assert plain[-1] == 1 and tokenizer.decode(plain[:-1]) == "so it is 2."
+
+
+def test_where_the_template_ends_a_turn_with_no_stop_token_the_eos_does(tokenizer):
+    chat = with_template(tokenizer, GEMMA.replace("<end>", "."))
+    ids = rollout.encode_solution(chat, [1], ("1+1?", None, rollout.PLAIN), "so it is 2")
+    assert ids[-1] == 1 and 1 not in ids[:-1]
+
+
+def test_a_solution_stands_behind_the_thinking_not_inside_of_it(tokenizer):
+    """Qwen3 writes a think block before each answer; other templates open one in the prompt."""
+    _, said = solution_behind_its_prompt(with_template(tokenizer, QWEN))
+    assert said == "<think>\n\n</think>\n\nso it is 2."
+    prompt, said = solution_behind_its_prompt(
+        with_template(tokenizer, QWEN), rollout.PromptStyle(enable_thinking=False)
+    )
+    assert prompt.endswith("</think>\n\n") and said == "so it is 2."
+    prompt, said = solution_behind_its_prompt(with_template(tokenizer, OPENS_THINKING))
+    assert prompt.endswith("<think>\n") and said == "\n</think>\n\nso it is 2."
+
+
+def test_the_system_prompt_comes_first_and_stays_out_of_the_anchor(tokenizer):
+    style = rollout.PromptStyle(system="be brief.")
+    prompt, said = solution_behind_its_prompt(with_template(tokenizer, GEMMA), style)
+    assert prompt.startswith("<turn>system\nbe brief.<end>\n<turn>user\n1+1?") and said == "so it is 2."
+    assert rollout.render_prompt(tokenizer, "1+1?", None, style) == "1+1?\n", "without a template there are no turns"
+
+
+def test_a_solution_is_tokenized_as_it_would_follow_the_prompt(tokenizer):
+    """A SentencePiece tokenizer begins every text with a mark, which the model would not write behind the prompt."""
+    marking = copy.deepcopy(tokenizer)
+    marking.backend_tokenizer.normalizer = normalizers.Prepend("_")
+    alone = marking("2.", add_special_tokens=False)["input_ids"]
+    behind = rollout.encode_solution(marking, [1], ("1+1?", None, rollout.PLAIN), "2.")
+    assert marking.decode(alone) == "_2." and marking.decode(behind[:-1]) == "2."
+
+
+def test_where_prompt_and_solution_meet_inside_of_a_token_the_solution_is_whole(tokenizer):
+    joining = copy.deepcopy(tokenizer)
+    joining.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("ab|[\\s\\S]"), behavior="isolated")
+    joining.add_tokens("ab")
+    assert len(joining("ab")["input_ids"]) == 1
+    assert joining.decode(rollout.encode_behind(joining, "xa", "bc")) == "bc"
+
+
+def test_a_tokenizer_without_an_end_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="no EOS token"):
+        rollout.encode_solution(tokenizer, [], ("1+1?", None, rollout.PLAIN), "2")
+
+
+def test_equal_questions_in_two_calls_get_further_completions_where_they_are_counted(model, tokenizer):
+    """Evaluation samples in batches: duplicates in two of them had equal answers, counted as independent ones."""
+    seen = Counter()
+    options = {"max_new_tokens": 20, "seed": 1}
+    first, second = (rollout.sample(model, tokenizer, ["a+b="], 3, seen=seen, **options) for _ in range(2))
+    assert not set(map(tuple, completions_of(first))) & set(map(tuple, completions_of(second)))
+    together = rollout.sample(model, tokenizer, ["a+b=", "a+b="], 3, **options)
+    assert completions_of(together) == completions_of(first) + completions_of(second)
+
+
+@pytest.mark.parametrize("top_p", [0.0, -1.0, 1.5])
+def test_a_top_p_that_leaves_nothing_to_choose_from_is_an_error(model, tokenizer, top_p):
+    with pytest.raises(ValueError, match="must be above 0 and at most 1"):
+        rollout.sample(model, tokenizer, ["a"], 2, max_new_tokens=3, top_p=top_p)
+
+
 # --- records and micro-batches -----------------------------------------------------------------------------------
 
 
@@ -164,7 +267,7 @@ def test_kept_hidden_states_stay_with_their_answers(model, tokenizer):
     others = rollout.sample(model, tokenizer, PROMPTS[3:], 3, max_new_tokens=20, seed=0, keep_hidden=True)
     placed = rollout.replace_groups(sampled, [1], others)
     questions = [{"problem": f"q{p}", "answer": "1"} for p in range(3)]
-    solutions = anchors.Anchors(solutions={"q2": [([7, 8, 9, 1], 1.0)]})
+    solutions = anchors.Anchors(solutions={(("q2",), "1"): [([7, 8, 9, 1], 1.0)]})
     placed, _ = anchors.insert(
         model, tokenizer, placed, torch.zeros(3, 3), questions, solutions,
         count=1, hard_below=0.0, every_group=False, rng=random.Random(0),

@@ -338,7 +338,7 @@ def test_a_scorer_of_texts_is_one_line_of_the_table(model, tokenizer, monkeypatc
         lengths = torch.tensor([len(text) for text in sequences.texts]).view(-1, sequences.group_size)
         return ((lengths[:, :, None] - lengths[:, None, :]).abs() / 20).clamp(max=1)
 
-    monkeypatch.setitem(scoring.SCORERS, "length", scoring.Scorer(threshold=0.3, distinctiveness=by_length))
+    monkeypatch.setitem(scoring.SCORERS, "length", scoring.Scorer("lengths", threshold=0.3, distinctiveness=by_length))
     rollouts = small_rollouts(model, tokenizer)
     rewards = (torch.arange(12) % 3 == 0).float().view(3, 4)
     how = how_of(scorer="length", threshold=scoring.SCORERS["length"].threshold)

@@ -10,7 +10,7 @@ import torch
 
 import dagrpo
 import rollout
-from harness.config import EXAMPLE, METHODS, Config, configure, not_defaults, parse
+from harness.config import EXAMPLE, METHODS, Config, ConfigError, configure, not_defaults, parse
 from scoring import SCORERS
 
 
@@ -53,6 +53,18 @@ def test_what_rectification_has_to_know_of_the_loss():
     assert config.rectification.per_token and config.rectification.gamma == 0.2
     plain = configure(model="m", data=["d"], loss_norm="token", anchor_objective="sft").rectification
     assert not plain.per_token and plain.gamma is None
+
+
+def test_a_whole_number_is_asked_for_where_there_is_one():
+    with pytest.raises(ConfigError, match=r"--steps 2\.5: it must be a whole number"):
+        Config(steps=2.5)
+
+
+def test_what_is_right_is_one_for_the_verifier_and_else_what_is_said():
+    assert configure().right == 1.0
+    custom = configure(reward="mine.py:f", right_at=-0.5)
+    assert custom.right == -0.5
+    assert configure(reward="mine.py:f", anchors=None).right == float("inf"), "nothing is known to be right"
 
 
 def test_every_setting_that_is_not_a_default_is_shown_with_where_it_comes_from():
@@ -104,7 +116,11 @@ def test_the_example_by_name_has_the_settings_of_the_example():
         ("--updates 30", "--updates 30: it must be at most --questions (24)."),
         ("--device cuda:9", "--device cuda:9: PyTorch finds no GPU here"),
         ("--model m", "--data is missing"),
-        ("--reward nowhere.py:f", "--reward nowhere.py:f: it must be file.py:function"),
+        ("--reward nowhere.py:f --right-at 1", "--reward nowhere.py:f: it must be file.py:function"),
+        ("--reward mine.py:f", "--right-at is missing: with --reward, an anchor is a solution that earns at least"),
+        ("--right-at 1", "--right-at 1.0: the verifier gives 1 for right and 0 for wrong"),
+        ("--right-at much --reward mine.py:f", "--right-at much: it must be a number."),
+        ("--method sft --temperature 0.7", "--temperature 0.7: without rollouts nothing is sampled"),
         ("--anchors nowhere.jsonl", "--anchors nowhere.jsonl: it must be data, none, or a JSONL file that exists."),
         ("--model m --data nowhere.jsonl", "--data nowhere.jsonl: there is no such file."),
         ("--data d.jsonl", "--data d.jsonl without --model: which model is to learn from it? A language model: add"),
