@@ -82,7 +82,7 @@ from harness.report import progress, say, timed
 from harness.task import Task, held_out_accuracy, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
-from questions import DataError, Question, Reward, prompt_of, question_stream
+from questions import DataError, Question, Reward, overlong_penalty, prompt_of, question_stream
 from rollout import Rollouts
 
 
@@ -204,6 +204,7 @@ def collect(
                 count=config.anchors_per_group, hard_below=config.hard_below, every_group=config.every_group, rng=rng,
                 right=config.right,
             )  # fmt: skip
+    rewards = rewards - overlong_penalty(rollouts, config.overlong * config.max_new_tokens, config.max_new_tokens)
     metrics["anchored"] = rollouts.anchor_mask.view(len(questions), -1).any(1).float().mean().item()
     return Batch(questions, rollouts, rewards, metrics)
 
@@ -259,6 +260,9 @@ def update(
         learning = members[trained[members]]
         if len(learning) == 0:
             continue
+        entropy_weight = (
+            config.entropy_bonus / rollouts.lengths[learning].sum()
+        )  # of each token: the bonus is of the mean
         with progress(label, "completion", len(learning)) as bar, checkpointed(model, config.checkpointing):
             for micro in rollout.micro_batches(model, rollouts, learning, config.token_budget):
                 part = rollouts.rows(micro.rows)
@@ -278,6 +282,7 @@ def update(
                     objective,
                     reference_logps=reference_logps,
                     entropies=entropies if config.entropy_bonus else entropies.detach(),
+                    entropy_weight=entropy_weight if config.entropy_bonus else None,
                 )
                 loss.backward()
                 on_policy = part.prediction_mask & ~part.anchor_mask[:, None]
@@ -309,7 +314,6 @@ class Objective:
     gamma: float = 0.03
     anchor_objective: str = "shaped"
     kl: float = 0.0
-    entropy_bonus: float = 0.0
 
     @classmethod
     def of(cls, config: Config) -> Objective:
@@ -327,12 +331,14 @@ def policy_loss(
     objective: Objective,
     *,
     reference_logps: torch.Tensor | None = None,  # (B, S)
-    entropies: torch.Tensor | None = None,  # (B, S)
+    entropies: torch.Tensor | None = None,  # H (B, S)
+    entropy_weight: torch.Tensor | None = None,  # () of each token
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of a micro-batch, Σ mask · (β·k3_t − J_t − bonus·H_t) / denominator, and sums for the log. Equation (8).
+    """The loss (8) of a micro-batch, Σ mask · ((β·k3_t − J_t)/denominator − weight·H_t), and sums for the log.
 
-    On-policy J_t = min(ρ_t Ã, clip(ρ_t, 1−ε_low, 1+ε_high) Ã); for anchors J_t = f(π_t) Ã, or Ã log π_t. The losses of
-    all micro-batches add up to that of the optimizer step, because `denominators` belong to the whole step.
+    On-policy J_t = min(ρ_t Ã, clip(ρ_t, 1−ε_low, 1+ε_high) Ã); for anchors J_t = f(π_t) Ã, or Ã log π_t. k3 counts
+    on-policy alone, where it estimates the divergence. The losses of all micro-batches add up to that of the optimizer
+    step, because `denominators` and `entropy_weight` belong to the whole step.
     """
     lowest = -math.inf if objective.clip_low is None else 1 - objective.clip_low
     highest = math.inf if objective.clip_high is None else 1 + objective.clip_high
@@ -346,11 +352,11 @@ def policy_loss(
     k3 = torch.zeros_like(logps)
     if reference_logps is not None:
         difference = reference_logps - logps
-        k3 = difference.exp() - difference - 1
+        k3 = torch.where(is_anchor, 0.0, difference.exp() - difference - 1)
         per_token = per_token + objective.kl * k3
-    if entropies is not None and objective.entropy_bonus:
-        per_token = per_token - objective.entropy_bonus * entropies
     loss = (torch.where(prediction_mask, per_token, 0.0) / denominators[:, None]).sum()  # (8)
+    if entropies is not None and entropy_weight is not None:
+        loss = loss - entropy_weight * torch.where(prediction_mask, entropies, 0.0).sum()
 
     of_policy, of_anchor = prediction_mask & ~is_anchor, prediction_mask & is_anchor
     counted = {

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import verify
-from rollout import PLAIN, PromptStyle, encode_prompt, noise_key, render_prompt
+from rollout import PLAIN, PromptStyle, Rollouts, encode_prompt, noise_key, render_prompt
 
 Question = dict[str, Any]  # with "where" naming the file and line that it came from
 Key = tuple[str, ...]
@@ -188,6 +189,15 @@ def load_reward(source: str) -> Reward:
         return rewards
 
     return reward
+
+
+def overlong_penalty(rollouts: Rollouts, margin: float, limit: int) -> torch.Tensor:
+    """What a sampled completion loses that ends in the last `margin` tokens of its limit: up to 1, at the limit (DAPO).
+
+    N rows -> (P, G)
+    """
+    over = (rollouts.lengths - (limit - margin)).clamp(min=0) / max(margin, 1)
+    return (over * ~rollouts.anchor_mask).view(-1, rollouts.group_size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "dagrpo": {},
     "grpo": {"rectify": "none", "anchors": None, "loss_norm": "token"},
     "dr_grpo": {"rectify": "none", "anchors": None, "scale": "none", "loss_norm": "constant"},
-    "dapo": {"rectify": "none", "anchors": None, "loss_norm": "token", "clip_high": 0.28, "resample": 3},
+    "dapo": {
+        "rectify": "none",
+        "anchors": None,
+        "loss_norm": "token",
+        "clip_high": 0.28,
+        "updates": 4,  # with one, every ratio is 1 and no clip acts
+        "resample": 3,
+        "overlong": 0.2,
+    },
     "luffy": {
         "rectify": "none",
         "every_group": True,
@@ -34,6 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "clip_low": None,
         "clip_high": None,
         "gamma": 0.1,
+        "updates": 2,
         "entropy_bonus": 0.001,
     },
     # Groups of one anchor, which is imitated: (8) is then the negative log-likelihood.
@@ -106,8 +115,10 @@ class Config:
     clip_high: float | None = flag(0.2, "above 1 + this, the ratio has no gradient that raises it further (7); DAPO: "
                                    "0.28; none: no limit", least=0, none=True)
     resample: int = flag(0, "rounds in which groups without signal give way to new questions (DAPO: 3)", least=0)
+    overlong: float = flag(0.0, "share of the token limit, at its end, over which a completion loses up to 1 (DAPO: 0.2)",
+                           least=0, most=1)
     kl: float = flag(0.0, "weight of the k3 divergence from the start model; above 0 a copy of it is kept", least=0)
-    entropy_bonus: float = flag(0.0, "weight of the entropy of the completions' tokens (LUFFY: 0.001)", least=0)
+    entropy_bonus: float = flag(0.0, "weight of the tokens' mean entropy (LUFFY: 0.001)", least=0)
 
     questions: int = flag(16, "questions per step: P", least=1, group="sampling")
     group_size: int = flag(8, "completions of each question: G; at least 2, or nothing can differ", least=1)
@@ -189,6 +200,10 @@ def check(config: Config) -> None:
         raise ConfigError(
             "--right-at is missing: with --reward, an anchor is a solution that earns at least this much. Give it, or "
             "train with --anchors none."
+        )
+    if not config.rollouts and config.kl:
+        raise ConfigError(
+            f"--kl {config.kl}: it is estimated on sampled completions, and without rollouts there are none."
         )
     if not config.rollouts and config.temperature != 1:
         raise ConfigError(f"--temperature {config.temperature}: without rollouts nothing is sampled; leave it out.")

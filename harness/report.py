@@ -151,7 +151,7 @@ def token_metrics(sums: dict[str, float], updates: int) -> dict[str, float]:
         "bad_updates": int(sums.get("bad_updates", 0)),
         "learning_rate": sums.get("learning_rate", 0.0),
         "entropy": sums.get("entropy", 0.0) / tokens,
-        "kl": sums.get("kl", 0.0) / tokens,
+        "kl": sums.get("kl", 0.0) / on_policy,
         "clip_low": sums.get("clip_low", 0.0) / on_policy,
         "clip_high": sums.get("clip_high", 0.0) / on_policy,
     }

@@ -20,7 +20,7 @@ REFERENCE = "grpo"
 METHODS = ("sft", "grpo", "dr_grpo", "dapo", "luffy", "dagrpo")
 BASELINES = METHODS[:-1]
 WITHOUT_SOLUTIONS = (
-    "base", "grpo", "grpo-equal-norms", "dr_grpo", "dapo", "dagrpo-no-anchors", "dagrpo-neither",
+    "base", "grpo", "grpo-equal-norms", "dr_grpo", "dapo", "dapo-4-updates", "dagrpo-no-anchors", "dagrpo-neither",
 )  # fmt: skip
 # What the solutions of a variant are, by the ending of its name.
 TASKS = {"": "Worked solutions", "-mixed": "Half of the solutions terse", "-terse": "Terse solutions"}
@@ -40,6 +40,8 @@ PAIRS = {
     "DaGRPO rather than LUFFY with its γ": ("dagrpo", "luffy-gamma-0.03"),
     "DaGRPO rather than Dr. GRPO": ("dagrpo", "dr_grpo"),
     "DaGRPO rather than DAPO": ("dagrpo", "dapo"),
+    "DaGRPO rather than DAPO with 4 updates": ("dagrpo", "dapo-4-updates"),
+    "DaGRPO rather than LUFFY with 2 updates": ("dagrpo", "luffy-2-updates"),
     "the scorer gradient rather than state": ("dagrpo", "dagrpo-state"),
     "the scorer gradient rather than token": ("dagrpo", "dagrpo-token"),
     "masking pairs rather than tokens": ("dagrpo", "dagrpo-token-rectify"),

@@ -50,9 +50,10 @@ TERSE_SHARE = {"": 0.0, "-mixed": 0.5, "-terse": 1.0}  # of the solutions, by ta
 TEMPERATURE = 0.6  # of validation and benchmark completions
 
 BASE = "base"
+ONE_UPDATE = {"updates": 1}  # per batch, as the other methods have it
 WITH_SOLUTIONS: dict[str, dict[str, Any]] = {
     "sft": {"method": "sft", "group_size": 1},  # one sequence per question: its anchor
-    "luffy": {"method": "luffy"},
+    "luffy": {"method": "luffy", **ONE_UPDATE},
     "dagrpo": {},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -61,10 +62,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sft": WITH_SOLUTIONS["sft"],
     "grpo": {"method": "grpo"},
     "dr_grpo": {"method": "dr_grpo"},
-    "dapo": {"method": "dapo"},
+    "dapo": {"method": "dapo", **ONE_UPDATE, "overlong": 0.0},
     "luffy": WITH_SOLUTIONS["luffy"],
-    "luffy-gamma-0.03": {"method": "luffy", "gamma": 0.03},  # with DaGRPO's γ, which was picked after LUFFY's
+    "luffy-gamma-0.03": {
+        "method": "luffy",
+        **ONE_UPDATE,
+        "gamma": 0.03,
+    },  # with DaGRPO's γ, which was picked after LUFFY's
     "dagrpo": WITH_SOLUTIONS["dagrpo"],
+    # As their papers have them: several updates per batch, and DAPO's penalty for long completions.
+    "dapo-4-updates": {"method": "dapo"},
+    "luffy-2-updates": {"method": "luffy"},
     # Without one of its two mechanisms, or both: what does each add?
     "dagrpo-no-mask": {"rectify": "none"},
     "dagrpo-no-anchors": {"anchors": None},
@@ -80,6 +88,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # The other tasks. What learns from no solution is the same in all of them, and is not run again.
     **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
+WITH_OWN_RATE = ("dapo-4-updates", "luffy-2-updates")  # searched anew: several updates are several steps
 REPEATED = ("sft", "grpo", "dagrpo-neither", "dagrpo")  # with further seeds
 
 # The search for DaGRPO's defaults, on the validation set: from START, one setting changed at a time, then together what
@@ -142,6 +151,8 @@ def method_of(variant: str) -> str:
 
 def grid_of(variant: str) -> str:
     """The variant whose learning rate is searched for it: its method with its solutions."""
+    if variant in WITH_OWN_RATE:
+        return variant
     return START_NAME if variant in SETTINGS else method_of(variant) + task_of(variant)
 
 

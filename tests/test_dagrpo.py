@@ -28,7 +28,8 @@ NO_ANCHORS = torch.tensor([False, False])
 def loss_of(logps, old_logps, advantages, anchor_mask=NO_ANCHORS, denominators=None, **options):
     """The loss of two rows of four predictions, with one advantage each, and its sums as numbers."""
     denominators = torch.ones(2) if denominators is None else denominators
-    tensors = {name: options.pop(name) for name in ("reference_logps", "entropies") if name in options}
+    names = ("reference_logps", "entropies", "entropy_weight")
+    tensors = {name: options.pop(name) for name in names if name in options}
     by_token = torch.tensor(advantages)[:, None].expand(2, 4)
     batch = (logps, old_logps, by_token, MASK, anchor_mask, denominators)
     loss, counted = dagrpo.policy_loss(*batch, Objective(**options), **tensors)
@@ -115,11 +116,20 @@ def test_kl_and_entropy_terms_by_hand():
         reference_logps=logps + math.log(2),
         kl=0.5,
         entropies=torch.full((2, 4), 0.7),
-        entropy_bonus=0.1,
+        entropy_weight=torch.tensor(0.1),
     )
     k3 = 2 - math.log(2) - 1
     assert loss.item() == pytest.approx(5 * (0.5 * k3 - 0.1 * 0.7), rel=1e-5)
     assert counted["kl"] == pytest.approx(5 * k3, rel=1e-5) and counted["entropy"] == pytest.approx(3.5)
+
+
+def test_the_divergence_counts_no_anchor_token():
+    """k3 estimates it on the policy's samples; the three tokens of the first row are such, the anchor's two are not."""
+    logps = torch.full((2, 4), -2.0)
+    options = {"reference_logps": logps + math.log(2), "kl": 0.5}
+    loss, counted = loss_of(logps, logps, [0.0, 0.0], torch.tensor([False, True]), **options)
+    k3 = 2 - math.log(2) - 1
+    assert loss.item() == pytest.approx(3 * 0.5 * k3, rel=1e-5) and counted["kl"] == pytest.approx(3 * k3, rel=1e-5)
 
 
 def test_garbage_outside_the_answers_has_no_effect():
@@ -137,6 +147,14 @@ def test_garbage_outside_the_answers_has_no_effect():
 def test_denominators_by_hand(norm, expected):
     """Answers of 6, 2 and 4 tokens under a limit of 20."""
     assert dagrpo.loss_denominators(torch.tensor([6, 2, 4]), norm, 20).tolist() == expected
+
+
+def test_an_overlong_completion_loses_up_to_one_over_the_last_part_of_the_limit(model, tokenizer):
+    """DAPO: a limit of 20 with a margin of 10: nothing at 10 tokens, half at 15, all at 20; an anchor loses nothing."""
+    completions = [rollout.Completion([3], [4] * length, is_anchor=i == 3) for i, length in enumerate((10, 15, 20, 20))]
+    rollouts = rollout.assemble(model, tokenizer, completions, 2)
+    assert questions.overlong_penalty(rollouts, 10.0, 20).tolist() == [[0.0, 0.5], [1.0, 0.0]]
+    assert not questions.overlong_penalty(rollouts, 0.0, 20).any()
 
 
 # --- one update --------------------------------------------------------------------------------------------------
@@ -216,10 +234,10 @@ def test_every_option_of_the_loss_reaches_it(model, tokenizer, monkeypatch):
         "clip_high": 0.3,
         "gamma": 0.5,
         "kl": 0.2,
-        "entropy_bonus": 0.05,
     }
     for objective in ("shaped", "sft"):
         flags = {**options, "anchor_objective": objective, "temperature": 0.7, "updates": 2, "loss_norm": "constant"}
+        flags["entropy_bonus"] = 0.05
         sums, _ = gradients_of(model, rollouts, advantages, rows, 100_000, **flags)
         loss, clipped = 0.0, 0.0
         for share in (range(8), range(8, 12)):  # two questions, then the third
@@ -236,6 +254,7 @@ def test_every_option_of_the_loss_reaches_it(model, tokenizer, monkeypatch):
                 Objective(anchor_objective=objective, **options),
                 reference_logps=reference,
                 entropies=entropies,
+                entropy_weight=0.05 / part.lengths.sum(),
             )
             assert counted["clip_low"] > 0 and counted["clip_high"] > 0
             loss, clipped = loss + value.item(), clipped + counted["clip_low"].item()
@@ -641,5 +660,6 @@ def test_a_run_folder_is_never_written_over(tmp_path):
 
 def test_the_loss_by_itself_has_the_defaults_of_a_run():
     defaults = {item.name: item.default for item in fields(Config)}
+    assert fields(Objective)
     for item in fields(Objective):
         assert item.default == defaults[item.name]

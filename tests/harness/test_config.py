@@ -26,6 +26,9 @@ def test_methods_are_the_rows_of_the_table():
     assert cells("dapo") == ("none", None, False, "std", "token", 0.2, 0.28, 3)
     assert cells("luffy") == ("none", "data", True, "none", "constant", None, None, 0)
     assert configure(model="m", data=["d"], method="luffy").entropy_bonus == 0.001
+    assert configure(model="m", data=["d"], method="luffy").updates == 2
+    dapo = configure(model="m", data=["d"], method="dapo")
+    assert (dapo.updates, dapo.overlong) == (4, 0.2), "with one update no clip acts"
     assert configure(model="m", data=["d"], method="luffy").gamma == 0.1  # of the paper
     assert configure(model="m", data=["d"], method="dagrpo").gamma == 0.03
     sft = configure(model="m", data=["d"], method="sft")
@@ -120,6 +123,7 @@ def test_the_example_by_name_has_the_settings_of_the_example():
         ("--reward mine.py:f", "--right-at is missing: with --reward, an anchor is a solution that earns at least"),
         ("--right-at 1", "--right-at 1.0: the verifier gives 1 for right and 0 for wrong"),
         ("--right-at much --reward mine.py:f", "--right-at much: it must be a number."),
+        ("--method sft --kl 0.1", "--kl 0.1: it is estimated on sampled completions"),
         ("--method sft --temperature 0.7", "--temperature 0.7: without rollouts nothing is sampled"),
         ("--anchors nowhere.jsonl", "--anchors nowhere.jsonl: it must be data, none, or a JSONL file that exists."),
         ("--model m --data nowhere.jsonl", "--data nowhere.jsonl: there is no such file."),

@@ -24,14 +24,16 @@ def test_fused_loss_equals_the_eager_one_values_and_gradients():
     anchors = torch.tensor([False, True, False, False])
     old, reference = -2 * torch.rand(4, 9), -2 * torch.rand(4, 9)
     advantages, denominators = torch.randn(4, 9), torch.full((4,), 30.0)
-    objective = dagrpo.Objective(gamma=0.1, kl=0.05, entropy_bonus=0.01)
+    objective = dagrpo.Objective(gamma=0.1, kl=0.05)
     results = []
     for function in (dagrpo.policy_loss.eager, torch.compile(dagrpo.policy_loss.eager, dynamic=True)):
         torch.manual_seed(1)
         logps = (old + 0.4 * torch.randn(4, 9)).requires_grad_()
         entropies = torch.rand(4, 9).requires_grad_()
         batch = (logps, old, advantages, mask, anchors, denominators, objective)
-        loss, counted = function(*batch, reference_logps=reference, entropies=entropies)
+        loss, counted = function(
+            *batch, reference_logps=reference, entropies=entropies, entropy_weight=torch.tensor(1e-3)
+        )
         loss.backward()
         results.append((loss.detach(), torch.stack(list(counted.values())), logps.grad, entropies.grad))
     for eager, fused in zip(*results, strict=True):
