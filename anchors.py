@@ -73,7 +73,9 @@ def load(
     for (question, source), earned in zip(pairs, rewards, strict=True):
         where = source.get("where", source["problem"])
         if earned < right:
-            anchors.left_out.append(f"{where}: the solution does not reach the answer {question['answer']}")
+            reached = f"does not reach the answer {question['answer']}"
+            why = reached if reward is correctness else f"earns {earned:g}, and {right:g} is right"
+            anchors.left_out.append(f"{where}: the solution {why}")
             continue
         solution: list[int] | str = source["solution"]
         if tokenizer is not None:

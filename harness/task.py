@@ -52,14 +52,19 @@ def anchors_needed(config: Config) -> int:
 
 def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config) -> Task:
     """The task with what the model has room for, and with its anchors. Raises DataError where nothing is left."""
-    limit, style = config.max_new_tokens, config.prompt_style
+    limit, style, stops = config.max_new_tokens, config.prompt_style, stop_ids(model, tokenizer)
+    if not stops:
+        raise DataError(
+            f"--model {config.model}: neither its tokenizer nor its generation config names a token that ends a text "
+            "(EOS), so that no completion would ever end. Set eos_token in tokenizer_config.json."
+        )
     questions, notes = fitting(model, tokenizer, task.questions, limit, style)
     held_out, further = fitting(model, tokenizer, task.held_out, limit, style)
     notes, solutions = notes + further, task.anchors
     if config.anchors is not None and task.anchor_source:
         solutions = anchors.load(
             task.anchor_source, joining=questions, reward=task.reward, right=config.right, tokenizer=tokenizer,
-            stops=stop_ids(model, tokenizer), style=style, max_new_tokens=limit,
+            stops=stops, style=style, max_new_tokens=limit,
         )  # fmt: skip
         questions, further = anchors.verified(solutions, questions, anchors_needed(config))
         notes += further

@@ -66,6 +66,12 @@ def test_a_solution_that_stands_twice_is_one_anchor(tokenizer):
     assert len(solutions.available(SOLVED)) == 2
 
 
+def test_a_solution_that_earns_too_little_is_left_out_for_that_reason():
+    """Not for the answer, which a reward of one's own need not look at."""
+    solutions = anchors.load([SOLVED], reward=lambda texts, questions: [0.25], right=0.5)
+    assert solutions.left_out == ["1+1?: the solution earns 0.25, and 0.5 is right"]
+
+
 def test_right_is_what_earns_as_much_as_was_said(model, tokenizer):
     """A format reward of 0.1 for everyone makes no anchor of a failing solution; a penalty has 0 as its best value."""
 

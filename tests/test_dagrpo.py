@@ -629,6 +629,12 @@ def test_what_right_means_reaches_every_place(small_data, tmp_path, capsys):
     assert "held out at step 0: reward " in printed and "%" not in printed.split("held out at step 0")[1].split("\n")[0]
 
 
+def test_a_tokenizer_without_an_end_is_refused(small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.task.stop_ids", lambda model, tokenizer: [])
+    with pytest.raises(questions.DataError, match="no completion would ever end"):
+        run(small_data, tmp_path)
+
+
 def test_data_without_solutions_trains_without_anchors(small_data, tmp_path, capsys):
     """The commonest data of all: it ended in an error, after the model was loaded."""
     lines = [json.loads(line) for line in (small_data / "train.jsonl").read_text().splitlines()]
