@@ -204,7 +204,8 @@ def collect(
                 count=config.anchors_per_group, hard_below=config.hard_below, every_group=config.every_group, rng=rng,
                 right=config.right,
             )  # fmt: skip
-    rewards = rewards - overlong_penalty(rollouts, config.overlong * config.max_new_tokens, config.max_new_tokens)
+    margin = config.overlong * config.max_new_tokens
+    rewards = rewards - overlong_penalty(rollouts, rewards, margin, config.max_new_tokens)
     metrics["anchored"] = rollouts.anchor_mask.view(len(questions), -1).any(1).float().mean().item()
     return Batch(questions, rollouts, rewards, metrics)
 

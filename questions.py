@@ -191,13 +191,17 @@ def load_reward(source: str) -> Reward:
     return reward
 
 
-def overlong_penalty(rollouts: Rollouts, margin: float, limit: int) -> torch.Tensor:
-    """What a sampled completion loses that ends in the last `margin` tokens of its limit: up to 1, at the limit (DAPO).
+def overlong_penalty(rollouts: Rollouts, rewards: torch.Tensor, margin: float, limit: int) -> torch.Tensor:
+    """What a sampled completion loses that ends in the last `margin` tokens of its limit: up to 1/2, at the limit.
 
-    N rows -> (P, G)
+    DAPO takes up to 1 from rewards of 1 and −1, which is as much of the way from right to wrong. A group whose rewards
+    are all equal stays without signal: there the penalty alone would make whole advantages.
+
+    N rows, (P, G) -> (P, G)
     """
-    over = (rollouts.lengths - (limit - margin)).clamp(min=0) / max(margin, 1)
-    return (over * ~rollouts.anchor_mask).view(-1, rollouts.group_size)
+    over = (rollouts.lengths - (limit - margin)).clamp(min=0) / max(margin, 1)  # (N,)
+    by_group = (0.5 * over * ~rollouts.anchor_mask).view(rewards.shape)
+    return by_group * (rewards != rewards[:, :1]).any(1, keepdim=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

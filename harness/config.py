@@ -114,8 +114,8 @@ class Config:
                                   "(7); none: no limit", least=0, most=1, none=True)
     clip_high: float | None = flag(0.2, "above 1 + this, the ratio has no gradient that raises it further (7); DAPO: "
                                    "0.28; none: no limit", least=0, none=True)
-    resample: int = flag(0, "rounds in which groups without signal give way to new questions (DAPO: 3)", least=0)
-    overlong: float = flag(0.0, "share of the token limit, at its end, over which a completion loses up to 1 (DAPO: "
+    resample: int = flag(0, "rounds in which groups without signal give way to new questions (dapo: 3)", least=0)
+    overlong: float = flag(0.0, "share of the token limit, at its end, over which a completion loses up to 0.5 (DAPO: "
                            "0.2)", least=0, most=1)
     kl: float = flag(0.0, "weight of the k3 divergence from the start model; above 0 a copy of it is kept", least=0)
     entropy_bonus: float = flag(0.0, "weight of the tokens' mean entropy (LUFFY: 0.001)", least=0)

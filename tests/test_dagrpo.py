@@ -149,12 +149,17 @@ def test_denominators_by_hand(norm, expected):
     assert dagrpo.loss_denominators(torch.tensor([6, 2, 4]), norm, 20).tolist() == expected
 
 
-def test_an_overlong_completion_loses_up_to_one_over_the_last_part_of_the_limit(model, tokenizer):
-    """DAPO: a limit of 20 with a margin of 10: nothing at 10 tokens, half at 15, all at 20; an anchor loses nothing."""
+def test_an_overlong_completion_loses_up_to_a_half_over_the_last_part_of_the_limit(model, tokenizer):
+    """DAPO: a limit of 20 with a margin of 10: nothing at 10 tokens, half of it at 15, all at 20; anchors lose nothing.
+
+    Nor does a group whose rewards are all equal: its advantages would be of the penalty alone.
+    """
     completions = [rollout.Completion([3], [4] * length, is_anchor=i == 3) for i, length in enumerate((10, 15, 20, 20))]
     rollouts = rollout.assemble(model, tokenizer, completions, 2)
-    assert questions.overlong_penalty(rollouts, 10.0, 20).tolist() == [[0.0, 0.5], [1.0, 0.0]]
-    assert not questions.overlong_penalty(rollouts, 0.0, 20).any()
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert questions.overlong_penalty(rollouts, rewards, 10.0, 20).tolist() == [[0.0, 0.25], [0.5, 0.0]]
+    assert questions.overlong_penalty(rollouts, torch.ones(2, 2), 10.0, 20).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert not questions.overlong_penalty(rollouts, rewards, 0.0, 20).any()
 
 
 # --- one update --------------------------------------------------------------------------------------------------

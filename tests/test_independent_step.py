@@ -57,6 +57,7 @@ class Method:
     gamma: float = 0.03
     kl: float = 0.0
     entropy_bonus: float = 0.0
+    overlong: float = 0.0
     updates: int = 1
     imitate: bool = False  # answers are anchors only, each with Ã = 1
     max_new_tokens: int = 20
@@ -76,10 +77,12 @@ METHODS: dict[str, dict] = {
     "dagrpo": {},
     "grpo": {"rectify": "none", "anchors": None, "loss_norm": "token"},
     "dr_grpo": {"rectify": "none", "anchors": None, "scale": "none"},
-    "dapo": {"rectify": "none", "anchors": None, "loss_norm": "token", "clip_high": 0.28},
+    "dapo": {
+        "rectify": "none", "anchors": None, "loss_norm": "token", "clip_high": 0.28, "updates": 4, "overlong": 0.2,
+    },
     "luffy": {
         "rectify": "none", "scale": "none", "clip_low": None, "clip_high": None, "every_group": True, "gamma": 0.1,
-        "entropy_bonus": 0.001,
+        "entropy_bonus": 0.001, "updates": 2,
     },
     "sft": {
         "rectify": "none", "loss_norm": "token", "clip_low": None, "clip_high": None, "anchor_objective": "sft",
@@ -229,7 +232,7 @@ def with_anchors(sampled: list[list[Answer]], solutions: list[list[Answer]], met
         if method.every_group:
             groups.append(group + given)
             continue
-        right = min(anchor.reward for anchor in given)
+        right = 1.0
         failing = [answer for answer in group if answer.reward < right]
         group = list(group)
         if method.anchors and (len(group) - len(failing)) / len(group) <= method.hard_below:
@@ -238,6 +241,18 @@ def with_anchors(sampled: list[list[Answer]], solutions: list[list[Answer]], met
             for k, anchor in zip(places, given, strict=False):
                 group[k] = anchor
         groups.append(group)
+    return groups
+
+
+def with_penalty(groups: list[list[Answer]], method: Method) -> list[list[Answer]]:
+    """The last part of the token limit costs a sampled answer up to 1/2, at the limit, where the group has a signal."""
+    margin = method.overlong * method.max_new_tokens
+    for group in groups:
+        signal = len({answer.reward for answer in group}) > 1
+        for answer in group:
+            over = len(answer.tokens) - (method.max_new_tokens - margin)
+            if signal and margin and over > 0 and not answer.anchor:
+                answer.reward -= over / margin / 2
     return groups
 
 
@@ -267,12 +282,13 @@ def naive_loss(model, share: list, before: dict, fixed: dict, method: Method):
             token = answer.tokens[t]
             old = before[key][t][token] if method.updates > 1 else now[token].item()
             term = -objective(now[token], old, answer, advantages[t], method)
-            if method.kl:
+            if method.kl and not answer.anchor:
                 difference = (fixed[key][t][token] / now[token]).log()
                 term = term + method.kl * (difference.exp() - difference - 1)
-            if method.entropy_bonus:
-                term = term + method.entropy_bonus * (now * now.log()).sum()
-            loss = term / denominator + (0.0 if loss is None else loss)
+            term = term / denominator
+            if method.entropy_bonus:  # of the mean over the tokens of the optimizer step
+                term = term + method.entropy_bonus * (now * now.log()).sum() / all_tokens
+            loss = term + (0.0 if loss is None else loss)
     return loss
 
 
@@ -354,6 +370,8 @@ def alike(tokenizer) -> list[list[str]]:
 
 
 def setting(method: str = "dagrpo", rewards: str = "mixed", answers: str = "sampled", model: str = "plain", **flags):
+    if method == "dapo":
+        flags = {"updates": 3, **flags}  # there are three questions
     return {"method": method, "rewards": rewards, "answers": answers, "model": model, "flags": flags}
 
 
@@ -411,6 +429,8 @@ SETTINGS = {
     "dapo, three updates, sequence": setting("dapo", "graded", updates=3, loss_norm="sequence"),
     "luffy, three updates, clip 0.1": setting("luffy", "graded", updates=3, clip_low=0.1, clip_high=0.1),
     "sft, three updates": setting("sft", updates=3),
+    "dapo, one update, overlong 0.5": setting("dapo", "graded", updates=1, overlong=0.5),
+    "luffy, one update": setting("luffy", "graded", updates=1),
     # KL, entropy, anchors' objective
     "kl": setting("grpo", kl=0.2),
     "kl, nothing else to learn, temperature 0.7": setting("grpo", "all right", kl=0.2, temperature=0.7),
@@ -422,7 +442,7 @@ SETTINGS = {
     "plain anchors, kl, two updates": setting(anchor_objective="sft", kl=0.1, updates=2),
     "luffy, two anchors, gamma 0.3, scale std": setting("luffy", anchors_per_group=2, gamma=0.3, scale="std"),
     "sft, shaped, gamma 0.2, sequence": setting("sft", anchor_objective="shaped", gamma=0.2, loss_norm="sequence"),
-    "sft, temperature 0.7, constant, entropy": setting("sft", temperature=0.7, loss_norm="constant", entropy_bonus=0.1),
+    "sft, constant, entropy": setting("sft", loss_norm="constant", entropy_bonus=0.1),
     # what must not change the result
     "checkpointing": setting(answers="alike", checkpointing=True, updates=2, kl=0.1),
     "micro-batches of one row": setting(answers="alike", token_budget=1, updates=2, rectify="token"),
@@ -458,7 +478,9 @@ def naive_groups(
     placed = completions_of(batch.rollouts)
     for p, question in enumerate(QUESTIONS):
         prompt = tokenizer(question["problem"] + "\n")["input_ids"]
-        of_question = [Answer(prompt, ids, earned, anchor=True) for ids, earned in solutions[question["problem"]]]
+        of_question = [
+            Answer(prompt, ids, earned, anchor=True) for ids, earned in solutions[anchors.place_of(question)]
+        ]
         # Which of several anchors comes first is chance.
         of_question.sort(key=lambda anchor: placed.index(anchor.tokens) if anchor.tokens in placed else 0)
         given.append(of_question)
@@ -466,7 +488,7 @@ def naive_groups(
             size = sampled[0].group_size
             for tokens in completions_of(sampled[0])[p * size : (p + 1) * size]:
                 answers[p].append(Answer(prompt, tokens, rewards[p][len(answers[p])]))
-    return with_anchors(answers, given, method)
+    return with_penalty(with_anchors(answers, given, method), method)
 
 
 def run_program(
@@ -514,7 +536,7 @@ def run_program(
     solutions: dict = {}
     for question, solution in zip(itertools.cycle(QUESTIONS), SOLUTIONS, strict=False):
         ids = tokenizer(solution)["input_ids"] + [1]
-        solutions.setdefault(question["problem"], []).append((ids, 1.0))
+        solutions.setdefault(anchors.place_of(question), []).append((ids, 1.0))
     for found in solutions.values():
         del found[config.anchors_per_group :]
 
@@ -556,7 +578,7 @@ def test_one_step_is_the_one_of_the_equations(name, tokenizer, monkeypatch):
     answers = [answer for group in program.groups for answer in group]
     assert completions_of(program.rollouts) == [answer.tokens for answer in answers]
     assert program.rollouts.anchor_mask.tolist() == [answer.anchor for answer in answers]
-    assert program.rewards.flatten().tolist() == [answer.reward for answer in answers]
+    assert program.rewards.flatten().tolist() == pytest.approx([answer.reward for answer in answers])
 
     rectified, close = program.rectified, {"rtol": 1e-5, "atol": 1e-5}
     for p, group in enumerate(program.groups):
