@@ -8,13 +8,17 @@ together. The letters of shapes are in the docstring of dagrpo.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from policy.model import autocast, hidden_states, logits_from_hidden, takes_any_mask
 
@@ -157,27 +161,38 @@ def rows_by_run(packing: Packing) -> Iterator[list[list[int]]]:
 def checkpointed(model: PreTrainedModel, enabled: bool) -> Iterator[None]:
     """Inside, the layers keep no activations for the backward pass, but compute them again there.
 
-    transformers does this in training mode only, in which a cache cannot be used and dropout would act: so the mode
-    is on for the update alone, and dropout is off in it.
+    transformers does this in training mode only, which turns on dropouts, dropped layers and noise in routers, each by
+    a field of another name. So the layers are wrapped here, and the model stays as it is.
+
+    Raises NotImplementedError for a model whose layers are not found.
     """
-    if not enabled:
-        yield
-        return
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-    # Older versions of transformers call these two gradient_checkpointing.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-    enable({"use_reentrant": False})
-    model.train()
+    layers: list[Any] = [m for m in model.modules() if enabled and isinstance(m, GradientCheckpointingLayer)]
+    if enabled and not layers:
+        raise NotImplementedError(
+            f"The layers of {type(model).__name__} are none of those that can be computed again; leave --checkpointing "
+            "out."
+        )
+    replaced = [vars(layer).get("forward") for layer in layers]  # None, but for layers that somebody else has wrapped
+    for layer in layers:
+        layer.forward = partial(computed_again, layer.forward)
     try:
         yield
     finally:
-        model.eval()
-        disable()
+        for layer, forward in zip(layers, replaced, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def computed_again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The layer's result, whose activations the backward pass computes a second time.
+
+    Raises ValueError for a cache, to which the second time would append the same keys and values again.
+    """
+    if torch.is_grad_enabled() and any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+        raise ValueError("A layer was given a cache while its activations are to be computed again.")
+    # Nothing is drawn at random outside of training mode, so that the state of the generators need not be kept.
+    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, preserve_rng_state=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from architectures import config_of, model_of
 from conftest import padded_batch, random_model
 from transformers import FalconConfig, FalconForCausalLM
+from transformers.cache_utils import DynamicCache
 
 import rollout
 from policy import logprobs
+from policy.model import hidden_states
 
 ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1)]
 
@@ -111,6 +114,64 @@ def test_checkpointing_changes_no_gradient_and_keeps_less_even_where_the_model_h
         torch.testing.assert_close(with_it, without)
     assert kept[1] < 0.5 * kept[0]
     assert not model.training
+
+
+def dropouts(config):
+    """Every field of a configuration that acts in training mode alone: dropouts, dropped layers, router noise."""
+    fields = config.to_dict()
+    return {name: 0.2 for name in fields if ("drop" in name or "jitter" in name) and fields[name] is not None}
+
+
+@pytest.mark.parametrize(
+    "name", ["opt", "xglm", "biogpt", "falcon", "persimmon", "phimoe", "mixtral", "bloom", "gpt_bigcode", "qwen2"]
+)
+def test_checkpointing_turns_no_dropout_on_whatever_its_field_is_called(name):
+    fields = dropouts(config_of(name))
+    model = model_of(config_of(name, **fields))
+    batch = padded_batch(ROWS, 64)
+    weights = torch.randn(batch[0].shape[0], batch[0].shape[1] - 1)
+    found = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with logprobs.checkpointed(model, enabled):
+            logps, _ = logprobs.token_logps(model, *batch)
+            (logps * weights).sum().backward()
+        found.append([logps.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for without, with_it in zip(*found, strict=True):
+        torch.testing.assert_close(with_it, without)
+    assert fields and {name: getattr(model.config, name) for name in fields} == fields, "a field was changed"
+
+
+def test_checkpointing_leaves_mode_and_layers_as_they_were_also_after_an_exception(model):
+    def hooked(*arguments, plain=model.model.layers[1].forward, **options):
+        return plain(*arguments, **options)
+
+    model.model.layers[1].forward = hooked  # as accelerate does it
+    with pytest.raises(RuntimeError, match="in the middle"), logprobs.checkpointed(model, True):
+        assert not any(module.training for module in model.modules())
+        assert model.model.layers[1].forward is not hooked
+        raise RuntimeError("in the middle")
+    assert not any(module.training for module in model.modules())
+    assert "forward" not in vars(model.model.layers[0]) and model.model.layers[1].forward is hooked
+
+
+def test_checkpointing_refuses_a_cache_that_computing_again_would_fill_twice(model):
+    """A second call of the layer would append the same keys and values."""
+    ids = torch.tensor([[5, 6, 7]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with logprobs.checkpointed(model, True):
+        with pytest.raises(ValueError, match="cache"):
+            hidden_states(model, ids, mask, DynamicCache(config=model.config))
+        with torch.no_grad():
+            hidden_states(model, ids, mask, DynamicCache(config=model.config))
+
+
+def test_checkpointing_of_a_model_without_layers_that_it_finds_says_so():
+    with (
+        pytest.raises(NotImplementedError, match=r"OpenAIGPTLMHeadModel.*--checkpointing"),
+        logprobs.checkpointed(model_of(config_of("openai-gpt")), True),
+    ):
+        pass
 
 
 def test_a_response_mask_that_is_not_bool_is_an_error_that_says_so(model):
