@@ -438,7 +438,7 @@ def main(arguments: list[str] | None = None) -> None:
         config = configure(**flags)
         say(not_defaults(flags))
         train(config)
-    except (ConfigError, DataError, OSError, ImportError, NotImplementedError) as error:
+    except (ConfigError, DataError, OSError, ImportError, NotImplementedError, FloatingPointError) as error:
         sys.exit(f"dagrpo.py: {error}")
 
 

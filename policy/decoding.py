@@ -28,6 +28,7 @@ FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_t
 STOP_CHECK = 8  # tokens between two looks at which completions have ended: each look makes a GPU wait for the CPU
 SHARED_PROMPT = 64  # tokens from which on rows read one copy of their prompt's cache on a CPU: below, copies are faster
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
+NOT_FINITE = "the model gives NaN: its weights are damaged, or a learning rate too high has made them so."
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
 
 
@@ -67,6 +68,7 @@ def choose_tokens(
             probabilities = probabilities.scatter(1, order, ordered.masked_fill(beyond, 0.0))
         cumulative = probabilities.cumsum(-1)
         chosen = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:], right=True)
+        chosen = chosen.clamp(max=logits.shape[1] - 1)  # NaN leads beyond the vocabulary; `decode` looks for it later
     logps = logits.gather(1, chosen) - logits.logsumexp(-1, keepdim=True)
     return chosen.squeeze(1), logps.squeeze(1)
 
@@ -497,7 +499,10 @@ def decode(
     keep_hidden: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Decoded:
-    """One completion for each key: a row's random choices depend on its key alone."""
+    """One completion for each key: a row's random choices depend on its key alone.
+
+    Raises FloatingPointError where the model gives NaN.
+    """
     device, group_size, limit = model.device, len(keys) // len(prompt_ids), sampling.max_new_tokens
     width = max(map(len, prompt_ids))
     input_ids = torch.zeros(len(prompt_ids), width, dtype=torch.long)
@@ -547,7 +552,9 @@ def decode(
             newly = is_stop.any(1) & ~ended
             decoded.lengths[active[newly]] = start + 1 + is_stop[newly].int().argmax(1)
             ended |= newly
-            going = int((~ended).sum())
+            going, broken = torch.stack([(~ended).sum(), (~logps.isfinite()).sum()]).tolist()  # a GPU waits once
+            if broken:
+                raise FloatingPointError(NOT_FINITE)
             if progress is not None:
                 progress(len(block) * going)
             if going == 0:

@@ -115,6 +115,24 @@ def test_top_p_keeps_the_likeliest_tokens_that_reach_it():
     torch.testing.assert_close(logps[chosen == 1][0].exp(), torch.tensor(0.5))
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_p": 0.9}])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_model_that_gives_nan_ends_sampling_in_a_sentence(model, tokenizer, monkeypatch, fast, options):
+    """And not in an index out of bounds, which on a GPU would end the process; also where NaN comes later."""
+    monkeypatch.setattr(decoding, "FAST_MODELS", decoding.FAST_MODELS if fast else ())
+    rollout.sample(model, tokenizer, ["a+b="], 2, max_new_tokens=20, seed=0, **options)
+    seen = []
+
+    def head(hidden, plain=model.lm_head.forward):
+        seen.append(plain(hidden))
+        return seen[-1] * (torch.nan if len(seen) == 4 else 1)
+
+    monkeypatch.setattr(model.lm_head, "forward", head)
+    with pytest.raises(FloatingPointError, match=r"the model gives NaN: .* learning rate"):
+        rollout.sample(model, tokenizer, ["a+b="], 2, max_new_tokens=20, seed=0, **options)
+    assert len(seen) <= decoding.STOP_CHECK
+
+
 # --- one token for every row -------------------------------------------------------------------------------------
 
 
