@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
+from policy.model import position_limit
 from questions import DataError, Question, Reward, correctness, drop_unreadable, fitting, prompt_of, read_questions
 from rollout import PLAIN, PromptStyle
 
@@ -159,7 +160,7 @@ def default_limit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], style: PromptStyle
 ) -> int:
     """1,024 tokens, or what the longest prompt leaves of the model's positions, at least half of them."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = position_limit(model)
     if positions is None:
         return 1024
     longest = max(len(rollout.encode_prompt(tokenizer, prompt_of(tokenizer, each, style))) for each in questions)

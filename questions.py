@@ -25,6 +25,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import verify
+from policy.model import position_limit
 from rollout import PLAIN, PromptStyle, Rollouts, encode_prompt, noise_key, render_prompt
 
 Question = dict[str, Any]  # with "where" naming the file and line that it came from
@@ -263,7 +264,7 @@ def fitting(
 
     Raises DataError where no question does.
     """
-    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    limit = position_limit(model) or math.inf
     kept = [
         question
         for question in questions

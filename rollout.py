@@ -22,6 +22,7 @@ from policy.decoding import Sampling, decode, rows_at_once
 from policy.logprobs import MicroBatch
 from policy.logprobs import token_logps as token_logps  # a name that others call
 from policy.model import load as load
+from policy.model import position_limit, text_config
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -267,12 +268,15 @@ def sample(
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = position_limit(model)
     longest = max(map(len, prompt_ids))
     if limit is not None and longest + max_new_tokens > limit:
+        rotates = limit < (getattr(text_config(model), "max_position_embeddings", None) or 0)
+        beyond = ", beyond which its rotation would depend on the other rows of a batch" if rotates else ""
         raise ValueError(
             f"The longest prompt has {longest} tokens; with --max-new-tokens {max_new_tokens} that is more than the "
-            f"{limit} positions of the model. Lower --max-new-tokens to {limit - longest} or leave the question out."
+            f"{limit} positions of the model{beyond}. Lower --max-new-tokens to {limit - longest} or leave the "
+            "question out."
         )
     seen = Counter() if seen is None else seen
     keys = []

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from policy.compiling import compiled
 from policy.logprobs import CHUNK_ELEMENTS, check_response_mask, token_logps
-from policy.model import autocast, hidden_states, vocabulary_gradients
+from policy.model import autocast, hidden_states, text_config, vocabulary_gradients
 from rollout import Rollouts
 
 RULES = ("none", "threshold", "pair", "token")
@@ -347,9 +347,9 @@ def token_sketches(
     With `gradient` ∂ℓ_t/∂z_t, the vocabulary side in at most SKETCH_WIDTH buckets; with `state`
     ∂ℓ_t/∂h_t = Wᵀ ∂ℓ_t/∂z_t, where the width is H.
     """
-    width = min(SKETCH_WIDTH, model.config.vocab_size)
+    width = min(SKETCH_WIDTH, text_config(model).vocab_size)
     weight = model.get_output_embeddings().weight
-    size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
     sketches = []
     for h, chosen in zip(states.split(size), targets.split(size), strict=True):
         gradients = vocabulary_gradients(model, h, chosen, temperature)

@@ -52,7 +52,7 @@ from harness.config import EXAMPLE, configure  # noqa: E402
 from harness.report import machine, synchronize  # noqa: E402
 from policy import decoding  # noqa: E402
 from policy.logprobs import checkpointed  # noqa: E402
-from policy.model import autocast, hidden_states  # noqa: E402
+from policy.model import autocast, hidden_states, text_config  # noqa: E402
 
 SHAPES = {  # of Qwen2.5: hidden size, MLP size, layers, heads, key-value heads
     "0.5b": (896, 4864, 24, 14, 2),
@@ -245,7 +245,7 @@ def batch_of(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random token ids: answers behind prompts of `prompt` tokens, shared by groups. -> (rows, length) three times"""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, model.config.vocab_size, (rows, length), generator=generator)
+    ids = torch.randint(3, text_config(model).vocab_size, (rows, length), generator=generator)
     ids[:, :prompt] = ids[::group_size, :prompt].repeat_interleave(group_size, dim=0)[:rows]
     response_mask = torch.zeros_like(ids, dtype=torch.bool)
     response_mask[:, prompt:] = True

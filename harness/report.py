@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from harness.config import Config, ConfigError
 from policy.decoding import cache_bytes, rows_at_once
 from policy.logprobs import CHUNK_ELEMENTS
+from policy.model import layer_configs, text_config
 from rollout import Rollouts
 from scoring import Rectified
 
@@ -231,12 +232,14 @@ def memory_estimate(
     model: PreTrainedModel, *, sequences: int, max_new_tokens: int, token_budget: int, reference: bool
 ) -> dict[str, float]:
     """Gigabytes that the run will need, roughly: fp32 weights, gradients, AdamW states, activations, cache."""
-    config = model.config
+    config = text_config(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     width = 4 if model.device.type == "cpu" else 2
-    inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
     # What the backward pass of a layer keeps of a token: about 14 vectors of the hidden and 4 of the inner size.
-    layer = (14 * config.hidden_size + 4 * inner) * width
+    layers = 14 * config.hidden_size * config.num_hidden_layers
+    for number, layer in enumerate(layer_configs(model)):
+        inner = getattr(layer, "intermediate_size", None) or 4 * config.hidden_size
+        layers += 4 * (inner[number] if isinstance(inner, list) else inner)  # Gemma 3n has one for each layer
     length = max_new_tokens + 256  # with a prompt of middling length
     tokens = min(token_budget, sequences * length)
     logits = 4 * 4 * min(CHUNK_ELEMENTS, tokens * config.vocab_size)
@@ -244,7 +247,7 @@ def memory_estimate(
         "weights": 4 * parameters * (2 if reference else 1),
         "gradients": 4 * parameters,
         "optimizer": 8 * parameters,
-        "activations": tokens * config.num_hidden_layers * layer + logits,
+        "activations": tokens * layers * width + logits,
         "autocast": 2 * parameters if model.device.type == "cuda" else 0,  # bf16 copies of the weights
         "decoder": width * parameters,  # joined copies of them, while sampling
         "cache": cache_bytes(model, length) * min(sequences, rows_at_once(model, length)),

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from policy.compiling import compiled
-from policy.model import autocast, hidden_states, logits_from_hidden, takes_any_mask
+from policy.model import autocast, hidden_states, layer_configs, logits_from_hidden, takes_any_mask, text_config
 
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
 STOP_CHECK = 8  # tokens between two looks at which completions have ended: each look makes a GPU wait for the CPU
@@ -301,7 +301,7 @@ class FastSteps:
             by_row = padding_bias.view(-1, kv_heads, 1, width).repeat_interleave(group_size, dim=0)
             self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
         self.kv_heads = kv_heads
-        self.use_graphs = on_cuda
+        self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK  # for fewer, making one takes longer than it saves
         self.pool = torch.cuda.graph_pool_handle() if on_cuda else None  # one for all graphs: only one runs at a time
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
@@ -568,10 +568,11 @@ def decode(
 
 def cache_bytes(model: PreTrainedModel, length: int) -> int:
     """Key-value cache of one sequence of `length` tokens, with the hidden states that may be kept of it."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * heads * width + config.hidden_size
+    numbers = text_config(model).hidden_size
+    for config in layer_configs(model):
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        numbers += 2 * heads * width
     return numbers * length * (4 if model.device.type == "cpu" else 2)
 
 

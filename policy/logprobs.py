@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from policy.model import autocast, hidden_states, logits_from_hidden, takes_any_mask
+from policy.model import autocast, backbone, hidden_states, logits_from_hidden, takes_any_mask, text_config
 
 CHUNK_ELEMENTS = 2**25  # logits held at one time: 128 MB in fp32, small beside any model that has a large vocabulary
 SMALL_BATCH = 512  # padded tokens; below, another micro-batch costs more time than the padding it saves
@@ -64,7 +64,7 @@ def token_logps(
             entropies = -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(-1)
             return logps.gather(1, targets[:, None]).squeeze(1), entropies
 
-        size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+        size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
         if len(targets) <= size:
             logps, entropies = chunk_logps(hidden, targets)
         else:
@@ -135,7 +135,7 @@ def packed_states(
     same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
     same_piece = piece_of[:, :, None] == piece_of[:, None, :]
     allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
-    output = model.base_model(
+    output = backbone(model)(
         input_ids=packed(input_ids.flatten()[torch.cat(sources).to(device)], 0),
         attention_mask=allowed,
         position_ids=packed(torch.cat(positions), 0),
@@ -222,7 +222,7 @@ def micro_batches(
     """
     packable = takes_any_mask(model)
     if packable:
-        runs = shared_prompt_runs(prompts, completions, questions, token_budget, model.config.hidden_size)
+        runs = shared_prompt_runs(prompts, completions, questions, token_budget, text_config(model).hidden_size)
     else:
         runs = [[row] for row in range(len(prompts))]
     # Where rows are not packed, their last token goes through the model too.

@@ -1,8 +1,9 @@
 """The model: load it, run it forward, and make logits of its hidden states.
 
-`load` refuses what the rest of `policy` cannot compute. `hidden_states` and `logits_from_hidden` are the two halves of
-the forward pass: decoding (policy/decoding.py) and training (policy/logprobs.py) use the same head at the same
-temperature, so that the importance ratio (7) starts at 1. The letters of shapes are in the docstring of dagrpo.py.
+`load` refuses what the rest of `policy` cannot compute (policy/checks.py). `hidden_states` and `logits_from_hidden` are
+the two halves of the forward pass: decoding (policy/decoding.py) and training (policy/logprobs.py) use the same head at
+the same temperature, so that the importance ratio (7) starts at 1. The letters of shapes are in the docstring of
+dagrpo.py.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ def load(
     many CPUs multiply bf16 matrices a hundred times slower. The device is the GPU where there is one.
 
     Raises FileNotFoundError for a missing `.gguf` file, ImportError where a package that reads it is missing (`gguf`,
-    `accelerate`), and NotImplementedError for a head that computes something `logits_from_hidden` does not know, or
-    for layers that keep another state than keys and values.
+    `accelerate`), and NotImplementedError for a model whose completions the sampler or the trainer would get wrong.
     """
+    from policy.checks import check_model  # not above: the checks decode, and decoding imports this module
+
     source = model
     options: dict[str, Any] = {}
     weights: dict[str, Any] = {}
@@ -48,33 +50,42 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    check_cache(policy)
-    check_head(policy)
+    check_model(policy)
     return policy, tokenizer
 
 
-def check_cache(model: PreTrainedModel) -> None:
-    """Raise NotImplementedError for a model that keeps another state than keys and values: rows could not leave."""
-    if not all(hasattr(layer, "batch_repeat_interleave") for layer in DynamicCache(config=model.config).layers):
-        raise NotImplementedError(
-            f"{type(model).__name__} has layers that keep another state than keys and values (linear attention, a "
-            "state space, a convolution). Completions cannot be sampled from it here; take one of attention layers "
-            "only."
-        )
+# ---------------------------------------------------------------------------------------------------------------------
+# What a configuration says
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def check_head(model: PreTrainedModel) -> None:
-    """Raise NotImplementedError where `logits_from_hidden` is not what the model itself computes."""
-    input_ids = torch.arange(1, 5, device=model.device)[None]
-    attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
-    expected = model(input_ids=input_ids, attention_mask=attention_mask.long()).logits.float()
-    found = logits_from_hidden(model, hidden_states(model, input_ids, attention_mask))
-    if not torch.allclose(found, expected, rtol=1e-2, atol=1e-3 * float(expected.abs().max())):
-        raise NotImplementedError(
-            f"The output head of {type(model).__name__} computes more than a linear map, a factor and a soft cap. "
-            "Add what it does to logits_from_hidden and to vocabulary_gradients in policy/model.py."
-        )
+def text_config(model: PreTrainedModel) -> Any:
+    """The fields of the language model: of the whole configuration, or of its part where images have another one."""
+    return model.config.get_text_config(decoder=True)
+
+
+def layer_configs(model: PreTrainedModel) -> list[Any]:
+    """The same for each layer: in some models (Gemma 4) they have heads of unlike sizes."""
+    config = text_config(model)
+    if getattr(config, "is_heterogeneous", False):
+        return list(config.per_layer_config)
+    return [config] * config.num_hidden_layers
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """How many positions a sequence may have; None where there is no limit.
+
+    Of a `longrope` rotation these are the original positions alone: it turns all tokens of a batch otherwise as soon as
+    one row is longer, so that log-probabilities would depend on the rows beside, and the sampler's would not be the
+    trainer's. (`dynamic` does so beyond max_position_embeddings.)
+    """
+    config = text_config(model)
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    rotations = getattr(config, "rope_parameters", None) or {}
+    for rotation in (rotations, *rotations.values()):  # some models have one for each kind of layer
+        if isinstance(rotation, dict) and rotation.get("rope_type") == "longrope":
+            limits.append(rotation.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if limit), default=None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,6 +99,12 @@ def autocast(model: PreTrainedModel) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def backbone(model: PreTrainedModel) -> Any:
+    """The model without its head; Llama 4 has it under another name than the one it gives."""
+    base = model.base_model
+    return getattr(model, "model", model) if base is model else base
+
+
 def hidden_states(
     model: PreTrainedModel,
     input_ids: torch.Tensor,  # (N, L)
@@ -96,7 +113,7 @@ def hidden_states(
 ) -> torch.Tensor:  # (N, L, H)
     """Last hidden states; positions count real tokens, so that padding on the left changes nothing."""
     positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-    output = model.base_model(
+    output = backbone(model)(
         input_ids=input_ids,
         attention_mask=attention_mask.long(),
         position_ids=positions,
@@ -109,8 +126,9 @@ def hidden_states(
 def takes_any_mask(model: PreTrainedModel) -> bool:
     """Does every layer attend through PyTorch's own attention to whatever a (N, 1, T, T) mask allows?"""
     layers = DynamicCache(config=model.config).layers
-    plain = model.config._attn_implementation == "sdpa" and all(type(layer) is DynamicLayer for layer in layers)
-    return plain and not getattr(model.config, "alibi", False)  # ALiBi makes its bias from the mask of single tokens
+    config = text_config(model)
+    plain = config._attn_implementation == "sdpa" and all(type(layer) is DynamicLayer for layer in layers)
+    return plain and not getattr(config, "alibi", False)  # ALiBi makes its bias from the mask of single tokens
 
 
 def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -124,9 +142,10 @@ def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Te
 
 def head_scale_and_cap(model: PreTrainedModel) -> tuple[float, float | None]:
     """What some heads do to logits: a factor (Cohere, Granite) and a soft cap (Gemma 2)."""
-    scale = getattr(model.config, "logit_scale", None) or 1.0
-    divisor = getattr(model.config, "logits_scaling", None) or 1.0
-    return scale / divisor, getattr(model.config, "final_logit_softcapping", None)
+    config = text_config(model)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    return scale / divisor, getattr(config, "final_logit_softcapping", None)
 
 
 def vocabulary_gradients(

@@ -43,6 +43,29 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3Config",
         {"text_config": GEMMA3, "vision_config": VISION, "image_token_index": 60, "mm_tokens_per_image": 4},
     ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            **GEMMA3,
+            "intermediate_size": [48, 32],
+            "vocab_size_per_layer_input": 64,
+            "hidden_size_per_layer_input": 8,
+            "altup_num_inputs": 2,
+            "num_kv_shared_layers": 0,
+            "laurel_rank": 4,
+            "activation_sparsity_pattern": [0.0] * 2,
+        },
+    ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            **GEMMA3,
+            "global_head_dim": 16,
+            "vocab_size_per_layer_input": 64,
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 0,
+        },
+    ),
     "gpt_bigcode": ("GPTBigCodeConfig", GPT2),
     "gptj": ("GPTJConfig", {**GPT2, "rotary_dim": 4}),
     "llama": ("LlamaConfig", GROUPED),
@@ -57,10 +80,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**GROUPED, **EXPERTS}),
     "mpt": ("MptConfig", {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256}),
     "openai-gpt": ("OpenAIGPTConfig", GPT2),
-    "opt": (
-        "OPTConfig",
-        {**LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 32},
-    ),
+    "opt": ("OPTConfig", {**LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 32}),
     "persimmon": ("PersimmonConfig", LLAMA),
     "phi3, longrope": (
         "Phi3Config",

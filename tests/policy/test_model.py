@@ -1,11 +1,15 @@
-"""Loading: weights, files that are missing, and models that are refused."""
+"""Loading: weights and files that are missing; what is read of a configuration."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CohereConfig, CohereForCausalLM, MambaConfig, MambaForCausalLM
+from architectures import GEMMA3, LONGROPE, config_of, model_of
+from conftest import padded_batch
 
+import questions
+import rollout
+from harness import report
 from policy import model as policy_model
 
 
@@ -26,30 +30,69 @@ def test_missing_gguf_file_and_missing_gguf_package(tmp_path, monkeypatch):
         policy_model.load(str(tmp_path / "model.gguf"))
 
 
-def test_a_head_with_a_logit_factor_is_understood():
-    config = CohereConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        logit_scale=0.5,
-        bos_token_id=2,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    policy_model.check_head(CohereForCausalLM(config).eval())
+# --- configurations ----------------------------------------------------------------------------------------------
 
 
-def test_a_head_that_computes_something_else_is_refused(model):
-    plain = model.forward
-    model.forward = lambda **inputs: type("Output", (), {"logits": plain(**inputs).logits.square()})
-    with pytest.raises(NotImplementedError, match="output head of Qwen2ForCausalLM"):
-        policy_model.check_head(model)
+def test_fields_of_a_composite_configuration_are_those_of_its_language_model(tokenizer, tmp_path):
+    """Gemma 3 from 4 B on, and others that read images: model.config itself has no vocabulary, size or positions."""
+    model_of(config_of("gemma3")).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = rollout.load(str(tmp_path), "cpu")
+    assert not hasattr(model.config, "vocab_size") and policy_model.text_config(model).vocab_size == 64
+    report.memory_estimate(model, sequences=4, max_new_tokens=8, token_budget=1_000, reference=False)
+    kept, _ = questions.fitting(model, tokenizer, [{"problem": "1+1?"}, {"problem": "1" * 300}], 8)
+    assert len(kept) == 1
+    sampled = rollout.sample(model, tokenizer, ["a+b=", "what is 2?"], 3, max_new_tokens=20, seed=0)
+    (batch,) = rollout.micro_batches(model, sampled, torch.arange(6), 10_000)
+    part = sampled.rows(batch.rows)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    means = []
+    for _ in range(2):
+        logps, _ = rollout.token_logps(model, *part.tokens, packing=batch.packing)
+        if not means:
+            torch.testing.assert_close(part.logps, logps.detach(), atol=1e-4, rtol=1e-3)
+        means.append(float(logps.detach().sum()))
+        (-logps.sum()).backward()
+        optimizer.step()
+    assert means[1] > means[0]
+    with pytest.raises(ValueError, match=r"256 positions of the model. Lower"):
+        rollout.sample(model, tokenizer, ["a+b="], 2, max_new_tokens=253)
 
 
-def test_a_model_that_keeps_another_state_than_keys_and_values_is_refused():
-    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1))
-    with pytest.raises(NotImplementedError, match="attention layers only"):
-        policy_model.check_cache(model)
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("llama", 256),
+        ("gemma3", 256),
+        ("mpt", 256),  # its bias is made for so many
+        ("bloom", None),  # its bias has any length
+        ("llama, dynamic", 256),
+        ("llama, longrope", 32),
+        ("phi3, longrope", 32),
+    ],
+)
+def test_a_sequence_may_have_the_positions_at_which_a_token_does_not_depend_on_other_rows(name, limit):
+    assert policy_model.position_limit(model_of(config_of(name))) == limit
+
+
+def test_a_rotation_of_one_kind_of_layers_limits_the_positions_too():
+    rotations = {"sliding_attention": {"rope_type": "default"}, "full_attention": {**LONGROPE, "factor": 8.0}}
+    text = {**GEMMA3, "rope_parameters": rotations}
+    assert policy_model.position_limit(model_of(config_of("gemma3", text_config=text))) == 32
+
+
+@pytest.mark.parametrize("name", ["llama, longrope", "phi3, longrope"])
+def test_rows_of_a_longrope_model_do_not_depend_on_their_neighbours_within_its_limit(name, tokenizer):
+    model = model_of(config_of(name))
+
+    def difference(longest):
+        batch = padded_batch([(0, 5, longest - 5), (0, 6, 9)], 64)
+        together, alone = (rollout.token_logps(model, *part)[0].detach() for part in (batch, [b[1:] for b in batch]))
+        return float((together[1] - alone[0]).abs().max())
+
+    assert difference(32) < 1e-5 < 1e-2 < difference(33)
+    sampled = rollout.sample(model, tokenizer, ["a+b=", "x"], 3, max_new_tokens=28, seed=0)
+    logps, _ = rollout.token_logps(model, *sampled.tokens)
+    torch.testing.assert_close(sampled.logps, logps.detach(), atol=1e-4, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"32 positions of the model, beyond which its rotation.* Lower .* to 28"):
+        rollout.sample(model, tokenizer, ["a+b=", "x"], 3, max_new_tokens=29)
