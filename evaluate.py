@@ -220,18 +220,14 @@ def main(arguments: list[str] | None = None) -> None:
             kept, notes = fitting(model, tokenizer, questions, limit, style)
         except DataError as error:
             sys.exit(f"evaluate.py: {source}: {error}")
-        result = results[source] = evaluate(
-            model,
-            tokenizer,
-            kept,
-            k=k,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            max_new_tokens=limit,
-            seed=options.seed,
-            style=style,
-            label=Path(source).stem,
-        )
+        try:
+            result = results[source] = evaluate(
+                model, tokenizer, kept,
+                k=k, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit, seed=options.seed,
+                style=style, label=Path(source).stem,
+            )  # fmt: skip
+        except FloatingPointError as error:  # the model gives NaN
+            sys.exit(f"evaluate.py: {source}: {error}")
         low, high = result["interval"]
         print(
             f"{Path(source).stem[:31]:<32}{result['questions']:>10}{result['accuracy']:>9.1%}"
