@@ -248,8 +248,11 @@ def split_questions(data: list[str], eval_data: list[str], hold_out: int, *, che
         both = len(questions) - len(training)
         notes.append(f"{both} training questions are held-out ones too: left out of training.")
     if not training or not held_out:
-        count = len(questions)
-        raise DataError(f"{', '.join(data)}: {count} usable questions are too few to train and to hold some out.")
+        different = len({key_of(question) for question in questions})
+        raise DataError(
+            f"{', '.join(data)}: {different} different usable questions are too few to train on and to hold a fifth of "
+            "them out: give five or more, or others by --eval-data."
+        )
     return Split(training, held_out, notes)
 
 

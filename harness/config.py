@@ -188,6 +188,8 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"--group-size {config.group_size}: it must be at least 2: one completion has no other to differ from."
         )
+    if not config.rollouts and config.group_size != 1:
+        raise ConfigError(f"--group-size {config.group_size}: without rollouts each group is one anchor; leave it out.")
     if not config.rollouts and config.anchors is None:
         raise ConfigError(
             "--anchors none: without rollouts (--method sft) there is nothing else to train on; give data or a FILE."
@@ -260,6 +262,10 @@ def settings_by_source(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"--data {data[0]} without --model: which model is to learn from it? A language model: add --model NAME. "
             "The embedded one, which knows nothing but its sums: add --model examples/arithmetic."
+        )
+    if flags.get("eval_data") and "hold_out" in flags:
+        raise ConfigError(
+            f"--hold-out {flags['hold_out']}: with --eval-data nothing is held out of --data; leave one of them out."
         )
     example: dict[str, Any] = {}
     if not model or Path(model).resolve() == EXAMPLE:
@@ -343,6 +349,10 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         help_text = rules["reason"] + (f" [{default}]" if default != "" else "")
         options = {"nargs": "+"} if item.type == "list[str]" else {}
         group.add_argument(flag_name(item.name), metavar=metavar, help=help_text, **options)
+    given = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
+    twice = next((name for name in given if given.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"{twice}: it is given twice; leave one of them out.")
     found, unknown = parser.parse_known_args(arguments)
     if unknown:
         names = [flag_name(item.name) for item in fields(Config)]

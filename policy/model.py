@@ -44,8 +44,16 @@ def load(
         source, options = str(path.parent), {"gguf_file": path.name}
         weights = {"quantization_config": GgufConfig(dequantize=True)}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or torch.float32, **options, **weights)
-    policy.to(device)  # type: ignore[arg-type]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype or torch.float32, output_loading_info=True, **options, **weights
+    )
+    policy, info = loaded
+    if info["missing_keys"]:  # transformers fills them in at random
+        raise OSError(
+            f"--model {model}: the checkpoint lacks {len(info['missing_keys'])} of the model's tensors, such as "
+            f"{min(info['missing_keys'])}. Is it whole, and of this architecture?"
+        )
+    policy.to(device)
     policy.eval()  # no dropout: the ratio compares the policy with itself
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token_id is None:

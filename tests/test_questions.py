@@ -122,6 +122,15 @@ def test_held_out_questions_are_never_trained_on():
     assert not {q["problem"] for q in split.training} & {q["problem"] for q in split.held_out}
 
 
+def test_too_few_different_questions_are_told_what_would_do(tmp_path):
+    """30 copies of one question are one question."""
+    source = write_questions(tmp_path / "copies.jsonl", [SOLVED] * 30)
+    with pytest.raises(
+        DataError, match=r"1 different usable questions are too few.*five or more, or others by --eval-data"
+    ):
+        questions.split_questions([source], [], 4)
+
+
 def test_a_training_question_with_the_stem_of_a_held_out_one_is_not_dropped(tmp_path):
     """With choices of its own it is another question."""
     lines = [{"problem": "Which?", "choices": ["1", str(n)], "answer": "A"} for n in range(6)]

@@ -96,3 +96,18 @@ def test_rows_of_a_longrope_model_do_not_depend_on_their_neighbours_within_its_l
     torch.testing.assert_close(sampled.logps, logps.detach(), atol=1e-4, rtol=1e-3)
     with pytest.raises(ValueError, match=r"32 positions of the model, beyond which its rotation.* Lower .* to 28"):
         rollout.sample(model, tokenizer, ["a+b=", "x"], 3, max_new_tokens=29)
+
+
+def test_a_checkpoint_that_lacks_a_layer_is_refused(model, tokenizer, tmp_path):
+    """transformers would fill it in at random, and the run would train that."""
+    tensors = {name: value for name, value in model.state_dict().items() if "layers.1.mlp" not in name}
+    model.save_pretrained(tmp_path, state_dict=tensors)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"lacks 3 of the model's tensors, such as model\.layers\.1\.mlp\.down_proj"):
+        policy_model.load(str(tmp_path), "cpu")
+
+
+def test_a_head_that_is_tied_is_not_missing(new_model, tokenizer, tmp_path):
+    new_model(tie_word_embeddings=True).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy_model.load(str(tmp_path), "cpu")
