@@ -455,6 +455,8 @@ def run(small_data, out, **flags):
         "max_new_tokens": 120,
         **flags,
     }
+    if options.get("method") == "sft":
+        del options["group_size"]  # one anchor each
     return dagrpo.train(configure(**options))
 
 

@@ -506,6 +506,8 @@ def run_program(
         "warmup": 0,
         "resample": 0,
     }
+    if given["method"] == "sft":
+        del flags["group_size"]  # one anchor each
     config = configure(**flags | {"learning_rate": 1e-2, "method": given["method"]} | given["flags"])
     monkeypatch.setattr(rollout, "load", lambda *_: (model, tokenizer))
     learner = dagrpo.new_learner(config)
