@@ -7,6 +7,8 @@ import random
 import pytest
 import torch
 from conftest import SOLVED, write_questions
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 import anchors
 import rollout
@@ -208,3 +210,71 @@ def test_groups_of_one_anchor_for_fine_tuning(model, tokenizer):
     placed, rewards = anchors.only(model, tokenizer, [SOLVED, SOLVED], solutions, random.Random(0))
     assert placed.anchor_mask.all() and placed.group_size == 1 and rewards.tolist() == [[1.0], [1.0]]
     assert tokenizer.decode(tokens(placed, 1)) == SOLVED["solution"] + "<eos>"
+
+
+def test_a_space_at_the_end_of_a_question_does_not_part_it_from_its_anchor(tokenizer):
+    """On either side: in the file of anchors, and in that of questions."""
+    spaced = {**SOLVED, "problem": " 1+1? "}
+    for of_anchor, of_question in ((SOLVED, spaced), (spaced, SOLVED)):
+        assert len(anchors.load([of_anchor], tokenizer=tokenizer).available(of_question)) == 1
+
+
+def test_anchors_have_no_special_tokens_but_their_eos(tokenizer):
+    """A tokenizer that begins every text with a token of its own: a completion does not begin a text."""
+    begun = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    begun.post_processor = processors.TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 2)])
+    beginning = PreTrainedTokenizerFast(tokenizer_object=begun, eos_token="<eos>", pad_token="<pad>")
+    assert beginning("1")["input_ids"][0] == 2
+    ((solution, _),) = anchors.load([SOLVED], tokenizer=beginning).available(SOLVED)
+    assert solution == [*tokenizer(SOLVED["solution"])["input_ids"], 1]
+
+
+def test_failing_is_a_completion_that_earns_less_than_an_anchor(model, tokenizer):
+    """Not just one that earns nothing."""
+    solutions = anchors.load([SOLVED], tokenizer=tokenizer)
+    _, placed, rewards = place(model, tokenizer, [SOLVED], [[0.0, 0.5]], solutions)
+    assert placed.anchor_mask.tolist() == [False, True] and rewards.tolist() == [[0.0, 1.0]]
+
+
+def test_fine_tuning_takes_any_of_a_questions_anchors_with_its_reward(model, tokenizer):
+    solutions = anchors.Anchors({(("1+1?",), "2"): [([5, 1], 1.0), ([6, 1], 0.5)]})
+    placed, rewards = anchors.only(model, tokenizer, [SOLVED] * 20, solutions, random.Random(0))
+    earned = {5: 1.0, 6: 0.5}
+    first = [tokens(placed, row)[0] for row in range(20)]
+    assert set(first) == {5, 6} and rewards.tolist() == [[earned[token]] for token in first]
+
+
+# --- the anchors of a run ----------------------------------------------------------------------------------------
+
+
+BARE = {"problem": "2+2?", "answer": "4"}
+OTHER = {**SOLVED, "solution": "Two: \\boxed{2}"}
+
+
+def verified(tokenizer, questions, source, needed=0):
+    solutions = anchors.load(source, joining=questions, tokenizer=tokenizer, max_new_tokens=40)
+    return anchors.verified(solutions, questions, needed)
+
+
+def test_questions_with_as_many_anchors_as_are_needed_stay(tokenizer):
+    """One has an anchor, the other has none, and the file has one more question that is not asked."""
+    elsewhere = {"problem": "3+3?", "answer": "6", "solution": "\\boxed{6}"}
+    source = [SOLVED, BARE, elsewhere]
+    enough, notes = verified(tokenizer, [SOLVED, BARE], source)
+    assert enough == [SOLVED, BARE] and notes == ["Anchors: 1 of 2 questions have one; 0 solutions left out."]
+    enough, notes = verified(tokenizer, [SOLVED, BARE], source, needed=1)
+    assert enough == [SOLVED] and notes[1:] == ["1 questions have fewer than 1 anchors: left out."]
+    enough, _ = verified(tokenizer, [SOLVED, BARE], [SOLVED, OTHER], needed=2)
+    assert enough == [SOLVED]
+
+
+def test_only_three_of_many_anchors_that_are_left_out_are_named(tokenizer):
+    wrong = [{**SOLVED, "solution": f"\\boxed{{{number}}}"} for number in range(3, 9)]
+    _, notes = verified(tokenizer, [SOLVED], [SOLVED, *wrong])
+    assert [note.startswith("Anchor left out, 1+1?: ") for note in notes] == [True, True, True, False]
+    assert "6 solutions left out" in notes[3]
+
+
+def test_a_run_without_questions_that_have_enough_anchors_is_an_error(tokenizer):
+    with pytest.raises(DataError, match="no question has 2 solutions that reach its answer and fit the token limit"):
+        verified(tokenizer, [SOLVED, BARE], [SOLVED], needed=2)

@@ -9,11 +9,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from conftest import random_model, small_rollouts
+from conftest import completions_of, random_model, small_rollouts
 from transformers import AutoModelForCausalLM
 
 import anchors
 import dagrpo
+import harness.task
 import questions
 import rollout
 import scoring
@@ -428,6 +429,212 @@ def test_withheld_advantage_reaches_the_gradient_of_the_loss(model, tokenizer):
         torch.testing.assert_close(after - before, difference, atol=1e-5, rtol=1e-3)
 
 
+def test_the_clip_shares_are_of_sampled_tokens():
+    """Row 1 is an anchor, and its old log-probabilities say nothing: a ratio of e^5 is not clipped."""
+    logps = torch.full((2, 4), -1.0)
+    anchor = torch.tensor([False, True])
+    old = logps - 5.0 * anchor[:, None]
+    for advantage in (1.0, -1.0):
+        _, counted = loss_of(logps, old, [advantage, advantage], anchor)
+        assert counted["clip_low"] == counted["clip_high"] == 0
+
+
+def test_the_gap_to_the_sampler_is_the_mean_distance_of_sampled_tokens(model, tokenizer):
+    """Log-probabilities that differ by 0.1, up and down in turns, and by 5 for an anchor."""
+    rollouts = small_rollouts(model, tokenizer)
+    rollouts.anchor_mask[3] = True
+    with torch.no_grad():
+        logps, _ = rollout.token_logps(model, *rollouts.tokens)
+    signs = torch.where(torch.arange(logps.shape[1]) % 2 == 0, 0.1, -0.1)
+    shifted = torch.where(rollouts.anchor_mask[:, None], logps + 5, logps + signs)
+    sums, _ = gradients_of(model, replace(rollouts, logps=shifted), torch.ones(12), torch.arange(12), 10_000)
+    assert sums["sampler_gap"] == pytest.approx(0.1 * sums["policy_tokens"], rel=1e-3)
+    assert sums["policy_tokens"] == int(rollouts.lengths.sum() - rollouts.lengths[3])
+
+
+def test_the_logged_norm_is_the_largest_of_all_updates(model, tokenizer):
+    """Ã is 1 in the first of three updates, 0.01 in the others."""
+    rollouts = small_rollouts(model, tokenizer)
+    advantages = torch.where(torch.arange(12) < 4, 1.0, 0.01)
+    sums, _ = gradients_of(model, rollouts, advantages, torch.arange(12), 10_000, updates=3, loss_norm="token")
+    rows = rollouts.rows(torch.arange(4))
+    first, _ = gradients_of(model, rows, torch.ones(4), torch.arange(4), 10_000, loss_norm="token")
+    assert sums["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3)
+
+
+def test_the_token_budget_bounds_what_runs_together(model, tokenizer, monkeypatch):
+    rollouts = small_rollouts(model, tokenizer)
+    together = []
+    plain = rollout.token_logps
+    monkeypatch.setattr(
+        rollout, "token_logps", lambda m, ids, *a, **k: together.append(len(ids)) or plain(m, ids, *a, **k)
+    )
+    gradients_of(model, rollouts, torch.ones(12), torch.arange(12), 1)
+    assert together == [1] * 12
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_checkpointing_is_on_where_it_is_asked_for(model, tokenizer, monkeypatch, enabled):
+    """Its memory is measured in tests/policy/test_logprobs.py."""
+    asked = []
+    plain = dagrpo.checkpointed
+    monkeypatch.setattr(dagrpo, "checkpointed", lambda model, on: asked.append(on) or plain(model, on))
+    gradients_of(model, small_rollouts(model, tokenizer), torch.ones(12), torch.arange(12), 500, checkpointing=enabled)
+    assert asked == [enabled]
+
+
+# --- what one step learns from -----------------------------------------------------------------------------------
+
+
+def collected(model, tokenizer, stream, rewards, step=1, **flags):
+    """What a step learns from whose questions come from the stream; completions earn the given rewards in turn."""
+    earned = iter(rewards)
+    task = task_of(lambda texts, asked: [next(earned) for _ in texts])
+    solutions = flags.pop("solutions", {})
+    task = replace(task, anchors=anchors.Anchors(solutions))
+    options = {"anchors": None, "group_size": 2, "max_new_tokens": 12, "rectify": "none", **flags}
+    config = Config(model="m", data=["d"], **options)
+    return dagrpo.collect(learner_of(model, tokenizer), task, iter(stream), config, step, {})
+
+
+def asked(*problems):
+    return [{"problem": problem, "answer": "1"} for problem in problems]
+
+
+def test_the_metrics_of_sampling_by_hand(model, tokenizer):
+    """One group of four is all wrong, one all right; all that is counted is as it was first sampled."""
+    rewards = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, -1.0]
+    batch = collected(model, tokenizer, asked("a", "b", "c", "d"), rewards, questions=4, max_new_tokens=30)
+    lengths, metrics = batch.rollouts.lengths, batch.metrics
+    assert (metrics["reward"], metrics["solve_none"], metrics["solve_all"]) == (0.25, 0.5, 0.25)
+    assert metrics["length/mean"] == pytest.approx(float(lengths.float().mean()))
+    assert (metrics["length/max"], metrics["sampled_tokens"]) == (int(lengths.max()), int(lengths.sum()))
+    assert metrics["truncated"] == sum(tokens[-1] != 1 for tokens in completions_of(batch.rollouts)) / 8
+    assert metrics["anchored"] == 0.0 and batch.rewards.tolist() == [[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, -1.0]]
+
+
+def test_a_solved_group_gives_way_too_and_its_tokens_count(model, tokenizer, monkeypatch):
+    made = []
+    plain = rollout.sample
+    monkeypatch.setattr(rollout, "sample", lambda *a, **k: made.append(plain(*a, **k)) or made[-1])
+    batch = collected(model, tokenizer, asked("a", "b"), [1.0, 1.0, 0.0, 1.0], questions=1, resample=1)
+    assert [question["problem"] for question in batch.questions] == ["b"] and len(made) == 2
+    assert batch.metrics["sampled_tokens"] == sum(int(each.lengths.sum()) for each in made)
+    assert batch.metrics["solve_all"] == 1.0 and batch.rewards.tolist() == [[0.0, 1.0]]
+
+
+def test_a_question_that_comes_again_in_a_step_gets_other_completions(model, tokenizer, monkeypatch):
+    """Each round of resampling has noise of its own."""
+    made = []
+    plain = rollout.sample
+    monkeypatch.setattr(rollout, "sample", lambda *a, **k: made.append(plain(*a, **k)) or made[-1])
+    collected(model, tokenizer, asked("a", "a", "a"), [0.0] * 6, questions=1, resample=2)
+    assert len({tuple(each.texts) for each in made}) == 3
+
+
+def test_which_anchor_joins_depends_on_seed_and_step(model, tokenizer):
+    solutions = {(("a",), "1"): [([5, 1], 1.0), ([6, 1], 1.0)]}
+
+    def chosen(**key):
+        batch = collected(
+            model, tokenizer, asked("a"), [0.0, 0.0], questions=1, anchors="data", solutions=solutions, **key
+        )
+        return int(batch.rollouts.input_ids[1][batch.rollouts.response_mask[1]][0])
+
+    assert {chosen(seed=seed) for seed in range(8)} == {chosen(step=step) for step in range(8)} == {5, 6}
+    assert chosen(seed=3, step=2) == chosen(seed=3, step=2)
+
+
+def test_hard_questions_and_anchors_to_a_group_are_as_asked_for(model, tokenizer):
+    """At a pass rate of 1/2 with --hard-below 0.5; two anchors, of which one failing completion makes room for one."""
+    solutions = {(("a",), "1"): [([5, 1], 1.0), ([6, 1], 1.0)], (("b",), "1"): [([7, 1], 1.0), ([8, 1], 1.0)]}
+    options = {"questions": 2, "anchors": "data", "solutions": solutions, "anchors_per_group": 2}
+    batch = collected(model, tokenizer, asked("a", "b"), [0.0, 1.0, 0.0, 0.0], hard_below=0.5, **options)
+    assert batch.rollouts.anchor_mask.tolist() == [True, False, True, True] and batch.metrics["anchored"] == 1.0
+    batch = collected(model, tokenizer, asked("a", "b"), [0.0, 1.0, 0.0, 0.0], **options)
+    assert batch.rollouts.anchor_mask.tolist() == [False, False, True, True] and batch.metrics["anchored"] == 0.5
+
+
+def test_groups_have_their_size_with_the_anchors_that_join_every_one(model, tokenizer):
+    solutions = {(("a",), "1"): [([5, 1], 1.0)]}
+    options = {"questions": 1, "anchors": "data", "solutions": solutions, "group_size": 3}
+    batch = collected(model, tokenizer, asked("a"), [0.0, 1.0], every_group=True, **options)
+    assert batch.rollouts.anchor_mask.tolist() == [False, False, True] and batch.rollouts.group_size == 3
+    batch = collected(model, tokenizer, asked("a"), [0.0, 1.0, 1.0], **options)
+    assert batch.rollouts.anchor_mask.tolist() == [False] * 3
+
+
+def test_top_p_and_temperature_reach_the_sampler(model, tokenizer):
+    """With next to no probability mass, and near temperature 0, completions are the likeliest ones."""
+    greedy = rollout.sample(model, tokenizer, ["a\n"], 2, max_new_tokens=12, temperature=0).texts
+    for flags in ({"top_p": 1e-6}, {"temperature": 1e-5}):
+        batch = collected(model, tokenizer, asked("a"), [0.0, 1.0], questions=1, **flags)
+        assert batch.rollouts.texts == greedy
+    assert collected(model, tokenizer, asked("a"), [0.0, 1.0], questions=1).rollouts.texts != greedy
+
+
+@pytest.mark.parametrize(
+    ("rectify", "scorer", "kept"),
+    [("threshold", "gradient", True), ("pair", "state", True), ("threshold", "token", False), ("none", "state", False)],
+)
+def test_hidden_states_are_kept_for_the_scorers_that_read_them(model, tokenizer, rectify, scorer, kept):
+    batch = collected(model, tokenizer, asked("a"), [0.0, 1.0], questions=1, rectify=rectify, scorer=scorer)
+    assert [state is not None for state in batch.rollouts.hidden] == [kept, kept]
+
+
+def test_held_out_completions_have_flags_of_their_own(model, tokenizer, tmp_path, monkeypatch):
+    asked_for = {}
+
+    def stand_in(model, tokenizer, questions, **options):
+        asked_for.update(options)
+        return {"accuracy": 0.5, "interval": (0.4, 0.6), "levels": {}, "length": 1.0, "questions": 2, "rows": []}
+
+    monkeypatch.setattr(harness.task, "evaluate", stand_in)
+    config = Config(
+        model="m",
+        data=["d"],
+        eval_samples=3,
+        eval_temperature=0.4,
+        temperature=0.9,
+        max_new_tokens=9,
+        seed=5,
+        system="s",
+    )
+    task = task_of(reward := (lambda texts, questions: [1.0] * len(texts)))
+    result = dagrpo.held_out_accuracy(model, tokenizer, task, config, tmp_path, 2)
+    del asked_for["label"]
+    assert asked_for == {"k": 3, "temperature": 0.4, "max_new_tokens": 9, "seed": 5, "reward": reward,
+                         "right": 1.0, "style": config.prompt_style}  # fmt: skip
+    assert "rows" not in result and read(tmp_path / "evaluations.jsonl")[0]["step"] == 2
+
+
+def test_a_new_learner_has_the_optimizer_that_was_asked_for(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(rollout, "load", lambda *_: (model, tokenizer))
+    config = Config(model="m", data=["d"], learning_rate=1e-3, weight_decay=0.3, warmup=4, kl=0.1)
+    learner = dagrpo.new_learner(config)
+    (group,) = learner.optimizer.param_groups
+    assert group["weight_decay"] == 0.3 and len(group["params"]) == len(list(model.parameters()))
+    rates = []
+    for _ in range(6):
+        rates.append(group["lr"])
+        learner.optimizer.step()
+        learner.schedule.step()
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_the_reference_is_the_start_model_and_stays_it(model, tokenizer, monkeypatch):
+    """Only where there is a KL term."""
+    monkeypatch.setattr(rollout, "load", lambda *_: (model, tokenizer))
+    assert dagrpo.new_learner(Config(model="m", data=["d"])).reference is None
+    reference = dagrpo.new_learner(Config(model="m", data=["d"], kl=0.1)).reference
+    start = [parameter.clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), start, strict=True))
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+
+
 # --- whole runs on the embedded example --------------------------------------------------------------------------
 
 
@@ -676,3 +883,46 @@ def test_the_loss_by_itself_has_the_defaults_of_a_run():
     assert fields(Objective)
     for item in fields(Objective):
         assert item.default == defaults[item.name]
+
+
+def test_imitated_anchors_count_alike_whatever_their_reward(small_data, tmp_path):
+    """Their advantage is 1: the loss is the negative log-likelihood."""
+    (tmp_path / "mine.py").write_text("def three(texts, questions):\n    return [3.0] * len(texts)\n")
+    losses = []
+    for name, flags in (("a", {}), ("b", {"reward": f"{tmp_path / 'mine.py'}:three", "right_at": 3.0})):
+        run(small_data, tmp_path / name, method="sft", steps=1, **flags)
+        losses.append(read(tmp_path / name / "metrics.jsonl")[1]["loss"])
+    assert losses[0] == losses[1] > 0
+
+
+@pytest.mark.parametrize("flags", [{"kl": 0.1}, {"entropy_bonus": 0.1}], ids=["kl", "entropy"])
+def test_completions_without_advantage_get_the_other_terms_of_the_loss(small_data, tmp_path, flags):
+    """At threshold 1 every pair is masked."""
+    run(small_data, tmp_path, steps=1, threshold=1.0, **flags)
+    record = read(tmp_path / "metrics.jsonl")[1]
+    assert record["no_signal"] == record["trained_sequences"] == 1.0
+
+
+def test_the_update_gets_the_advantages_without_what_is_withheld(small_data, tmp_path, monkeypatch):
+    found = []
+    update, rectify = dagrpo.update, scoring.rectify
+
+    def withholding(model, rollouts, rewards, how):
+        rectified = rectify(model, rollouts, rewards, how)
+        withheld = 0.25 * rollouts.prediction_mask
+        found.append(rectified.advantages.flatten()[:, None] - withheld)
+        return replace(rectified, withheld=withheld)
+
+    def watched(learner, rollouts, token_advantages, *rest):
+        found.append(token_advantages)
+        return update(learner, rollouts, token_advantages, *rest)
+
+    monkeypatch.setattr(scoring, "rectify", withholding)
+    monkeypatch.setattr(dagrpo, "update", watched)
+    run(small_data, tmp_path, steps=1)
+    torch.testing.assert_close(*found)
+
+
+def test_evaluations_between_start_and_end_come_as_often_as_asked_for(small_data, tmp_path):
+    run(small_data, tmp_path, steps=3, eval_every=2, method="grpo", questions=1)
+    assert [record["step"] for record in read(tmp_path / "evaluations.jsonl")] == [0, 2, 3]

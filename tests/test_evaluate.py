@@ -9,6 +9,7 @@ import pytest
 
 import evaluate
 import rollout
+from rollout import PromptStyle
 
 ROWS = [
     {"problem": "1+1?", "answer": "2", "level": 1},
@@ -151,3 +152,126 @@ def test_prompts_are_those_that_the_run_trained_with(model, tokenizer, tmp_path,
     assert "system prompt 'be brief', enable_thinking False" in capsys.readouterr().out
     evaluate.main(["--model", path, "--data", str(data), "--max-new-tokens", "4", "--system", "", "--enable-thinking"])
     assert [(style.system, style.enable_thinking) for style in seen] == [("be brief", False), ("", True)]
+
+
+# --- what is measured of what ------------------------------------------------------------------------------------
+
+BY_LENGTH = [ROWS[2], ROWS[0], {"problem": "the longest question of all?", "answer": "7", "level": 2}]  # not sorted
+
+
+def reward_of_problem(texts, rows):
+    """The length of the problem: it shows whose completion a reward was given to."""
+    return [float(len(row["problem"])) for row in rows]
+
+
+def test_rewards_texts_and_lengths_stay_with_their_questions(model, tokenizer):
+    """Questions are sampled by the length of their prompts; the result is in their order."""
+    options = {"k": 3, "temperature": 1.0, "max_new_tokens": 30, "seed": 3, "reward": reward_of_problem}
+    together = evaluate.evaluate(model, tokenizer, BY_LENGTH, **options)
+    alone = [evaluate.evaluate(model, tokenizer, [row], **options) for row in BY_LENGTH]
+    for row, found, single in zip(BY_LENGTH, together["rows"], alone, strict=True):
+        assert found["rewards"] == [float(len(row["problem"]))] * 3
+        assert found["texts"] == single["rows"][0]["texts"]
+    by_level = {level: together["levels"][level] for level in ("1", "2")}
+    assert by_level["1"]["length"] == pytest.approx(alone[1]["length"])
+    assert by_level["2"]["length"] == pytest.approx((alone[0]["length"] + alone[2]["length"]) / 2)
+    assert (by_level["1"]["questions"], by_level["2"]["questions"]) == (1, 2)
+    assert len({single["length"] for single in alone}) == 3
+
+
+def test_the_result_does_not_depend_on_how_many_are_sampled_at_once(model, tokenizer, monkeypatch):
+    """`truncated` counts the completions of all batches."""
+    options = {"k": 2, "temperature": 1.0, "max_new_tokens": 12, "seed": 5, "reward": reward_of_problem}
+    whole = evaluate.evaluate(model, tokenizer, BY_LENGTH, **options)
+    monkeypatch.setattr(evaluate, "BATCH_COMPLETIONS", 1)
+    assert evaluate.evaluate(model, tokenizer, BY_LENGTH, **options) == whole
+    assert whole["truncated"] == 1.0  # six of six, not the last two
+
+
+def test_a_share_of_completions_is_cut_off(model, tokenizer):
+    """Under a limit of one token all are, whatever k is, but those that are an EOS at once."""
+    result = evaluate.evaluate(
+        model, tokenizer, ROWS, k=4, temperature=1e-3, max_new_tokens=1, seed=0, reward=reward_of_problem
+    )
+    assert result["truncated"] == 1.0 and result["length"] == 1.0
+
+
+def test_intervals_are_over_questions_by_hand(model, tokenizer):
+    """Two right of four completions of each of three questions: every mean over questions is 1/2, every pass@4 is 1.
+
+    Over completions the interval would be wide; from all of a question's completions pass@4 would be 0.
+    """
+
+    def half(texts, rows):
+        return [float(i % 2) for i in range(len(texts))]
+
+    result = evaluate.evaluate(model, tokenizer, ROWS, k=4, temperature=1.0, max_new_tokens=4, seed=0, reward=half)
+    assert result["interval"] == (0.5, 0.5)
+    assert result["pass@4"] == 1.0 and result["pass_interval"] == (1.0, 1.0)
+
+
+def test_another_reward_needs_no_gold_that_the_verifier_can_read(model, tokenizer):
+    rows = [*ROWS, {"problem": "?", "answer": "\\frac{1"}]
+    options = {"temperature": 1.0, "max_new_tokens": 2}
+    with_reward = evaluate.evaluate(model, tokenizer, rows, reward=reward_of_problem, **options)
+    assert (with_reward["questions"], with_reward["unreadable"]) == (4, 0)
+    graded = evaluate.evaluate(model, tokenizer, rows, **options)
+    assert (graded["questions"], graded["unreadable"]) == (3, 1)
+
+
+def test_temperature_top_p_and_seed_reach_the_sampler(model, tokenizer):
+    def texts(**options):
+        options = {"k": 4, "max_new_tokens": 20, "temperature": 1.0, "reward": reward_of_problem, **options}
+        return [row["texts"] for row in evaluate.evaluate(model, tokenizer, ROWS, **options)["rows"]]
+
+    greedy = texts(k=1, temperature=0)
+    assert texts(temperature=1e-5) == texts(top_p=1e-6) == [each * 4 for each in greedy]
+    assert texts(seed=1) != texts(seed=2) and texts() != [each * 4 for each in greedy]
+
+
+def test_the_interval_leaves_out_a_fortieth_on_either_side():
+    """Of 0 and 1 alike: over two questions the mean is 0 a quarter of the time; over 100 it is 0.5 ± 1.96·0.05."""
+    assert evaluate.bootstrap(np.array([0.0, 1.0])) == (0.0, 1.0)
+    low, high = evaluate.bootstrap(np.repeat([0.0, 1.0], 50))
+    assert (low, high) == (pytest.approx(0.4, abs=0.011), pytest.approx(0.6, abs=0.011))
+    narrow = 1.645 * 0.05  # of an interval that leaves out a twentieth
+    assert high - low > 2 * narrow + 0.02
+
+
+def test_each_level_of_the_table_has_its_gain():
+    def result(*accuracies):
+        figures = [{"accuracy": a, "length": 10.0, "questions": 4} for a in accuracies]
+        return {**figures[0], "levels": {"1": figures[1], "2": figures[2]}}
+
+    lines = evaluate.comparison_table(result(0.5, 0.25, 0.75), result(0.75, 0.75, 0.5)).splitlines()[2:]
+    assert [line.split()[4] for line in lines] == ["+50.0", "-25.0", "+25.0"]
+
+
+def test_every_flag_reaches_the_evaluation(model, tokenizer, tmp_path, monkeypatch, capsys):
+    """The limit of a completion is what the model has room for behind the longest prompt: 256 − 19 positions."""
+    data = tmp_path / "small.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.setattr(evaluate.rollout, "load", lambda name: (model, tokenizer))
+    asked = []
+
+    def stand_in(model, tokenizer, questions, **options):
+        asked.append((len(questions), options))
+        return {"accuracy": 0.5, "interval": (0.4, 0.6), "pass@1": 0.5, "pass@3": 0.5, "length": 1.0, "truncated": 0.0,
+                "questions": len(questions), "unreadable": 0}  # fmt: skip
+
+    monkeypatch.setattr(evaluate, "evaluate", stand_in)
+    flags = "--samples 3 --temperature 0.9 --top-p 0.8 --seed 7 --limit 2 --max-new-tokens 11"
+    evaluate.main(["--model", "m", "--data", str(data), *flags.split()])
+    evaluate.main(["--model", "m", "--data", str(data)])
+    (limited, options), (all_of_them, defaults) = asked
+    assert (limited, all_of_them) == (2, 3)
+    expected = {
+        "k": 3,
+        "temperature": 0.9,
+        "top_p": 0.8,
+        "seed": 7,
+        "max_new_tokens": 11,
+        "label": "small",
+        "style": PromptStyle(),
+    }
+    assert options == expected and defaults["max_new_tokens"] == 256 - 19

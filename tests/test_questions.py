@@ -160,3 +160,125 @@ def test_questions_that_leave_no_room_for_a_completion_are_left_out(model, token
     assert questions.fitting(model, tokenizer, given[:1], 250) == (given[:1], [])
     with pytest.raises(DataError, match="--max-new-tokens 256: no question fits"):
         questions.fitting(model, tokenizer, given, 256)
+
+
+# --- fields ------------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_to_choices_may_have_spaces_around_it(tmp_path):
+    source = write_questions(tmp_path / "a.jsonl", [{"problem": "1+1?", "answer": " B ", "choices": ["3", "2"]}])
+    assert questions.read_questions([source])[0]["answer"] == " B "
+
+
+def test_the_last_mark_of_a_hub_row_stands_before_its_answer():
+    question = questions.from_hub({"question": "?", "answer": "#### is the mark\n#### 7"})
+    assert question["answer"] == "7" and question["solution"].startswith("#### is the mark\n")
+
+
+def test_prompts_have_their_choices(tokenizer):
+    question = {"problem": "1+1?", "answer": "B", "choices": ["3", "2"]}
+    assert questions.prompt_of(tokenizer, question) == ("1+1?\nA. 3\nB. 2\nThe answer is the letter of one choice.\n")
+
+
+# --- rewards -----------------------------------------------------------------------------------------------------
+
+
+def test_no_completion_is_right_where_the_gold_cannot_be_read():
+    unreadable = {"problem": "?", "answer": "\\frac{1"}
+    assert questions.correctness(["\\boxed{2}", "\\boxed{3}", "\\boxed{1}"], [SOLVED, SOLVED, unreadable]) == [1, 0, 0]
+
+
+def test_choices_are_graded_as_letters():
+    """`the first, A` is the text of no answer, and the letter of one."""
+    question = {"problem": "1+1?", "answer": "A", "choices": ["2", "3"]}
+    assert questions.correctness(["I take (A), the first", "B"], [question, question]) == [1.0, 0.0]
+
+
+def own_reward(tmp_path, values, name="mine.py"):
+    (tmp_path / name).write_text(f"def f(texts, questions):\n    return {values}\n")
+    return questions.load_reward(f"{tmp_path / name}:f")
+
+
+def test_a_reward_of_ones_own_is_read_from_its_file(tmp_path):
+    """Also where there is a colon in its path, as in every path of Windows."""
+    assert own_reward(tmp_path, "[1, -0.5]")(["a", "b"], [SOLVED] * 2) == [1.0, -0.5]
+    assert own_reward(tmp_path, "[1, 2]", name="C:mine.py")(["a", "b"], [SOLVED] * 2) == [1.0, 2.0]
+    with pytest.raises(DataError, match="has no function 'g'"):
+        questions.load_reward(f"{tmp_path / 'mine.py'}:g")
+
+
+@pytest.mark.parametrize("values", ["[1.0]", "[1.0, 2.0, 3.0]", "[1.0, float('nan')]", "[float('inf'), 0.0]"])
+def test_a_reward_must_give_one_finite_float_for_each_text(tmp_path, values):
+    with pytest.raises(ValueError, match="one finite float for each of the 2 texts"):
+        own_reward(tmp_path, values)(["a", "b"], [SOLVED] * 2)
+
+
+# --- splits and order --------------------------------------------------------------------------------------------
+
+
+def numbered(count, answer="1"):
+    return [{"problem": f"question {number:02d}", "answer": answer} for number in range(count)]
+
+
+def test_golds_are_checked_for_the_verifier_only(tmp_path):
+    source = write_questions(tmp_path / "a.jsonl", [*numbered(10), {"problem": "?", "answer": "\\frac{1"}])
+    split = questions.split_questions([source], [], 2)
+    assert len(split.training) + len(split.held_out) == 10
+    assert split.notes == [
+        f"{source}:11: left out, the answer '\\\\frac{{1' cannot be read",
+        "1 questions left out: their gold answer cannot be read.",
+    ]
+    split = questions.split_questions([source], [], 2, check_golds=False)
+    assert len(split.training) + len(split.held_out) == 11 and split.notes == []
+
+
+def test_only_three_of_many_unreadable_golds_are_named(tmp_path):
+    source = write_questions(tmp_path / "a.jsonl", [*numbered(10), *numbered(6, "\\frac{1")])
+    assert len(questions.split_questions([source], [], 2).notes) == 4
+
+
+def test_as_many_are_held_out_as_asked_for_and_not_the_first_ones(tmp_path):
+    """The choice depends on the questions alone: with the file turned round it is the same."""
+    lines = numbered(50)
+    chosen = []
+    for name, order in (("a", lines), ("b", lines[::-1])):
+        source = write_questions(tmp_path / f"{name}.jsonl", order)
+        chosen.append([question["problem"] for question in questions.split_questions([source], [], 4).held_out])
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 4
+    assert chosen[0] not in (sorted(each["problem"] for each in lines)[:4], sorted(chosen[0]))
+
+
+def test_a_space_at_its_end_does_not_make_a_held_out_question_another_one(tmp_path):
+    training = write_questions(tmp_path / "a.jsonl", [SOLVED, {**SOLVED, "problem": "1+1? "}, *numbered(3)])
+    for problem in ("1+1?", "1+1? "):
+        held_out = write_questions(tmp_path / "b.jsonl", [{**SOLVED, "problem": problem}])
+        split = questions.split_questions([training], [held_out], 1)
+        assert [question["problem"] for question in split.training] == [each["problem"] for each in numbered(3)]
+
+
+def test_too_few_questions_to_hold_some_out_are_an_error(tmp_path):
+    source = write_questions(tmp_path / "a.jsonl", numbered(4))
+    with pytest.raises(DataError, match="4 different usable questions are too few"):
+        questions.split_questions([source], [], 1)
+    with pytest.raises(DataError, match="4 different usable questions are too few"):
+        questions.split_questions([source], [source], 1)
+
+
+def test_a_question_may_take_all_the_positions_that_are_left(model, tokenizer):
+    """A prompt of 5 tokens beside 251 of completion: 256 positions."""
+    given = [{"problem": "1+1?"}]
+    assert questions.fitting(model, tokenizer, given, 251) == (given, [])
+    with pytest.raises(DataError, match="no question fits"):
+        questions.fitting(model, tokenizer, given, 252)
+
+
+def test_every_epoch_has_every_question_once_in_another_order():
+    given = numbered(12)
+    stream = questions.question_stream(given, 3)
+    epochs = [[next(stream)["problem"] for _ in given] for _ in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == [question["problem"] for question in given]
+    orders = {tuple(epoch) for epoch in epochs} | {tuple(question["problem"] for question in given)}
+    assert len(orders) == 4
+    again, other = (questions.question_stream(given, seed) for seed in (3, 4))
+    assert [next(again)["problem"] for _ in given] == epochs[0] != [next(other)["problem"] for _ in given]

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import torch
 from conftest import completions_of
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 import anchors
 import rollout
@@ -114,6 +115,85 @@ def test_pad_token_that_is_the_eos_token_keeps_the_eos_in_the_loss(model, tokeni
 def test_prompt_and_answer_beyond_the_positions_of_the_model_are_an_error(model, tokenizer):
     with pytest.raises(ValueError, match=r"--max-new-tokens 250.*256 positions"):
         rollout.sample(model, tokenizer, ["seven++"], 2, max_new_tokens=250)
+
+
+def test_prompt_and_answer_may_take_every_position_of_the_model(model, tokenizer, monkeypatch):
+    """A prompt of 6 tokens beside 250 of completion: 256 positions."""
+
+    def decode(*_, **__):
+        raise KeyError("it fits")
+
+    monkeypatch.setattr(rollout, "decode", decode)
+    with pytest.raises(KeyError, match="it fits"):
+        rollout.sample(model, tokenizer, ["seven+"], 2, max_new_tokens=250)
+
+
+def test_every_completion_has_noise_of_its_own(model, tokenizer, monkeypatch):
+    """Of other prompts as of its own, and of a prompt that is there twice; with the cache full they are the same."""
+    decode, drawn = rollout.decode, []
+
+    def watched(model, prompt_ids, keys, *rest, **options):
+        drawn.append(keys.tolist())
+        return decode(model, prompt_ids, keys, *rest, **options)
+
+    monkeypatch.setattr(rollout, "decode", watched)
+    prompts = ["a", "b", "a"]
+    rollout.sample(model, tokenizer, prompts, 2, max_new_tokens=1, seed=0)
+    (together,) = drawn
+    assert len(set(together)) == 6
+    drawn.clear()
+    monkeypatch.setattr(rollout, "rows_at_once", lambda *_: 1)
+    rollout.sample(model, tokenizer, prompts, 2, max_new_tokens=1, seed=0)
+    assert drawn == [together[0:2], together[2:4], together[4:6]]
+
+
+def test_as_many_questions_are_decoded_at_once_as_the_cache_has_room_for_all_their_completions(
+    model, tokenizer, monkeypatch
+):
+    """Room for seven sequences of the longest prompt and completion: three questions of two completions each."""
+    decode, tried = rollout.decode, []
+
+    def watched(model, prompt_ids, *rest, **options):
+        tried.append(len(prompt_ids))
+        return decode(model, prompt_ids, *rest, **options)
+
+    lengths = []
+    monkeypatch.setattr(rollout, "decode", watched)
+    monkeypatch.setattr(rollout, "rows_at_once", lambda model, length: lengths.append(length) or 7)
+    rollout.sample(model, tokenizer, PROMPTS, 2, max_new_tokens=5, seed=0)
+    assert tried == [3, 1] and lengths == [max(map(len, PROMPTS)) + 5]
+
+
+def test_noise_keys_depend_on_every_part_and_use_63_bits():
+    keys = {rollout.noise_key(*parts) for parts in ((1, 12), (11, 2), (112,), (1, 1, 2), ("1", "12"))}
+    assert len(keys) == 4  # a number and its text are the same part
+    many = [rollout.noise_key("bits", number) for number in range(200)]
+    assert min(many) >= 0 and 2**62 < max(many) < 2**63
+
+
+def test_top_p_narrows_what_is_sampled(model, tokenizer):
+    """With next to nothing of the probability mass, the likeliest tokens are left."""
+    options = {"max_new_tokens": 12, "seed": 1}
+    greedy = rollout.sample(model, tokenizer, PROMPTS, 2, temperature=0, **options)
+    assert rollout.sample(model, tokenizer, PROMPTS, 2, top_p=1e-6, **options).texts == greedy.texts
+
+
+def test_kept_hidden_states_do_not_hold_on_to_those_of_the_batch(model, tokenizer):
+    sampled = rollout.sample(model, tokenizer, PROMPTS, 2, max_new_tokens=12, seed=0, keep_hidden=True)
+    for state in sampled.hidden:
+        assert state.untyped_storage().nbytes() == 4 * state.numel()
+
+
+def test_the_tokenizers_eos_ends_a_completion_too(model, tokenizer):
+    """The generation config may name another token, several, the same, or none."""
+    for configured, expected in ((7, [1, 7]), ([20, 7], [1, 20, 7]), (1, [1]), (None, [1])):
+        model.generation_config.eos_token_id = configured
+        assert rollout.stop_ids(model, tokenizer) == expected
+
+
+def test_texts_are_without_special_tokens(model, tokenizer):
+    record = rollout.assemble(model, tokenizer, [rollout.Completion([5], [*tokenizer("4 = 4")["input_ids"], 1])], 1)
+    assert record.texts == ["4 = 4"] and record.input_ids[0, -1] == 1
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------
@@ -235,6 +315,20 @@ def test_a_top_p_that_leaves_nothing_to_choose_from_is_an_error(model, tokenizer
         rollout.sample(model, tokenizer, ["a"], 2, max_new_tokens=3, top_p=top_p)
 
 
+def test_a_text_has_one_beginning_of_sequence(tokenizer):
+    """The tokenizer's where there is no chat template; with one, the template has written it."""
+    with_beginning = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    with_beginning.post_processor = processors.TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 2)])
+    beginning = PreTrainedTokenizerFast(tokenizer_object=with_beginning, bos_token="<unk>", eos_token="<eos>")
+    plain = tokenizer("1+1?\n")["input_ids"]
+    assert rollout.encode_prompt(beginning, "1+1?\n") == [2, *plain]
+    beginning.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    prompt = rollout.render_prompt(beginning, "1+1?")
+    assert prompt.startswith("<unk>1+1?")
+    ids = rollout.encode_prompt(beginning, prompt)
+    assert ids[:5] == [2, *plain[:4]] and ids.count(2) == 1 + sum(letter.isupper() for letter in rollout.INSTRUCTION)
+
+
 # --- records and micro-batches -----------------------------------------------------------------------------------
 
 
@@ -278,3 +372,30 @@ def test_kept_hidden_states_stay_with_their_answers(model, tokenizer):
     torch.testing.assert_close(
         scoring.gradient_gram(model, *part.tokens, 3, hidden=part.hidden), expected, rtol=1e-3, atol=1e-2
     )
+
+
+def test_what_is_known_of_a_row_goes_with_it(model, tokenizer):
+    """Marks and limits of rows 2 and 0, not of the first two."""
+    completions = [rollout.Completion([3], [5, 1]), rollout.Completion([3], [6, 1]), rollout.Completion([3], [7, 8])]
+    completions[2].is_anchor = True
+    record = rollout.assemble(model, tokenizer, completions, 1)
+    assert record.truncated.tolist() == [False, False, True]
+    part = record.rows(torch.tensor([2, 0]))
+    assert part.truncated.tolist() == [True, False] and part.anchor_mask.tolist() == [True, False]
+    other = rollout.assemble(model, tokenizer, [rollout.Completion([3], [9, 9]), rollout.Completion([3], [4, 1])], 1)
+    joined = rollout.combined(record, other, [3, 0, 4, 2])
+    assert joined.truncated.tolist() == [True, False, False, True]
+    assert joined.anchor_mask.tolist() == [False, False, False, True]
+
+
+def test_lengths_of_prompts_and_completions(model, tokenizer):
+    record = rollout.assemble(
+        model, tokenizer, [rollout.Completion([3, 4, 5], [6, 1]), rollout.Completion([3], [7, 8, 9, 1])], 1
+    )
+    assert record.prompt_lengths.tolist() == [3, 1] and record.lengths.tolist() == [2, 4]
+
+
+def test_every_group_that_gives_way_gets_the_next_of_the_others(model, tokenizer):
+    sampled, others = (rollout.sample(model, tokenizer, PROMPTS[:3], 2, max_new_tokens=9, seed=s) for s in (0, 1))
+    placed = rollout.replace_groups(sampled, [2, 0], others)
+    assert placed.texts == others.texts[2:4] + sampled.texts[2:4] + others.texts[0:2]

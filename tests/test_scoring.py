@@ -596,3 +596,103 @@ def test_what_is_withheld_for_several_better_answers_adds_up(model, tokenizer):
         found.append(rectified.withheld[2])
     assert found[1].any()
     torch.testing.assert_close(found[0], 2 * found[1])
+
+
+# --- what is left of a batch -------------------------------------------------------------------------------------
+
+
+def test_a_completion_with_withheld_tokens_has_an_advantage_though_its_pairs_balance_out():
+    withheld = torch.zeros(4, 5)
+    withheld[1, 2] = 0.5
+    rectified = scoring.Rectified(
+        torch.ones(2, 2, 2, dtype=torch.bool), torch.zeros(2, 2, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), withheld
+    )
+    assert rectified.has_advantage.tolist() == [True, True, False, False]
+    assert rectified.token_advantages[1].tolist() == [0.0, 0.0, -0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("rule", ["threshold", "pair", "token"])
+def test_kept_hidden_states_spare_the_model(model, tokenizer, monkeypatch, rule):
+    """And the result is the same."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
+    how = how_of(rule=rule)
+    expected = scoring.rectify(model, rollouts, rewards, how)
+    rollouts.hidden = scoring.completion_states(model, *rollouts.tokens, [None] * 12)
+    monkeypatch.setattr(scoring, "hidden_states", lambda *_: pytest.fail("the model was run"))
+    found = scoring.rectify(model, rollouts, rewards, how)
+    torch.testing.assert_close(found.token_advantages, expected.token_advantages)
+    assert torch.equal(found.pair_mask, expected.pair_mask)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_the_weights_of_an_anchors_pushes_by_hand(model, tokenizer, temperature):
+    """w_t = γπ/(π+γ)² with π at the temperature of training; 1 for sampled completions, and without a γ."""
+    rollouts, _ = colliding_rollouts(model, tokenizer, anchors=(1, 4))
+    weights = scoring.push_weights(model, rollouts, how_of(gamma=0.05, temperature=temperature))
+    for row in range(12):
+        ids = rollouts.input_ids[row][rollouts.attention_mask[row]]
+        completion = rollouts.lengths[row]
+        pi = (model(input_ids=ids[None]).logits[0, :-1] / temperature).softmax(-1).gather(1, ids[1:, None])
+        expected = (0.05 * pi / (pi + 0.05) ** 2)[-completion:, 0] if row in (1, 4) else torch.ones(completion)
+        torch.testing.assert_close(weights[row][rollouts.prediction_mask[row]], expected.detach())
+    assert bool((scoring.push_weights(model, rollouts, how_of(gamma=None)) == 1).all())
+
+
+def test_what_is_withheld_is_the_pairs_part_of_the_advantage_at_either_scale(model, tokenizer):
+    """Rewards 1, 0, 0 of a group of three: that part is −1/3, over σ = √2/3 with --scale std."""
+    base = [9, 20, 33, 14, 41]
+    completions = [[*base, 1], [50, 1], [*base, *base, 1]]
+    rollouts = rollout.assemble(model, tokenizer, [rollout.Completion([5, 6, 7], ids) for ids in completions], 3)
+    for scale, part in (("none", -1 / 3), ("std", -1 / math.sqrt(2))):
+        how = how_of(rule="token", scale=scale)
+        withheld = scoring.rectify(model, rollouts, torch.tensor([[1.0, 0.0, 0.0]]), how).withheld[2]
+        found = withheld[withheld != 0]
+        assert len(found) > 0
+        torch.testing.assert_close(found, torch.full_like(found, part), rtol=1e-4, atol=0)
+
+
+def test_a_completion_is_as_distinct_from_itself_as_nothing(model):
+    """Just 0, whatever rounding makes of its cosine."""
+    d = scoring.gradient_distinctiveness(scoring.gradient_gram(model, *padded_batch(ROWS, 64), 4))
+    assert bool((d.diagonal(dim1=1, dim2=2) == 0).all()) and bool((d.sum((1, 2)) > 0).all())
+
+
+def test_the_sketch_has_signs():
+    """Without them the product of two vectors of ones would be twice what it is: each bucket would hold two."""
+    ones = torch.ones(1, 8_192)
+    sketched = scoring.sketch(ones, 4_096)
+    assert float((sketched**2).sum()) == pytest.approx(8_192, rel=0.1)
+    assert set(sketched.flatten().tolist()) == {-2.0, 0.0, 2.0}
+
+
+def test_every_scorer_of_a_batch_gets_the_texts(model, tokenizer, monkeypatch):
+    seen = []
+
+    def by_texts(sequences):
+        seen.append(sequences.texts)
+        return torch.ones(len(sequences.texts) // sequences.group_size, *[sequences.group_size] * 2)
+
+    monkeypatch.setitem(scoring.SCORERS, "texts", scoring.Scorer("texts", threshold=0.5, distinctiveness=by_texts))
+    rollouts, rewards = colliding_rollouts(model, tokenizer)
+    scoring.rectify(model, rollouts, rewards, how_of(scorer="texts"))
+    assert seen == [rollouts.texts]
+
+
+def test_epsilon_is_small_beside_the_smallest_deviation():
+    """Rewards 1 and 0.98: σ = 0.01, and A = ±1 to a ten-thousandth."""
+    advantages = scoring.rectified_advantages(torch.tensor([[1.0, 0.98]]), torch.ones(1, 2, 2, dtype=torch.bool))
+    torch.testing.assert_close(advantages, torch.tensor([[1.0, -1.0]]), atol=2e-4, rtol=0)
+
+
+def test_no_token_with_a_negative_share_is_withheld_where_all_others_are_not_enough():
+    """A shaped anchor's own push may lower its likelihood: the excess is then more than all that collides."""
+    assert scoring.colliding_tokens(torch.tensor([0.5, -0.2, 0.1]), 2.0).tolist() == [True, False, True]
+
+
+def test_thresholds_of_the_scorers():
+    """0.35 is a cosine of 0.3, 0.2 one of 0.6; of tokens a tenth must differ."""
+    assert {name: scorer.threshold for name, scorer in scoring.SCORERS.items()} == {
+        "gradient": 0.35,
+        "state": 0.2,
+        "token": 0.1,
+    }

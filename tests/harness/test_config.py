@@ -10,7 +10,7 @@ import torch
 
 import dagrpo
 import rollout
-from harness.config import EXAMPLE, METHODS, Config, ConfigError, configure, not_defaults, parse
+from harness.config import EXAMPLE, METHODS, Config, ConfigError, configure, not_defaults, parse, shown
 from scoring import SCORERS
 
 
@@ -166,3 +166,50 @@ def test_help_gives_every_flag_its_reason(capsys):
         assert re.search(f"--{item.name.replace('_', '-')}[ ,]", shown) and reason in shown
     for heading in ("what:", "method:", "sampling:", "optimization:", "evaluation:"):
         assert heading in shown
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_threshold_of_0_is_a_threshold(scorer):
+    """It masks no pair; only without the flag it is the scorer's."""
+    assert configure(model="m", data=["d"], scorer=scorer, threshold=0.0).rectification.threshold == 0.0
+
+
+def test_pairs_are_judged_at_the_temperature_of_sampling_and_scaled_as_asked():
+    how = configure(model="m", data=["d"], temperature=0.7, scale="none", rectify="pair", scorer="state").rectification
+    assert (how.temperature, how.scale, how.rule, how.scorer) == (0.7, "none", "pair", "state")
+
+
+def test_what_stands_at_the_edge_of_what_is_allowed_is_allowed():
+    edges = {"threshold": 1.0, "hard_below": 1.0, "top_p": 1.0, "updates": 4, "questions": 4, "learning_rate": 0.0}
+    config = configure(model="m", data=["d"], **edges)
+    assert all(getattr(config, name) == value for name, value in edges.items())
+    assert configure(model="m", data=["d"], method="luffy", group_size=4, anchors_per_group=3).group_size == 4
+    with pytest.raises(ConfigError, match="--anchors-per-group 4: it must be less"):
+        configure(model="m", data=["d"], method="luffy", group_size=4, anchors_per_group=4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), True, "0.1", None])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ConfigError, match=r"--gamma .*: it must be a number above 0"):
+        configure(model="m", data=["d"], gamma=value)
+
+
+def test_the_method_wins_over_the_example():
+    """Whose run.json has groups of several completions; sft has groups of one anchor."""
+    assert configure().group_size > 1 and configure(method="sft").group_size == 1
+    assert configure(method="sft", rollouts=True, group_size=5).group_size == 5
+
+
+def test_a_flag_must_be_written_out():
+    with pytest.raises(ConfigError, match="--group: there is no such flag"):
+        parse(["--group", "4"])
+
+
+def test_the_word_none_means_none_where_it_is_allowed():
+    assert parse(["--clip-low", "none", "--anchors", "none"]) == {"clip_low": None, "anchors": None}
+    assert shown(None) == "none" and shown(["a", "b"]) == "a b"
+
+
+def test_lines_of_settings_leave_out_what_a_later_source_changes():
+    shown_lines = not_defaults({"method": "luffy", "gamma": 0.5})
+    assert shown_lines.count("gamma") == 1 and "gamma 0.5" in shown_lines

@@ -1,4 +1,4 @@
-"""What a run writes and prints: figures by hand, lines that say what happened, JSON that every reader takes."""
+"""What a run writes and prints, by hand: metrics of groups and tokens, samples, lines, memory, seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,238 @@ from conftest import small_rollouts
 
 from harness import report
 from harness.config import Config
-from scoring import Rectified
+from policy.decoding import cache_bytes
+from scoring import Rectified, rectified_advantages
+
+NAN = math.nan
+
+
+@pytest.fixture
+def rollouts(model, tokenizer):
+    """Three groups of four completions; number 2 is an anchor."""
+    made = small_rollouts(model, tokenizer)
+    made.anchor_mask[2] = True
+    return made
+
+
+REWARDS = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]])
+
+
+def rectified_of(rollouts, masked, d=None):
+    """With pairs (group, i, j) masked, and a distinctiveness that is NaN unless it is given."""
+    pair_mask = torch.ones(3, 4, 4, dtype=torch.bool)
+    for p, i, j in masked:
+        pair_mask[p, i, j] = pair_mask[p, j, i] = False
+    d = torch.full((3, 4, 4), NAN) if d is None else d
+    return Rectified(pair_mask, d, rectified_advantages(REWARDS, pair_mask), torch.zeros_like(rollouts.logps))
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------
+
+
+def test_group_metrics_count_pairs_of_unequal_rewards_once(rollouts):
+    """Of 4 + 0 + 3 such pairs two are masked; a masked pair of equal rewards does not count."""
+    masked = [(0, 0, 1), (0, 1, 2), (2, 0, 3)]
+    trained = torch.arange(12) < 3
+    metrics = report.group_metrics(REWARDS, rollouts, rectified_of(rollouts, masked), trained)
+    assert metrics == {
+        "no_signal": pytest.approx(1 / 3),
+        "masked_pairs": pytest.approx(2 / 7),
+        "trained_sequences": pytest.approx(1 / 4),
+        "masked_tokens": 0.0,
+    }
+
+
+def test_distinctiveness_is_that_of_pairs_of_unequal_rewards(rollouts):
+    """0.1, 0.2, ..., 0.7 for the seven pairs, 0 or 1 for all others: mean and median are 0.4."""
+    d = torch.zeros(3, 4, 4)
+    d[0, 1, 2] = d[0, 0, 3] = 1.0
+    differ = [(0, 0, 1), (0, 0, 2), (0, 1, 3), (0, 2, 3), (2, 0, 1), (2, 0, 2), (2, 0, 3)]
+    for number, (p, i, j) in enumerate(differ, start=1):
+        d[p, i, j] = number / 10
+    d[1] = NAN
+    metrics = report.group_metrics(REWARDS, rollouts, rectified_of(rollouts, [], d), torch.ones(12, dtype=torch.bool))
+    found = [metrics[f"distinctiveness/{name}"] for name in ("mean", "p10", "p50", "p90")]
+    assert found == pytest.approx([0.4, 0.16, 0.4, 0.64])
+
+
+def test_masked_tokens_are_a_share_of_the_completions_tokens(rollouts):
+    rectified = rectified_of(rollouts, [])
+    rectified.withheld[0, rollouts.prediction_mask[0].nonzero()[0]] = 0.5
+    rectified.withheld[1, rollouts.prediction_mask[1].nonzero()[0]] = -0.5
+    metrics = report.group_metrics(REWARDS, rollouts, rectified, torch.ones(12, dtype=torch.bool))
+    assert metrics["masked_tokens"] == pytest.approx(2 / int(rollouts.lengths.sum()))
+
+
+def test_a_group_is_without_signal_where_all_its_advantages_are_0(rollouts):
+    """In group 2 two pairs of three are masked: completions 1 and 2 have advantage 0, the others have not."""
+    rectified = rectified_of(rollouts, [(2, 0, 1), (2, 0, 2)])
+    assert (rectified.advantages[2] == 0).tolist() == [False, True, True, False]
+    metrics = report.group_metrics(REWARDS, rollouts, rectified, torch.ones(12, dtype=torch.bool))
+    assert metrics["no_signal"] == pytest.approx(1 / 3)
+
+
+SUMS = {
+    "loss": 3.0, "grad_norm": 2.0, "tokens": 40.0, "policy_tokens": 30.0, "anchor_tokens": 10.0, "entropy": 60.0,
+    "kl": 8.0, "clip_low": 3.0, "clip_high": 6.0, "sampler_gap": 1.5, "model_tokens": 45.0, "padded_tokens": 60.0,
+    "anchor_prob": 4.0, "updates": 1.0, "learning_rate": 1e-5, "bad_updates": 0.0,
+}  # fmt: skip
+
+
+def test_token_metrics_are_means_over_the_tokens_that_they_are_of():
+    expected = {
+        "loss": 3.0, "grad_norm": 2.0, "entropy": 1.5, "kl": 8 / 30, "clip_low": 0.1, "clip_high": 0.2,
+        "sampler_gap": 0.05, "padding": 0.25, "anchor_prob": 0.4, "learning_rate": 1e-5, "bad_updates": 0,
+    }  # fmt: skip
+    assert report.token_metrics(SUMS, 1) == pytest.approx(expected)
+
+
+def test_token_metrics_of_several_updates_have_the_mean_loss_and_no_gap_to_the_sampler():
+    metrics = report.token_metrics({**SUMS, "updates": 3.0}, 3)
+    assert metrics["loss"] == pytest.approx(1.0) and "sampler_gap" not in metrics
+
+
+def test_token_metrics_of_a_step_on_nothing_are_0():
+    metrics = report.token_metrics({}, 1)
+    names = {"loss", "grad_norm", "bad_updates", "learning_rate", "entropy", "kl", "clip_low", "clip_high"}
+    assert set(metrics) == names and not any(metrics.values())
+
+
+def test_tokens_per_second_are_of_the_part_that_made_them():
+    metrics = report.clock_metrics({"rollout": 2.0, "train": 4.0}, 100, {"tokens": 20.0})
+    assert metrics == {
+        "seconds/rollout": 2.0, "seconds/train": 4.0, "tokens_per_s/rollout": 50.0, "tokens_per_s/train": 5.0,
+    }  # fmt: skip
+
+
+def test_seconds_of_several_rounds_add_up(model, monkeypatch):
+    clock = iter([0.0, 2.0, 10.0, 13.0])
+    monkeypatch.setattr(report.time, "perf_counter", lambda: next(clock))
+    seconds = {}
+    for _ in range(2):
+        with report.timed(seconds, "rollout", model):
+            pass
+    assert seconds == {"rollout": 5.0}
+
+
+# --- files and lines ---------------------------------------------------------------------------------------------
+
+
+def test_lines_are_added_and_figures_that_are_no_number_are_null(tmp_path):
+    """JSON has no word for NaN."""
+    path = tmp_path / "metrics.jsonl"
+    report.append_json(path, {"step": 1, "a": NAN, "b": 2.0})
+    report.append_json(path, {"step": 2, "a": 0.0})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "a": None, "b": 2.0},
+        {"step": 2, "a": 0.0},
+    ]
+
+
+def samples(tmp_path, rollouts, rectified):
+    path = tmp_path / "samples.jsonl"
+    questions = [{"problem": f"q{p}", "answer": str(p)} for p in range(3)]
+    report.write_samples(path, 7, questions, rollouts, REWARDS, rectified)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_samples_are_the_group_with_most_masked_pairs_and_another_with_an_anchor(tmp_path, rollouts):
+    """Group 1 has more masked pairs, but of equal rewards: they would say nothing."""
+    masked = [(2, 0, 1), (2, 0, 3), (2, 1, 2), (1, 0, 1), (1, 0, 2), (1, 0, 3), (1, 1, 2)]
+    first, second = samples(tmp_path, rollouts, rectified_of(rollouts, masked))
+    assert (first["problem"], second["problem"], first["step"]) == ("q2", "q0", 7)
+    assert first["masked_pairs"] == [[1, 0], [3, 0]] and second["masked_pairs"] == []
+    assert [answer["text"] for answer in first["answers"]] == rollouts.texts[8:]
+    assert [answer["anchor"] for answer in second["answers"]] == [False, False, True, False]
+    assert [answer["reward"] for answer in second["answers"]] == [1.0, 0.0, 0.0, 1.0]
+    assert [answer["tokens"] for answer in first["answers"]] == rollouts.lengths[8:].tolist()
+    assert first["distinctiveness"] is None
+
+
+def test_a_group_with_most_masked_pairs_and_an_anchor_is_shown_once(tmp_path, rollouts):
+    (only,) = samples(tmp_path, rollouts, rectified_of(rollouts, [(0, 0, 1)]))
+    assert only["problem"] == "q0" and only["masked_pairs"] == [[1, 0]]
+
+
+RECORD = {
+    "step": 3, "reward": 0.25, "length/mean": 12.5, "no_signal": 0.5, "masked_pairs": 0.25, "anchored": 0.0,
+    "trained_sequences": 0.75, "entropy": 1.0, "grad_norm": 0.5, "seconds/rollout": 1.0, "seconds/train": 2.5,
+    "bad_updates": 0,
+}  # fmt: skip
+
+
+def test_the_line_of_a_step_says_where_there_was_nothing_to_learn():
+    line = report.step_line(RECORD, 10)
+    assert "3/10" in line and "reward 0.250" in line and "trained  75%" in line and line.endswith("3.5 s")
+    assert "nothing to learn" not in line
+    assert "nothing to learn in this step" in report.step_line({**RECORD, "trained_sequences": 0.0}, 10)
+    assert "2 updates skipped: their gradient was not finite" in report.step_line({**RECORD, "bad_updates": 2}, 10)
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+ROOM = {"sequences": 4, "max_new_tokens": 44, "token_budget": 100_000, "reference": False}
+
+
+def test_memory_by_hand(model):
+    """The model of conftest: two layers of hidden size 32 and inner size 48, a vocabulary of 64, fp32 on a CPU.
+
+    Four sequences of 44 + 256 tokens: 14·32 + 4·48 numbers of each token and layer, and four times its logits.
+    """
+    count = sum(parameter.numel() for parameter in model.parameters())
+    estimate = report.memory_estimate(model, **ROOM)
+    activations = 4 * (1_200 * 2 * (14 * 32 + 4 * 48) + 4 * 1_200 * 64)
+    cache = 4 * cache_bytes(model, 300)
+    found = {name: round(value * 1e9) for name, value in estimate.items() if name != "available"}
+    assert found == {
+        "weights": 4 * count, "gradients": 4 * count, "optimizer": 8 * count, "activations": activations,
+        "autocast": 0, "decoder": 4 * count, "cache": cache, "total": 16 * count + activations,
+    }  # fmt: skip
+    assert activations > cache
+
+
+def test_memory_of_sampling_counts_where_it_is_the_larger_part(model):
+    estimate = report.memory_estimate(model, **{**ROOM, "token_budget": 1})
+    sampling = estimate["decoder"] + estimate["cache"]
+    assert sampling > estimate["gradients"] + estimate["activations"]
+    assert estimate["total"] == pytest.approx(estimate["weights"] + estimate["optimizer"] + sampling)
+
+
+def test_a_reference_is_another_copy_of_the_weights(model):
+    without, with_it = (report.memory_estimate(model, **{**ROOM, "reference": flag}) for flag in (False, True))
+    assert with_it["weights"] == 2 * without["weights"]
+
+
+def announced(model, tmp_path, monkeypatch, capsys, available=1e3, **flags):
+    """What a run says at its start, and the arguments of its memory estimate."""
+    asked = {}
+
+    def estimate(model, **options):
+        asked.update(options)
+        return {"total": 2.0, "available": available}
+
+    monkeypatch.setattr(report, "memory_estimate", estimate)
+    report.announce(model, Config(model="m", data=["d"], questions=3, group_size=4, **flags), tmp_path)
+    return asked, capsys.readouterr().out
+
+
+def test_the_estimate_is_of_all_completions_and_of_a_reference_where_there_is_one(model, tmp_path, monkeypatch, capsys):
+    asked, _ = announced(model, tmp_path, monkeypatch, capsys, kl=0.1, max_new_tokens=50, token_budget=60)
+    assert asked == {"sequences": 12, "max_new_tokens": 50, "token_budget": 60, "reference": True}
+    asked, _ = announced(model, tmp_path, monkeypatch, capsys)
+    assert not asked["reference"]
+
+
+@pytest.mark.parametrize(("available", "too_much"), [(1.0, True), (3.0, False), (0.0, False)])
+def test_too_little_memory_is_warned_of_where_it_is_known(model, tmp_path, monkeypatch, capsys, available, too_much):
+    """0 stands for a system that does not tell."""
+    _, said = announced(model, tmp_path, monkeypatch, capsys, available)
+    assert ("That is too much" in said) == too_much
+    assert "--top-p" not in said
+
+
+def test_a_narrower_policy_is_warned_of(model, tmp_path, monkeypatch, capsys):
+    assert "--top-p 0.9: " in announced(model, tmp_path, monkeypatch, capsys, top_p=0.9)[1]
 
 
 def test_figures_that_are_not_finite_become_null(tmp_path):
@@ -40,36 +271,6 @@ def test_an_evaluation_is_told_in_percent_only_where_right_is_known():
     )
 
 
-def test_masked_pairs_count_where_rewards_differ(model, tokenizer):
-    """One group of four, rewards 1 0 0 1: of its four unequal pairs one is masked, and an equal pair does not count."""
-    rollouts = small_rollouts(model, tokenizer).rows(torch.arange(4))
-    mask = torch.ones(1, 4, 4, dtype=torch.bool)
-    for i, j in ((0, 1), (0, 3)):  # of unequal and of equal rewards
-        mask[0, i, j] = mask[0, j, i] = False
-    d = torch.full((1, 4, 4), 0.5)
-    d[0, 0, 1] = 0.1
-    withheld = torch.zeros_like(rollouts.logps)
-    withheld[0, rollouts.prediction_mask[0].nonzero()[0]] = 0.3
-    rectified = Rectified(mask, d, torch.tensor([[1.0, 0.0, -1.0, 0.0]]), withheld)
-    trained = torch.tensor([True, False, True, False])
-    metrics = report.group_metrics(torch.tensor([[1.0, 0.0, 0.0, 1.0]]), rollouts, rectified, trained)
-    assert metrics["masked_pairs"] == 1 / 4 and metrics["trained_sequences"] == 1 / 2 and metrics["no_signal"] == 0
-    assert metrics["masked_tokens"] == pytest.approx(1 / int(rollouts.lengths.sum()))
-    assert metrics["distinctiveness/mean"] == pytest.approx((0.1 + 3 * 0.5) / 4)
-
-
-def test_means_are_over_the_tokens_that_they_are_of():
-    sums = {"tokens": 10.0, "policy_tokens": 8.0, "anchor_tokens": 2.0, "updates": 2.0, "loss": 3.0, "entropy": 5.0}
-    sums |= {"kl": 4.0, "clip_low": 2.0, "clip_high": 1.0, "anchor_prob": 1.0, "sampler_gap": 0.8, "grad_norm": 7.0}
-    sums |= {"model_tokens": 30.0, "padded_tokens": 40.0, "learning_rate": 1e-4}
-    found = report.token_metrics(sums, updates=1)
-    assert found == pytest.approx({
-        "loss": 1.5, "grad_norm": 7.0, "bad_updates": 0, "learning_rate": 1e-4, "entropy": 0.5, "kl": 0.5,
-        "clip_low": 0.25, "clip_high": 0.125, "sampler_gap": 0.1, "padding": 0.25, "anchor_prob": 0.5,
-    })  # fmt: skip
-    assert "sampler_gap" not in report.token_metrics(sums, updates=2)
-
-
 def test_the_step_line_says_what_was_skipped_and_why_nothing_was_learned():
     record = {
         "step": 3,
@@ -82,16 +283,6 @@ def test_the_step_line_says_what_was_skipped_and_why_nothing_was_learned():
     record |= {"grad_norm": 0.0, "bad_updates": 2, "seconds/train": 1.0}
     line = report.step_line(record, 9)
     assert "2 updates skipped: their gradient was not finite" in line and "nothing to learn in this step" in line
-
-
-def test_the_estimate_holds_weights_gradients_states_and_a_copy_for_the_divergence(model):
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    options = {"sequences": 8, "max_new_tokens": 16, "token_budget": 512}
-    plain = report.memory_estimate(model, reference=False, **options)
-    assert plain["weights"] == pytest.approx(4e-9 * parameters) == plain["gradients"]
-    assert plain["optimizer"] == pytest.approx(8e-9 * parameters)
-    assert report.memory_estimate(model, reference=True, **options)["weights"] == pytest.approx(2 * plain["weights"])
-    assert plain["total"] > plain["weights"] + plain["optimizer"] and plain["available"] > 0
 
 
 def test_a_run_folder_is_named_after_model_method_and_seed(tmp_path, monkeypatch):

@@ -114,3 +114,16 @@ def test_an_error_of_the_function_itself_is_not_taken_for_a_missing_compiler():
 def test_on_a_cpu_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(compiling.torch, "compile", lambda *_, **__: pytest.fail("compiled on a CPU"))
     assert compiling.compiled(lambda x: x + 1)(torch.tensor(1)) == 2
+
+
+def test_a_tensor_on_a_gpu_is_seen_whether_it_is_given_by_place_or_by_name(monkeypatch):
+    """With a tensor that says so of itself, and a stand-in for the compiler."""
+
+    class OnGpu(torch.Tensor):
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(compiling, "with_compiler", lambda function, state, *arguments, **options: "compiled")
+    function = compiling.compiled(lambda *arguments, **options: "as it is")
+    here, there = torch.ones(2), torch.ones(2).as_subclass(OnGpu)
+    assert function(here, 2, scale=here) == "as it is"
+    assert function(here, there) == function(here, scale=there) == "compiled"

@@ -54,7 +54,11 @@ def model_of(name):
                     getattr(layer.self_attn, part).bias.normal_()
         return far_from_uniform(model)
     if name == "llama":
-        return far_from_uniform(LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)))
+        model = far_from_uniform(LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)))
+        with torch.no_grad():  # they begin as 0, which would hide that one is left out
+            for bias in (parameter for name, parameter in model.named_parameters() if name.endswith("bias")):
+                bias.normal_(std=0.5)
+        return model
     if name == "llama, scaled rotation":
         rotation = {
             "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
@@ -200,6 +204,25 @@ def test_architectures_that_the_own_pass_does_not_compute_take_the_models_own(to
         torch.testing.assert_close(sampled.logps, logps.detach(), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_another_activation_takes_the_models_own_pass(activation):
+    assert not decoding.is_fast(LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act=activation)))
+    assert decoding.is_fast(LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="silu")))
+
+
+def test_a_rotation_of_long_texts_takes_the_models_own_pass():
+    rotation = {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+        "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    assert not decoding.is_fast(LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=rotation)))
+
+
+def test_a_cache_of_one_sequence_by_hand(model):
+    """Two layers, two key-value heads of size 8, keys and values, and a hidden state of 32: 96 numbers a token."""
+    assert decoding.cache_bytes(model, 10) == 4 * 10 * (2 * 2 * 2 * 8 + 32)
+
+
 def test_sampled_answers_follow_the_exact_distribution_of_the_model(tokenizer):
     """Chi-square over the first two tokens of 20,000 answers against the softmax of full forward passes.
 
@@ -317,3 +340,17 @@ def test_rows_that_ended_stop_costing(model, tokenizer, monkeypatch):
     lengths = sampled.lengths
     assert int(lengths.sum()) < 0.7 * len(lengths) * int(lengths.max())
     assert sum(rows) < 1.2 * int(lengths.sum())
+
+
+def test_there_is_always_room_for_one_sequence(model, monkeypatch):
+    """Else nothing could be sampled: half a sequence of the budget, and two and a half."""
+    monkeypatch.setattr(decoding, "CACHE_BYTES", decoding.cache_bytes(model, 10) // 2)
+    assert decoding.rows_at_once(model, 10) == 1
+    monkeypatch.setattr(decoding, "CACHE_BYTES", decoding.cache_bytes(model, 10) * 5 // 2)
+    assert decoding.rows_at_once(model, 10) == 2
+
+
+@pytest.mark.parametrize(("going", "rows"), [(100, 100), (86, 100), (85, 85), (1, 1)])
+def test_rows_leave_where_that_saves_more_than_moving_the_cache_costs(going, rows):
+    """Of 100 rows, at least 15 must have ended."""
+    assert decoding.rows_left(going, 100) == rows

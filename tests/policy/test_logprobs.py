@@ -174,6 +174,59 @@ def test_checkpointing_of_a_model_without_layers_that_it_finds_says_so():
         pass
 
 
+def test_entropy_where_a_token_is_impossible(model):
+    """A logit of −∞ has probability 0, and adds nothing to the entropy: not 0·∞, which is no number."""
+    batch = padded_batch(ROWS, 64)
+    _, whole = logprobs.token_logps(model, *batch)
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([63]), -torch.inf))
+    logps, entropies = logprobs.token_logps(model, *batch)
+    possible = batch[2][:, 1:] & (batch[0][:, 1:] != 63)
+    assert logps[possible].isfinite().all() and entropies.isfinite().all() and not torch.equal(entropies, whole)
+    for row in range(len(ROWS)):
+        ids = batch[0][row][batch[1][row]]
+        rest = model(input_ids=ids[None]).logits[0, :-1, :63].softmax(-1)
+        expected = -(rest * rest.log()).sum(-1)[-ROWS[row][2] :]
+        torch.testing.assert_close(entropies[row][batch[2][row, 1:]], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_logits_of_one_chunk_only_are_kept_for_the_backward_pass(monkeypatch):
+    """With a vocabulary of 4,096, thirty logits a token would be most of what is kept."""
+    model = random_model(vocab_size=4_096)
+    batch = padded_batch([(0, 3, 30), (0, 3, 30)], 4_096)
+    kept = {}
+    for chunk in (logprobs.CHUNK_ELEMENTS, 4_096 * 4):
+        monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            logprobs.token_logps(model, *batch)
+        kept[chunk] = sum(size for size in sizes if size >= 4_096 * 4 and size != 4_096 * 32)  # but for the weight
+    whole, in_chunks = kept.values()
+    assert whole > 60 * 4_096 and in_chunks == 0
+
+
+def test_the_longest_rows_come_first(model, tokenizer):
+    """What needs most memory fails in the first micro-batch, or not at all."""
+    record = drawn_rollouts(model, tokenizer)
+    widest = [
+        batch.padded_tokens / len(batch.packing) for batch in rollout.micro_batches(model, record, torch.arange(30), 64)
+    ]
+    assert widest == sorted(widest, reverse=True) and widest[0] > widest[-1]
+
+
+def test_runs_are_of_completions_of_like_length_of_one_question():
+    """Whatever the order of the rows."""
+    runs = logprobs.shared_prompt_runs([10] * 6, [4, 4, 9, 9, 30, 30], [0, 1, 0, 1, 0, 1], 100_000, 32)
+    assert runs == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_a_run_is_within_the_budget():
+    """√(6·32·100) is 138 further tokens; a budget of 120 leaves room for 20, which are two completions of 11."""
+    runs = logprobs.shared_prompt_runs([100] * 5, [11] * 5, [0] * 5, 120, 32)
+    assert [len(run) for run in runs] == [2, 2, 1]
+    assert [len(run) for run in logprobs.shared_prompt_runs([100] * 5, [11] * 5, [0] * 5, 1_000, 32)] == [5]
+
+
 def test_a_response_mask_that_is_not_bool_is_an_error_that_says_so(model):
     """As an index, 0 and 1 would pick the first two rows of the hidden states, and fail far away or not at all."""
     input_ids, attention_mask, response_mask = padded_batch(ROWS, 64)
@@ -281,6 +334,16 @@ def test_a_model_that_does_not_take_any_mask_gets_a_sequence_for_each_row(model,
     for batch in batches:
         longest = int(record.attention_mask[batch.rows].sum(1).max())
         assert batch.padded_tokens == len(batch.rows) * longest <= 200
+
+
+def test_a_sequence_for_each_row_also_where_short_ones_would_fit_beside_each_other(model):
+    """Rows of 30, 10 and 10 tokens under a budget of two times 30."""
+    model.config._attn_implementation = "eager"
+    batches = list(logprobs.micro_batches(model, [5, 5, 5], [25, 5, 5], [0, 1, 2], 60))
+    assert [(batch.rows.tolist(), batch.tokens, batch.padded_tokens) for batch in batches] == [
+        ([0, 1], 40, 60),
+        ([2], 10, 10),
+    ]
 
 
 def test_rows_of_a_model_with_alibi_are_not_packed(tokenizer):

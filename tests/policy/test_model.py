@@ -6,10 +6,23 @@ import pytest
 import torch
 from architectures import GEMMA3, LONGROPE, config_of, model_of
 from conftest import padded_batch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.cache_utils import DynamicCache
 
 import questions
 import rollout
 from harness import report
+from policy import checks
 from policy import model as policy_model
 
 
@@ -111,3 +124,98 @@ def test_a_head_that_is_tied_is_not_missing(new_model, tokenizer, tmp_path):
     new_model(tie_word_embeddings=True).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     policy_model.load(str(tmp_path), "cpu")
+
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def bent_heads():
+    """Heads that change their logits: by a factor, by a divisor, by a soft cap that bends nearly all of them."""
+    torch.manual_seed(0)
+    models = {
+        "factor": CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.5)),
+        "divisor": GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
+        "soft cap": Gemma2ForCausalLM(
+            Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=3.0, attn_implementation="eager")
+        ),
+    }
+    for model in models.values():
+        torch.nn.init.normal_(model.get_output_embeddings().weight, std=0.5)
+    return {name: model.eval() for name, model in models.items()}
+
+
+@pytest.mark.parametrize("name", ["factor", "divisor", "soft cap"])
+def test_logits_are_those_of_the_models_own_head(name):
+    model = bent_heads()[name]
+    ids = torch.arange(3, 13)[None]
+    expected = model(input_ids=ids).logits
+    hidden = policy_model.hidden_states(model, ids, torch.ones_like(ids, dtype=torch.bool))
+    torch.testing.assert_close(policy_model.logits_from_hidden(model, hidden), expected, rtol=1e-5, atol=1e-5)
+    plain = model.get_output_embeddings()(hidden)
+    assert float((plain - expected).detach().abs().max()) > 0.5, "the head does what it is named for"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("name", ["factor", "divisor", "soft cap"])
+def test_gradients_of_the_vocabulary_equal_autograd_through_the_head(name, temperature):
+    model = bent_heads()[name]
+    head = model.get_output_embeddings()
+    hidden, targets = torch.randn(5, 32), torch.tensor([3, 1, 60, 7, 9])
+    plain = head(hidden).detach().requires_grad_()
+    bent = {
+        "factor": plain * 0.5,
+        "divisor": plain / 4,
+        "soft cap": 3 * torch.tanh(plain / 3),
+    }[name]
+    chosen = (bent / temperature).log_softmax(-1).gather(1, targets[:, None]).sum()
+    (expected,) = torch.autograd.grad(chosen, plain)
+    found = policy_model.vocabulary_gradients(model, hidden, targets, temperature).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_positions_count_real_tokens_where_a_model_learns_them_by_number():
+    """Rotary positions do not show it; GPT-2's do: padding on the left must change nothing."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
+    ids = torch.randint(3, 64, (1, 6))
+    alone = policy_model.hidden_states(model, ids, torch.ones(1, 6, dtype=torch.bool))
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), ids], dim=1)
+    behind_padding = policy_model.hidden_states(model, padded, padded > 0)[:, 4:]
+    torch.testing.assert_close(behind_padding, alone, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_in_a_cache_is_not_attended_to(model):
+    """A token behind a cached prompt with padding on its left has the state that it has without padding."""
+    ids = torch.randint(3, 64, (1, 6))
+    mask = torch.ones(1, 6, dtype=torch.bool)
+    alone = policy_model.hidden_states(model, ids, mask)[:, -1]
+    cache = DynamicCache(config=model.config)
+    padded, padded_mask = (torch.nn.functional.pad(values, (4, 0)) for values in (ids, mask))
+    policy_model.hidden_states(model, padded[:, :-1], padded_mask[:, :-1], cache)
+    last = policy_model.hidden_states(model, padded[:, -1:], padded_mask, cache)[:, -1]
+    torch.testing.assert_close(last, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_eos(model, tokenizer, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    without = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")
+    assert without.pad_token_id is None
+    monkeypatch.setattr(policy_model.AutoTokenizer, "from_pretrained", lambda *_, **__: without)
+    assert policy_model.load(str(tmp_path), "cpu")[1].pad_token_id == 1
+
+
+@pytest.mark.parametrize("check", ["check_cache", "check_sampling"])
+def test_a_loaded_model_is_checked(model, tokenizer, tmp_path, monkeypatch, check):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+
+    def refuse(model):
+        raise NotImplementedError(f"by {check}")
+
+    monkeypatch.setattr(checks, check, refuse)
+    with pytest.raises(NotImplementedError, match=f"by {check}"):
+        rollout.load(str(tmp_path), "cpu")

@@ -7,6 +7,7 @@ import time
 import pytest
 
 import verify
+from verify.extraction import final_answers
 
 EXTRACTED = {
     "the last complete box": [
@@ -16,6 +17,7 @@ EXTRACTED = {
         (r"\boxed{} then \boxed{5} then \boxed{ }", "5"),
         (r"\boxed{\boxed{5}}", "5"),
         (r"\boxed{x = \fbox{5}}", "5"),
+        (r"\boxed{\boxed{4}, no, \boxed{5}}", "5"),
         (r"\boxed 7", "7"),
         (r"\boxed{5} as 2 + 3 = 5. Next: 7.", "5"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
@@ -30,10 +32,19 @@ EXTRACTED = {
     "reasoning does not count": [
         (r"<think>\boxed{1}</think> \boxed{2}", "2"),
         ("<think> 3 apples</think> The answer is 4.", "4"),
+        (r"<think> a</think> \boxed{1}, or is it? </think> The answer is 4.", "4"),
+    ],
+    "the final sentence": [
+        ("First there are 3 apples. Then 5 are left.", "5"),
+        ("So x = 3.\nHence we get\n7", "7"),
     ],
     "a marked answer": [
         ("sum\n#### 1,234", "1,234"),
+        ("#### 3\nno:\n#### 4\nthat is it", "4"),
         ("<answer> 18 </answer>", "18"),
+        ("#### Another way to see it\nThe answer is 5.", "5"),
+        ("<answer>3</answer> or rather <answer>4</answer>", "4"),
+        ("The answer is 3. No: the answer is 4.", "4"),
         ("The answer is 18.", "18"),
         ("**Final answer:** $x = 3$", "x = 3"),
         ("The answer is: **73**", "73"),
@@ -72,3 +83,8 @@ def test_long_texts_are_read_in_linear_time(piece):
 
 def test_boxes_nested_a_thousand_times_are_read():
     assert verify.extract_answer(r"\boxed{" * 1_000 + "5" + "}" * 1_000) == "5"
+
+
+def test_joined_boxes_are_a_list_in_their_order():
+    assert final_answers(r"\boxed{1}, \boxed{2} and \boxed{3}") == ["3", "1, 2, 3"]
+    assert final_answers(r"\boxed{1} or \boxed{2}") == ["1, 2"]

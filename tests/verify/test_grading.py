@@ -25,6 +25,7 @@ def test_joined_boxes_answer_a_gold_with_several_values():
     text = r"The solutions are \boxed{1} and \boxed{-2}."
     assert verify.is_correct(text, "-2, 1")
     assert not verify.is_correct(text, "1")
+    assert verify.grade([text, text], ["-2, 1", "-2, 3"], workers=0) == [True, False]
     assert not verify.is_correct(r"First \boxed{1}. It follows that the other one is \boxed{-2}.", "-2, 1")
 
 
@@ -34,6 +35,32 @@ def test_choices_are_letters():
     assert verify.is_correct("The answer is (B).", "B", choices)
     assert not verify.is_correct(r"\boxed{C}", "B", choices)
     assert not verify.is_correct("", "B", choices)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("At first A seems right, but it must be B, clearly", "B"),  # the last one that stands alone
+        ("The answer is B and C.", None),
+        ("Not C, so \\boxed{B", None),  # cut off
+        ("<think> C or rather B", None),
+    ],
+)
+def test_what_a_text_chooses(text, letter):
+    for gold in ("A", "B", "C"):
+        assert verify.is_correct(text, gold, ["Paris", "Rome", "Oslo"]) == (gold == letter)
+
+
+@pytest.mark.parametrize("gold", ["B", "b", " b ", "(B)", "B.", "Option B"])
+def test_the_gold_of_choices_is_a_letter_however_it_is_written(gold):
+    assert verify.is_correct("The answer is (B).", gold, ["Paris", "Rome"])
+    assert not verify.is_correct("The answer is (A).", gold, ["Paris", "Rome"])
+
+
+@pytest.mark.parametrize("gold", ["", "  "])
+def test_an_empty_gold_of_choices_cannot_be_graded(gold):
+    """Not even where a text chooses nothing either."""
+    assert verify.grade(["The answer is (B).", "nothing"], [gold] * 2, [["Paris", "Rome"]] * 2) == [None, None]
 
 
 def test_tolerance_is_an_argument():
@@ -129,6 +156,55 @@ def test_kept_workers_that_died_cost_no_verdict():
         worker.process.kill()
         worker.process.wait()
     assert verify.grade([r"\boxed{a}", r"\boxed{2b}"], ["a + 0", "b + b"], workers=1) == [True, True]
+
+
+def test_a_kept_worker_that_dies_as_it_is_taken_costs_no_verdict(monkeypatch):
+    """A new process makes the comparison in its place."""
+    dead = grading.Worker()
+    dead.process.kill()
+    dead.process.wait()
+    monkeypatch.setattr(grading, "idle_worker", lambda: dead)
+    assert grading.compare_all([(("x+1",), "1+x")], 1, 30.0) == [True]
+
+
+@pytest.fixture
+def hands(monkeypatch):
+    """Who would have worked, and with what; nobody does."""
+    called = []
+    monkeypatch.setattr(grading, "work", lambda *arguments: called.append(arguments))
+    return called
+
+
+def test_without_workers_answers_are_compared_here(hands):
+    assert verify.grade([r"\boxed{x+1}"], ["1+x"], workers=0) == [True] and hands == []
+
+
+@pytest.mark.parametrize(("comparisons", "processes"), [(1, 1), (32, 1), (33, 2), (1_000, 8)])
+def test_there_are_no_more_processes_than_pay_off(comparisons, processes, hands, monkeypatch):
+    """One for each 32 comparisons, up to the number of cores."""
+    monkeypatch.setattr(grading.os, "cpu_count", lambda: 8)
+    grading.compare_all([(("x",), str(number)) for number in range(comparisons)], None, 1.0)
+    assert len(hands) == processes
+
+
+def test_an_interrupt_stops_the_workers_that_are_busy(monkeypatch):
+    class Interrupted(threading.Thread):
+        def join(self, timeout=None):
+            super().join(timeout)
+            raise KeyboardInterrupt
+
+    class Busy:
+        stopped = False
+
+        def stop(self):
+            self.stopped = True
+
+    worker = Busy()
+    monkeypatch.setattr(grading, "work", lambda comparisons, verdicts, turns, busy, limit: busy.append(worker))
+    monkeypatch.setattr(grading.threading, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grading.compare_all([(("x",), "y")], 1, 1.0)
+    assert worker.stopped
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are looked up in /proc")

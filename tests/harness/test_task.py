@@ -1,0 +1,64 @@
+"""The task of a run: which questions, which anchors, which reward."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import SOLVED, write_questions
+
+from harness.config import Config
+from harness.task import read_task, verified_task
+
+BARE = [{"problem": f"{number}+0?", "answer": str(number)} for number in range(3, 9)]
+UNREADABLE = {"problem": "?", "answer": "\\frac{1"}
+
+
+def task_of(tmp_path, model, tokenizer, questions, **flags):
+    flags = {"model": "m", "data": [write_questions(tmp_path / "data.jsonl", questions)], **flags}
+    flags["eval_data"] = [write_questions(tmp_path / "held_out.jsonl", [{"problem": "0+0?", "answer": "0"}])]
+    config = Config(max_new_tokens=60, group_size=4, **flags)
+    return verified_task(read_task(config), model, tokenizer, config)
+
+
+def problems(task):
+    return [question["problem"] for question in task.questions]
+
+
+@pytest.mark.parametrize(
+    ("flags", "left"),
+    [
+        ({}, 7),
+        ({"anchors": None}, 7),
+        ({"every_group": True}, 1),
+        ({"rollouts": False, "group_size": 1}, 1),
+    ],
+    ids=["hard groups", "no anchors", "every group", "imitation"],
+)
+def test_questions_without_an_anchor_are_left_out_where_each_needs_one(tmp_path, model, tokenizer, flags, left):
+    group_size = flags.pop("group_size", 4)
+    data = write_questions(tmp_path / "data.jsonl", [SOLVED, *BARE])
+    held_out = write_questions(tmp_path / "held_out.jsonl", [{"problem": "0+0?", "answer": "0"}])
+    config = Config(model="m", data=[data], eval_data=[held_out], max_new_tokens=60, group_size=group_size, **flags)
+    task = verified_task(read_task(config), model, tokenizer, config)
+    assert len(task.questions) == left and problems(task)[0] == SOLVED["problem"]
+    assert bool(task.anchors.solutions) == ("anchors" not in flags)
+
+
+def test_every_group_needs_as_many_anchors_as_join_it(tmp_path, model, tokenizer):
+    two = [SOLVED, {**SOLVED, "solution": f"So {SOLVED['solution']}"}, {**BARE[0], "solution": "\\boxed{3}"}]
+    task = task_of(tmp_path, model, tokenizer, two, every_group=True, anchors_per_group=2)
+    assert set(problems(task)) == {SOLVED["problem"]}
+    task = task_of(tmp_path, model, tokenizer, two, anchors_per_group=2)
+    assert len(task.questions) == 3
+
+
+def test_anchors_come_from_their_file_where_one_is_named(tmp_path, model, tokenizer):
+    source = write_questions(tmp_path / "anchors.jsonl", [{**BARE[0], "solution": "\\boxed{3}"}])
+    task = task_of(tmp_path, model, tokenizer, [SOLVED, *BARE], anchors=source)
+    assert list(task.anchors.solutions) == [((BARE[0]["problem"],), BARE[0]["answer"])]
+
+
+def test_golds_that_the_verifier_cannot_read_are_no_matter_to_another_reward(tmp_path, model, tokenizer):
+    (tmp_path / "mine.py").write_text("def f(texts, questions):\n    return [1.0] * len(texts)\n")
+    task = task_of(tmp_path, model, tokenizer, [SOLVED, UNREADABLE], reward=f"{tmp_path / 'mine.py'}:f", right_at=1.0)
+    assert len(task.questions) == 2
+    assert len(task_of(tmp_path, model, tokenizer, [SOLVED, UNREADABLE]).questions) == 1
