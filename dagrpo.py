@@ -261,9 +261,8 @@ def update(
         learning = members[trained[members]]
         if len(learning) == 0:
             continue
-        entropy_weight = (
-            config.entropy_bonus / rollouts.lengths[learning].sum()
-        )  # of each token: the bonus is of the mean
+        # The bonus is of the mean over tokens: this is each token's part.
+        entropy_weight = config.entropy_bonus / rollouts.lengths[learning].sum()
         with progress(label, "completion", len(learning)) as bar, checkpointed(model, config.checkpointing):
             for micro in rollout.micro_batches(model, rollouts, learning, config.token_budget):
                 part = rollouts.rows(micro.rows)

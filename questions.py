@@ -139,7 +139,11 @@ def key_of(question: Question) -> Key:
 
 
 def prompt_of(tokenizer: PreTrainedTokenizerBase, question: Question, style: PromptStyle = PLAIN) -> str:
-    """The rendered prompt of a question."""
+    """The rendered prompt of a question. Raises DataError for a style without a chat template to read it."""
+    if style != PLAIN and tokenizer.chat_template is None:
+        raise DataError(
+            "--system and --enable-thinking are for a chat template, and the tokenizer has none: leave them out."
+        )
     return render_prompt(tokenizer, question["problem"], question.get("choices"), style)
 
 

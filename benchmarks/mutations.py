@@ -399,6 +399,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ('return render_prompt(tokenizer, question["problem"], question.get("choices"), style)',
          'return render_prompt(tokenizer, question["problem"], None, style)', "prompts without their choices"),
         ('question.get("choices"), style)\n', 'question.get("choices"))\n', "prompts of another style"),
+        ("if style != PLAIN and tokenizer.chat_template is None", "if False", "--system without a template to read it"),
         ("float(verdict is True)", "float(verdict is not False)", "an unreadable gold counts as right"),
         ("readable = [verdict is not None", "readable = [verdict is True", "only empty golds are readable"),
         ('question.get("choices") for question in questions]', "None for question in questions]",

@@ -170,6 +170,20 @@ def test_no_more_anchors_than_there_are(model, tokenizer):
     assert placed.anchor_mask.tolist() == [False, False, False, True]
 
 
+def test_no_more_anchors_than_asked_for(model, tokenizer):
+    solutions = anchors.load([SOLVED, {**SOLVED, "solution": "\\boxed{2}"}], tokenizer=tokenizer)
+    _, placed, _ = place(model, tokenizer, [SOLVED], [[0.0] * 4], solutions, count=1)
+    assert placed.anchor_mask.tolist() == [False, False, False, True]
+
+
+def test_one_threshold_says_which_group_is_hard_and_which_completion_fails(model, tokenizer):
+    solutions = anchors.load([SOLVED], tokenizer=tokenizer)
+    _, placed, _ = place(model, tokenizer, [SOLVED], [[0.0, 0.5, 0.4]], solutions, right=0.5)
+    assert not placed.anchor_mask.any()
+    _, placed, _ = place(model, tokenizer, [SOLVED], [[0.0, 0.4, 0.5]], solutions, right=0.5, hard_below=0.5)
+    assert placed.anchor_mask.tolist() == [False, True, False]
+
+
 def test_each_anchor_keeps_its_own_reward(model, tokenizer):
     """A reward of one's own may value two solutions differently, whatever their order in the file."""
     other = {**SOLVED, "solution": "\\boxed{2}"}
@@ -264,6 +278,7 @@ def test_questions_with_as_many_anchors_as_are_needed_stay(tokenizer):
     assert enough == [SOLVED, BARE] and notes == ["Anchors: 1 of 2 questions have one; 0 solutions left out."]
     enough, notes = verified(tokenizer, [SOLVED, BARE], source, needed=1)
     assert enough == [SOLVED] and notes[1:] == ["1 questions have fewer than 1 anchors: left out."]
+    assert verified(tokenizer, [SOLVED, SOLVED, BARE], source)[1][0].startswith("Anchors: 2 of 3 questions have one")
     enough, _ = verified(tokenizer, [SOLVED, BARE], [SOLVED, OTHER], needed=2)
     assert enough == [SOLVED]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -553,6 +554,22 @@ def test_hard_questions_and_anchors_to_a_group_are_as_asked_for(model, tokenizer
     assert batch.rollouts.anchor_mask.tolist() == [True, False, True, True] and batch.metrics["anchored"] == 1.0
     batch = collected(model, tokenizer, asked("a", "b"), [0.0, 1.0, 0.0, 0.0], **options)
     assert batch.rollouts.anchor_mask.tolist() == [False, False, True, True] and batch.metrics["anchored"] == 0.5
+
+
+def test_what_earns_enough_is_right_to_anchors_too(model, tokenizer):
+    options = {"questions": 1, "anchors": "data", "solutions": {(("a",), "1"): [([5, 1], 1.0)]}, "reward": "mine.py:f"}
+    batch = collected(model, tokenizer, asked("a"), [0.6, 0.4], right_at=0.5, **options)
+    assert not batch.rollouts.anchor_mask.any()
+    batch = collected(model, tokenizer, asked("a"), [0.6, 0.4], right_at=0.7, **options)
+    assert batch.rollouts.anchor_mask.tolist() == [False, True]
+
+
+def test_prompts_of_a_step_have_the_systems_turn(model, tokenizer):
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}{{ m.content[:2] }}.{% endfor %}"
+    batch = collected(model, chat, asked("a?"), [0.0, 1.0], questions=1, system="be")
+    prompt = batch.rollouts.attention_mask[0] & ~batch.rollouts.response_mask[0]
+    assert chat.decode(batch.rollouts.input_ids[0][prompt]) == "be.a?."
 
 
 def test_groups_have_their_size_with_the_anchors_that_join_every_one(model, tokenizer):

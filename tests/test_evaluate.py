@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -141,7 +143,9 @@ def test_a_question_that_leaves_no_room_is_left_out_and_named_and_the_others_kee
 
 def test_prompts_are_those_that_the_run_trained_with(model, tokenizer, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
-    path = saved(model, tokenizer, run / "model")
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    path = saved(model, chat, run / "model")
     (run / "config.json").write_text(json.dumps({"system": "be brief", "enable_thinking": False}))
     data = tmp_path / "d.jsonl"
     data.write_text(json.dumps(ROWS[0]) + "\n")
@@ -152,6 +156,35 @@ def test_prompts_are_those_that_the_run_trained_with(model, tokenizer, tmp_path,
     assert "system prompt 'be brief', enable_thinking False" in capsys.readouterr().out
     evaluate.main(["--model", path, "--data", str(data), "--max-new-tokens", "4", "--system", "", "--enable-thinking"])
     assert [(style.system, style.enable_thinking) for style in seen] == [("be brief", False), ("", True)]
+
+
+def test_a_question_that_comes_twice_gets_other_completions_in_another_batch_too(model, tokenizer, monkeypatch):
+    """Else its completions would count twice as evidence."""
+    monkeypatch.setattr(evaluate, "BATCH_COMPLETIONS", 2)
+    options = {"k": 2, "temperature": 1.0, "max_new_tokens": 12}
+    first, second = evaluate.evaluate(model, tokenizer, [ROWS[0], ROWS[0]], **options)["rows"]
+    assert not {*first["texts"]} & {*second["texts"]}
+
+
+def test_the_rewards_interval_is_over_questions(model, tokenizer):
+    """One question earns 1 each time, the other 0: the mean over two questions drawn is 0, 0.5 or 1."""
+
+    def reward(texts, rows):
+        return [float(row["answer"] == "2") for row in rows]
+
+    result = evaluate.evaluate(model, tokenizer, ROWS[:2], k=8, temperature=1.0, max_new_tokens=2, reward=reward)
+    assert result["reward_interval"] == result["interval"] == (0.0, 1.0)
+
+
+def test_right_is_what_earns_enough_and_nothing_is_right_where_nothing_says_what_is(model, tokenizer):
+    def reward(texts, rows):
+        return [0.2 * int(row["answer"]) for row in rows]  # 0.4, 0.8, 1
+
+    options = {"temperature": 0, "max_new_tokens": 2, "reward": reward}
+    assert evaluate.evaluate(model, tokenizer, ROWS, right=0.8, **options)["accuracy"] == pytest.approx(2 / 3)
+    unknown = evaluate.evaluate(model, tokenizer, ROWS, right=math.inf, **options)
+    assert not {"accuracy", "interval", "avg@1", "pass@1", "pass_interval"} & {*unknown}
+    assert "accuracy" not in unknown["levels"]["1"] and unknown["reward"] == pytest.approx(2.2 / 3)
 
 
 # --- what is measured of what ------------------------------------------------------------------------------------

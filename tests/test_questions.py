@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from pathlib import Path
@@ -11,6 +12,7 @@ from conftest import SOLVED, write_questions
 
 import questions
 from questions import DataError
+from rollout import PromptStyle
 
 ROOT = Path(questions.__file__).parent
 
@@ -254,6 +256,24 @@ def test_a_space_at_its_end_does_not_make_a_held_out_question_another_one(tmp_pa
         held_out = write_questions(tmp_path / "b.jsonl", [{**SOLVED, "problem": problem}])
         split = questions.split_questions([training], [held_out], 1)
         assert [question["problem"] for question in split.training] == [each["problem"] for each in numbered(3)]
+
+
+def test_the_systems_turn_is_in_the_prompt_and_counts_where_it_has_to_fit(model, tokenizer):
+    """256 positions: 10 of them for the prompt, 5 of these for the turn of the system."""
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}{{ m.content[:4] }}.{% endfor %}"
+    style = PromptStyle(system="be a good one")
+    assert questions.prompt_of(chat, SOLVED, style) == "be a.1+1?."
+    assert questions.fitting(model, chat, [SOLVED], 246, style)[0] == [SOLVED]
+    with pytest.raises(DataError, match="no question fits"):
+        questions.fitting(model, chat, [SOLVED], 247, style)
+    assert questions.fitting(model, chat, [SOLVED], 251)[0] == [SOLVED]
+
+
+def test_a_system_turn_without_a_chat_template_is_refused(tokenizer):
+    """It was left out without a word."""
+    with pytest.raises(DataError, match="the tokenizer has none: leave them out"):
+        questions.prompt_of(tokenizer, SOLVED, PromptStyle(enable_thinking=False))
 
 
 def test_too_few_questions_to_hold_some_out_are_an_error(tmp_path):

@@ -62,3 +62,20 @@ def test_golds_that_the_verifier_cannot_read_are_no_matter_to_another_reward(tmp
     task = task_of(tmp_path, model, tokenizer, [SOLVED, UNREADABLE], reward=f"{tmp_path / 'mine.py'}:f", right_at=1.0)
     assert len(task.questions) == 2
     assert len(task_of(tmp_path, model, tokenizer, [SOLVED, UNREADABLE]).questions) == 1
+
+
+def test_solutions_of_another_file_are_graded_against_the_data(tmp_path, model, tokenizer):
+    """The file has another answer: what reaches it is wrong here."""
+    lines = [{**BARE[0], "answer": "4", "solution": f"\\boxed{{{number}}}"} for number in (3, 4)]
+    source = write_questions(tmp_path / "anchors.jsonl", lines)
+    task = task_of(tmp_path, model, tokenizer, BARE, anchors=source)
+    ((solution, _),) = task.anchors.available(BARE[0])
+    assert tokenizer.decode(solution[:-1]) == "\\boxed{3}"
+
+
+@pytest.mark.parametrize(("right_at", "count"), [(0.5, 1), (0.6, 0)])
+def test_a_solution_is_an_anchor_that_earns_what_is_right(tmp_path, model, tokenizer, right_at, count):
+    (tmp_path / "mine.py").write_text("def f(texts, questions):\n    return [0.5] * len(texts)\n")
+    reward = f"{tmp_path / 'mine.py'}:f"
+    task = task_of(tmp_path, model, tokenizer, [SOLVED, *BARE], reward=reward, right_at=right_at)
+    assert len(task.anchors.available(SOLVED)) == count
