@@ -12,7 +12,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -57,15 +57,20 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) 
 def append_json(path: Path, record: dict[str, Any]) -> None:
     """Add a line; figures that are not finite become null, because JSON has no word for them."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(with_null(record)) + "\n")
+        file.write(json.dumps(each_value(record, with_null)) + "\n")
 
 
 def with_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: with_null(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [with_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def each_value(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same dictionaries and lists, with every value in them changed."""
+    if isinstance(value, dict):
+        return {name: each_value(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [each_value(item, change) for item in value]
+    return change(value)
 
 
 def write_samples(

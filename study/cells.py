@@ -32,6 +32,7 @@ import dagrpo
 import rollout
 from evaluate import evaluate
 from harness.config import Config
+from harness.report import each_value
 from questions import read_questions
 from study import tasks
 from study.tables import Cell, Cells, mean, norm_summary, task_of
@@ -296,22 +297,18 @@ def curves(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 def rounded(value: Any) -> Any:
     """The same with floats of five significant digits, as more would be noise, and None for NaN, which JSON lacks."""
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else float(f"{value:.5g}")
-    return value
+
+    def of_a_float(item: Any) -> Any:
+        if not isinstance(item, float):
+            return item
+        return None if math.isnan(item) else float(f"{item:.5g}")
+
+    return each_value(value, of_a_float)
 
 
 def with_nan(value: Any) -> Any:
     """The same with NaN for None."""
-    if isinstance(value, dict):
-        return {name: with_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [with_nan(item) for item in value]
-    return math.nan if value is None else value
+    return each_value(value, lambda item: math.nan if item is None else item)
 
 
 @functools.cache
