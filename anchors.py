@@ -97,7 +97,7 @@ def verified(anchors: Anchors, questions: list[Question], needed: int) -> tuple[
     Raises DataError where none has as many.
     """
     notes = [f"Anchor left out, {line}" for line in anchors.left_out[:3]]
-    covered = sum(bool(anchors.available(question)) for question in questions)
+    covered = int(anchors.cover(questions).sum())
     left_out = len(anchors.left_out)
     notes.append(f"Anchors: {covered} of {len(questions)} questions have one; {left_out} solutions left out.")
     enough = [question for question in questions if len(anchors.available(question)) >= needed]
