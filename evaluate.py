@@ -215,18 +215,15 @@ def main(arguments: list[str] | None = None) -> None:
     k, results, style = options.samples, {}, style_of(options)
     print(f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}")
     for source, questions in benchmarks.items():
-        limit = options.max_new_tokens or default_limit(model, tokenizer, questions, style)
         try:
+            limit = options.max_new_tokens or default_limit(model, tokenizer, questions, style)
             kept, notes = fitting(model, tokenizer, questions, limit, style)
-        except DataError as error:
-            sys.exit(f"evaluate.py: {source}: {error}")
-        try:
             result = results[source] = evaluate(
                 model, tokenizer, kept,
                 k=k, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit, seed=options.seed,
                 style=style, label=Path(source).stem,
             )  # fmt: skip
-        except FloatingPointError as error:  # the model gives NaN
+        except (DataError, FloatingPointError) as error:  # the second where the model gives NaN
             sys.exit(f"evaluate.py: {source}: {error}")
         low, high = result["interval"]
         print(
