@@ -346,7 +346,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("if len(anchors.available(question)) >= needed]", "if len(anchors.available(question)) > needed]",
          "one more than needed"),
         ("anchors.left_out[:3]]", "anchors.left_out]", "a note for each of a thousand anchors"),
-        ("covered = sum(bool(anchors.available(question)) for question in questions)",
+        ("covered = int(anchors.cover(questions).sum())",
          "covered = len(anchors.solutions)", "questions of other files are counted as covered"),
         ("    if not enough:\n", "    if False:\n", "a run goes on with no question"),
         ("    if not covered:\n", "    if False:\n", "nothing is said where no question has an anchor"),
@@ -494,6 +494,9 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("prompts = [prompt_of(tokenizer, question, style) for",
          "prompts = [prompt_of(tokenizer, question, PLAIN) for", "evaluate takes prompts of another style"),
         ("style=style, label=Path(source).stem,", "label=Path(source).stem,", "--system has no effect"),
+        ("max(positions - longest, positions // 2)", "positions - longest", "one long prompt takes the room of all"),
+        ('Path(options.model).name == "model" and ', "", "any config.json beside a model is taken for a run's"),
+        ("    if len(results) > 1:", "    if False:", "no mean of benchmarks"),
         ('trained.get("system", "") if options.system is None', '"" if options.system is None',
          "the system prompt that a run trained with is forgotten"),
         ("= {}\n    if not math.isinf(right):", "= {}\n    if True:", "accuracy where nothing says what is right"),
@@ -533,6 +536,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
          "the limit of positions is max_position_embeddings"),
     ],
     "policy/checks.py": [
+        ("torch.random.fork_rng(devices)", "contextmanager(lambda: (yield))()", "the check uses up random numbers"),
         ("    check_cache(model)\n", "", "state space models are not refused as such"),
         ("    check_sampling(model)\n", "", "models that are sampled otherwise than they are trained are not refused"),
         ("    if not torch.allclose(found, expected, rtol",
@@ -697,8 +701,8 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
     "harness/report.py": [
         ("isinstance(value, float) and not math.isfinite(value)", "isinstance(value, float) and math.isinf(value)",
          "NaN is written as JSON"),
-        ("{name: with_null(item) for name, item in value.items()}",
-         "{name: with_null(item) for name, item in value.items() if not isinstance(item, float) or "
+        ("{name: each_value(item, change) for name, item in value.items()}",
+         "{name: each_value(item, change) for name, item in value.items() if not isinstance(item, float) or "
          "math.isfinite(item)}", "figures that are not finite are dropped in place of null"),
         ('path.open("a", encoding', 'path.open("w", encoding', "metrics of the last step only"),
         ("masked = ~rectified.pair_mask & (rewards[:, :, None] != rewards[:, None, :])\n    chosen",
@@ -761,6 +765,8 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("(rewards >= right).all(1)", "(rewards > 0).all(1)", "what is right is ignored in solve_all"),
     ],
     "harness/task.py": [
+        ("anchors_needed(config))\n        notes += further", "anchors_needed(config))", "nothing is said of anchors"),
+        ("notes, solutions = notes + further", "notes, solutions = notes", "held-out questions go in silence"),
         ("check_golds=not config.reward", "check_golds=True",
          "another reward loses questions that the verifier cannot read"),
         ('source = split.training if config.anchors in ("data", None) else read_questions([config.anchors])',

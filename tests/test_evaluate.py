@@ -158,6 +158,48 @@ def test_prompts_are_those_that_the_run_trained_with(model, tokenizer, tmp_path,
     assert [(style.system, style.enable_thinking) for style in seen] == [("be brief", False), ("", True)]
 
 
+def test_a_system_prompt_without_a_chat_template_ends_in_a_sentence(model, tokenizer, tmp_path):
+    """With a limit or without one, which is then looked for in the prompts."""
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps(ROWS[0]) + "\n")
+    command = ["--model", saved(model, tokenizer, tmp_path / "m"), "--data", str(data), "--system", "be brief"]
+    for more in ([], ["--max-new-tokens", "4"]):
+        with pytest.raises(SystemExit, match="the tokenizer has none: leave them out"):
+            evaluate.main([*command, *more])
+
+
+def test_one_long_prompt_takes_no_more_than_half_of_the_positions_from_all_others(model, tokenizer):
+    """256 positions; without a limit that is asked for."""
+    for length, limit in ((100, 155), (200, 128)):
+        asked = [ROWS[0], {"problem": "a" * length, "answer": "1"}]
+        assert evaluate.default_limit(model, tokenizer, asked, rollout.PLAIN) == limit
+
+
+def test_a_config_beside_any_other_folder_is_no_run(model, tokenizer, tmp_path, capsys):
+    """A run has its model in model/. Elsewhere config.json is of something else."""
+    (tmp_path / "config.json").write_text(json.dumps({"system": "be brief"}))
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps(ROWS[0]) + "\n")
+    path = saved(model, tokenizer, tmp_path / "other")
+    evaluate.main(["--model", path, "--data", str(data), "--max-new-tokens", "2"])
+    assert "system prompt" not in capsys.readouterr().out
+
+
+def test_several_benchmarks_end_in_the_mean_of_their_accuracies(model, tokenizer, tmp_path, monkeypatch, capsys):
+    """Of 1 and of 0, whatever their number of questions."""
+    for name, rows in (("a", ROWS[:1]), ("b", [{**row, "answer": "no"} for row in ROWS])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = evaluate.evaluate
+
+    def graded(*arguments, **options):
+        return plain(*arguments, reward=lambda texts, rows: [float(row["answer"] == "2") for row in rows], **options)
+
+    monkeypatch.setattr(evaluate, "evaluate", graded)
+    data = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    evaluate.main(["--model", saved(model, tokenizer, tmp_path / "m"), "--data", *data, "--max-new-tokens", "2"])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["mean", "of", "benchmarks", "50.0%"]
+
+
 def test_a_question_that_comes_twice_gets_other_completions_in_another_batch_too(model, tokenizer, monkeypatch):
     """Else its completions would count twice as evidence."""
     monkeypatch.setattr(evaluate, "BATCH_COMPLETIONS", 2)

@@ -79,3 +79,15 @@ def test_a_solution_is_an_anchor_that_earns_what_is_right(tmp_path, model, token
     reward = f"{tmp_path / 'mine.py'}:f"
     task = task_of(tmp_path, model, tokenizer, [SOLVED, *BARE], reward=reward, right_at=right_at)
     assert len(task.anchors.available(SOLVED)) == count
+
+
+def test_whatever_is_left_out_is_said(tmp_path, model, tokenizer, capsys):
+    """Of the training questions, of the held-out ones, and of the solutions."""
+    long = {"problem": "a" * 250, "answer": "1"}
+    data = write_questions(tmp_path / "data.jsonl", [{**SOLVED, "answer": "3"}, long, long | {"problem": "b" * 250}])
+    held_out = write_questions(tmp_path / "held_out.jsonl", [{"problem": "0+0?", "answer": "0"}, long])
+    config = Config(model="m", data=[data], eval_data=[held_out], max_new_tokens=60, group_size=4)
+    verified_task(read_task(config), model, tokenizer, config)
+    said = capsys.readouterr().out
+    assert said.count("1 questions left out: with a completion they exceed") == 2
+    assert "Anchors: 0 of 1 questions have one; 1 solutions left out." in said

@@ -81,6 +81,16 @@ def test_the_check_draws_no_random_numbers_prints_nothing_and_changes_no_weight(
     assert capfd.readouterr() == ("", "")
 
 
+def test_random_numbers_that_a_model_draws_are_not_missing_afterwards(model):
+    """Else a run would depend on how often the check ran the model."""
+    plain = model.model.forward
+    drawn = []
+    model.model.forward = lambda **options: drawn.append(torch.rand(1)) or plain(**options)
+    state = torch.get_rng_state()
+    checks.check_model(model)
+    assert drawn and torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_model_with_weights_that_are_nan_is_refused(model, tokenizer, tmp_path):
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[3, 3] = torch.nan
