@@ -110,7 +110,8 @@ def train(config: Config) -> dict[str, Any]:
 
         # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
         with timed(seconds, "score", learner.model):
-            rectified = scoring.rectify(learner.model, batch.rollouts, batch.rewards, config.rectification)
+            metric = scoring.adam_metric(learner.model, learner.optimizer) if config.metric == "optimizer" else None
+            rectified = scoring.rectify(learner.model, batch.rollouts, batch.rewards, config.rectification, metric)
             if not config.rollouts:  # an anchor alone has nothing to be compared with: it is imitated
                 rectified = replace(rectified, advantages=torch.ones_like(batch.rewards))
             batch = replace(batch, rollouts=batch.rollouts.without_hidden())  # their memory is the update's from here
@@ -126,7 +127,7 @@ def train(config: Config) -> dict[str, Any]:
             "step": step,
             **batch.metrics,
             **report.group_metrics(batch.rewards, batch.rollouts, rectified, trained),
-            **report.token_metrics(sums, config.updates),
+            **report.token_metrics(sums, config.updates * config.epochs),
             **report.clock_metrics(seconds, batch.metrics["sampled_tokens"], sums),
             "peak_memory_gb": report.peak_memory_gb(learner.model),
         }
@@ -226,7 +227,7 @@ def sample_and_reward(
             learner.model, learner.tokenizer, prompts, size,
             max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
             seed=rollout.noise_key(config.seed, *key), progress=bar.update,
-            keep_hidden=config.rectify != "none" and config.scorer in scoring.BY_GRADIENT,
+            keep_hidden=config.scorer in scoring.BY_GRADIENT,
         )  # fmt: skip
     asked = [question for question in questions for _ in range(size)]  # of each completion
     with timed(seconds, "verify", learner.model), progress(f"step {key[0]}: verify", "completion", len(asked)) as bar:
@@ -250,11 +251,12 @@ def update(
 ) -> dict[str, float]:
     """The optimizer steps of one batch, each on its share of the questions; returns sums for the log."""
     model, objective = learner.model, Objective.of(config)
-    if config.updates > 1:
+    repeated = config.updates * config.epochs > 1
+    if repeated:
         rollouts = replace(rollouts, logps=old_logps(model, rollouts, trained, config))
     sums: dict[str, Any] = defaultdict(float)
     row_numbers = torch.arange(len(trained), device=trained.device).view(-1, rollouts.group_size)  # (N,) -> (P, G)
-    for share in row_numbers.tensor_split(config.updates):
+    for share in row_numbers.tensor_split(config.updates) * config.epochs:
         members = share.flatten()
         denominators = torch.ones(len(trained), device=trained.device)
         denominators[members] = loss_denominators(rollouts.lengths[members], config.loss_norm, config.max_new_tokens)
@@ -274,7 +276,7 @@ def update(
                         reference_logps, _ = rollout.token_logps(learner.reference, *part.tokens, **options)
                 loss, counted = policy_loss(  # (7), (8)
                     logps,
-                    part.logps if config.updates > 1 else logps.detach(),
+                    part.logps if repeated else logps.detach(),
                     rollouts.moved(token_advantages, micro.rows),
                     part.prediction_mask,
                     part.anchor_mask,
@@ -424,6 +426,7 @@ def new_learner(config: Config) -> Learner:
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
+        betas=(config.beta1, 0.999),
         weight_decay=config.weight_decay,
         fused=model.device.type == "cuda",  # otherwise a copy of all states would be made at every step
     )

@@ -14,14 +14,15 @@ import torch
 from transformers import PreTrainedModel
 
 from policy.compiling import compiled
-from policy.logprobs import CHUNK_ELEMENTS, check_response_mask, token_logps
-from policy.model import autocast, hidden_states, text_config, vocabulary_gradients
+from policy.logprobs import check_response_mask, token_logps
 from rollout import Rollouts
+from scorers.gradients import HeadMetric, Measure, Products, Sequences, gradient_products, token_gradients
+from scorers.gradients import adam_metric as adam_metric  # names that others call
+from scorers.gradients import gradient_gram as gradient_gram
 
-RULES = ("none", "threshold", "pair", "token")
-SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
-SKETCH_SEED = 0  # the sketch is the same in every step and every run
-ROW_TOKENS = 16_384  # padded tokens that `completion_states` runs through the model at a time
+RULES = ("none", "threshold", "pair", "group", "batch", "token")
+ROUNDING = 1e-5  # of the sum of absolute terms: what a sum must be below 0 to count as negative
+PAIRS_AT_ONCE = 8  # pairs that `safe_sums` looks ahead by
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -33,13 +34,33 @@ ROW_TOKENS = 16_384  # padded tokens that `completion_states` runs through the m
 class Rectification:
     """How pairs are judged."""
 
-    rule: str  # of RULES: none masked, (3) by threshold, (5) by whole pairs, (3) token by token until (5) holds
+    rule: str  # of RULES: none masked, (3) by threshold, (5) by pairs, (5') by groups or the batch, or token by token
     scorer: str  # of SCORERS: by what
     threshold: float  # τ of (3)
     scale: str  # of (4): std or none
     temperature: float  # at which completions were sampled and are trained
     per_token: bool  # the loss divides each log-likelihood by its tokens (--loss-norm sequence), and so does (5)
     gamma: float | None  # of the anchors' shaped objective (7); None: it is log π
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Which better completions (A_i > 0) lose likelihood by an update, to first order: v_i < 0 of (5').
+
+    Of the P groups whose rewards differ; the others have no update.
+    """
+
+    better: torch.Tensor  # (P, G) bool
+    displaced: torch.Tensor  # (P, G) bool, by the update of their own group, unrectified
+    displaced_left: torch.Tensor  # (P, G) bool, and rectified
+    displaced_by_batch: torch.Tensor  # (P, G) bool, by the update of the whole batch, unrectified
+    displaced_by_batch_left: torch.Tensor | None  # (P, G) bool, and rectified; None where tokens were withheld
+
+    def shares(self) -> dict[str, float]:
+        """Of the better completions, by the names of the fields; nothing where there are none."""
+        count = int(self.better.sum())
+        values = {name: value for name, value in vars(self).items() if name != "better" and value is not None}
+        return {name: value.sum().item() / count for name, value in values.items()} if count else {}
 
 
 @dataclass(frozen=True)
@@ -50,6 +71,7 @@ class Rectified:
     distinctiveness: torch.Tensor  # d (P, G, G)
     advantages: torch.Tensor  # Ã (P, G)
     withheld: torch.Tensor  # (N, S) what single predictions lose of their completion's Ã (--rectify token), else 0
+    witness: Witness | None = None  # where gradients were compared
 
     @property
     def token_advantages(self) -> torch.Tensor:
@@ -67,47 +89,66 @@ def rectify(
     rollouts: Rollouts,  # N rows
     rewards: torch.Tensor,  # (P, G)
     how: Rectification,
+    metric: HeadMetric | None = None,
 ) -> Rectified:
-    """Mask pairs, or withhold tokens, and take the advantages from the rest. Equations (2) to (5).
+    """Mask pairs, or withhold tokens, and take the advantages from the rest. Equations (2) to (5').
 
-    Groups whose rewards are all equal have no advantage whatever the mask: they are not scored.
+    Groups whose rewards are all equal have no advantage whatever the mask: they are not scored. Where the scorer
+    compares gradients, a witness tells what the update does to better completions, also where nothing is masked.
     """
     groups, size = rewards.shape
     pair_mask = torch.ones(groups, size, size, dtype=torch.bool, device=rewards.device)
     d = torch.full(pair_mask.shape, torch.nan, device=rewards.device)
-    withheld = torch.zeros_like(rollouts.logps)
+    withheld, witness = torch.zeros_like(rollouts.logps), None
     scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)  # groups with different rewards
-    if how.rule != "none" and len(scored):
-        part = rollouts.rows((scored[:, None] * size + torch.arange(size, device=scored.device)).flatten())
+    if len(scored) and (how.rule != "none" or how.scorer in BY_GRADIENT):
+        rows = (scored[:, None] * size + torch.arange(size, device=scored.device)).flatten()
+        part, earned = rollouts.rows(rows), rewards[scored]
+        measure = Measure(how.scorer, how.temperature, metric)
+        if how.scorer in BY_GRADIENT:
+            products = products_of(model, part, how, measure)
+            d[scored] = gradient_distinctiveness(products.gram)  # (2)
+        elif how.rule == "threshold":
+            d[scored] = distinctiveness(how.scorer, model, *part.tokens, size, texts=part.texts)  # (2)
+        pairs = pair_advantages(earned, scale=how.scale)
         if how.rule == "threshold":
-            d[scored] = distinctiveness(  # (2)
-                how.scorer, model, *part.tokens, size, temperature=how.temperature, hidden=part.hidden, texts=part.texts
-            )
             pair_mask = distinct_pairs(d, how.threshold)  # (3)
-        else:
-            cross = torch.zeros_like(d)
-            d[scored], cross[scored] = displacement(model, part, how)  # (2)
-            pair_mask = safe_pairs(cross, rewards)  # (5)
-            if how.rule == "token":
-                withheld = withheld_from_tokens(model, rollouts, rewards, pair_mask, cross, how)  # (3), token by token
-                pair_mask = torch.ones_like(pair_mask)
+        elif how.rule == "pair":
+            pair_mask[scored] = safe_pairs(products.cross, earned)  # (5)
+        elif how.rule == "group":
+            pair_mask[scored] = safe_sums(products.cross, pairs)  # (5')
+        elif how.rule == "batch":  # the same, of one group in which there are pairs of the same question alone
+            of_batch = safe_sums(products.batch[None], torch.block_diag(*pairs)[None])
+            blocks = of_batch.view(len(scored), size, len(scored), size)  # (1, N, N) -> (P, G, P, G)
+            pair_mask[scored] = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (G, G, P) -> (P, G, G)
+        spared = None
+        if how.rule == "token":
+            found, spared = withheld_from_tokens(model, part, pairs.sum(2), products.cross, how, measure)
+            for row, values in found.items():
+                withheld[rows[row], rollouts.prediction_mask[rows[row]]] = values
+        if how.scorer in BY_GRADIENT:
+            witness = witnessed(products, pairs, pair_mask[scored], spared)
     advantages = rectified_advantages(rewards, pair_mask, scale=how.scale)  # (4)
-    return Rectified(pair_mask, d, advantages, withheld)
+    return Rectified(pair_mask, d, advantages, withheld, witness)
 
 
-def displacement(
-    model: PreTrainedModel, rollouts: Rollouts, how: Rectification
-) -> tuple[torch.Tensor, torch.Tensor]:  # (P, G, G), (P, G, G)
-    """d of (2), and the products g_i·g̃_j that rule (5) compares."""
-    weights = push_weights(model, rollouts, how)
-    gram, cross = gradient_gram(
-        model, *rollouts.tokens, rollouts.group_size,
-        temperature=how.temperature, token_weights=weights, hidden=rollouts.hidden, scorer=how.scorer,
-    )  # fmt: skip
-    if how.per_token:
-        lengths = rollouts.lengths.view(-1, rollouts.group_size)
-        cross = cross / (lengths[:, :, None] * lengths[:, None, :])
-    return gradient_distinctiveness(gram), cross
+def products_of(model: PreTrainedModel, rollouts: Rollouts, how: Rectification, measure: Measure) -> Products:
+    """g_i·g_j, and g_i·g̃_j in the normalisation of the loss, of N rows."""
+    sequences = sequences_of(rollouts)
+    products = gradient_products(model, sequences, measure, push_weights(model, rollouts, how))
+    if not how.per_token:
+        return products
+    lengths = rollouts.lengths
+    by_group = lengths.view(-1, rollouts.group_size)
+    return Products(
+        products.gram,
+        products.cross / (by_group[:, :, None] * by_group[:, None, :]),
+        products.batch / (lengths[:, None] * lengths[None, :]),
+    )
+
+
+def sequences_of(rollouts: Rollouts) -> Sequences:
+    return Sequences(*rollouts.tokens, rollouts.group_size, rollouts.texts, rollouts.hidden)
 
 
 @torch.no_grad()
@@ -121,59 +162,72 @@ def push_weights(model: PreTrainedModel, rollouts: Rollouts, how: Rectification)
     return weights
 
 
+@torch.no_grad()
 def withheld_from_tokens(
     model: PreTrainedModel,
     rollouts: Rollouts,  # N rows
-    rewards: torch.Tensor,  # (P, G)
-    pair_mask: torch.Tensor,  # (P, G, G) of rule (5)
+    advantages: torch.Tensor,  # A (P, G), unrectified
     cross: torch.Tensor,  # (P, G, G) g_i·g̃_j
     how: Rectification,
-) -> torch.Tensor:  # (N, S)
-    """Of each pair that rule (5) masks, the part of the advantage (4) that the worse completion's tokens lose.
+    measure: Measure,
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:  # {row: (M,)}, (P, G)
+    """What tokens of worse completions lose of their advantage, so that no better one is displaced. Equation (5').
 
-    Only those lose it that collide most: as many as it takes until (5) no longer holds.
+    The first result has the rows that lose something; the second is by how much v_i grows.
     """
-    size = rewards.shape[1]
-    withheld = torch.zeros_like(rollouts.logps)
-    pairs = (~pair_mask & (rewards[:, :, None] > rewards[:, None, :])).nonzero()  # (p, better, worse) of each
-    if len(pairs) == 0:
-        return withheld
-    rows = (pairs[:, :1] * size + pairs[:, 1:]).unique()  # the completions in these pairs
-    part = rollouts.rows(rows)
+    size = rollouts.group_size
+    spared = torch.zeros_like(advantages)
+    found: dict[int, torch.Tensor] = {}
+    harmed = displaced(cross, advantages, advantages).any(1).nonzero().squeeze(1)  # groups
+    if len(harmed) == 0:
+        return found, spared
+    part = rollouts.rows((harmed[:, None] * size + torch.arange(size, device=harmed.device)).flatten())
     lengths = part.lengths.tolist()
-    states = completion_states(model, *part.tokens, part.hidden)
-    targets = part.input_ids[part.response_mask]
-    sketches = token_sketches(model, torch.cat(states), targets, how.temperature, how.scorer).split(lengths)
     weights = push_weights(model, part, how)[part.prediction_mask].split(lengths)
-    place = {row: n for n, row in enumerate(rows.tolist())}
-    for p, i, j in pairs.tolist():
-        better, worse = place[p * size + i], place[p * size + j]
-        kernel = token_kernel(states[better], sketches[better], states[worse], sketches[worse])
-        shares = kernel.sum(0) * weights[worse]
-        if how.per_token:
-            shares = shares / (lengths[better] * lengths[worse])
-        colliding = colliding_tokens(shares, float(cross[p, i, j] - cross[p, i, i]))
-        pair = torch.zeros(1, size, size, dtype=torch.bool, device=rewards.device)
-        pair[0, i, j] = pair[0, j, i] = True
-        advantage_of_pair = rectified_advantages(rewards[p : p + 1], pair, scale=how.scale)[0, j]  # (4)
-        withheld[p * size + j, rollouts.prediction_mask[p * size + j]] += advantage_of_pair * colliding
-    return withheld
+    groups = token_gradients(model, sequences_of(part), measure)
+    for n, (p, tokens) in enumerate(zip(harmed.tolist(), groups, strict=True)):
+        better = (advantages[p] > 0).nonzero().squeeze(1).tolist()
+        worse = (advantages[p] < 0).nonzero().squeeze(1).tolist()
+        gradients = torch.stack([tokens[i][0].T @ tokens[i][1] for i in better])  # (B, width, H)
+        lowering = []
+        for j in worse:  # what each token of j does to each better completion
+            sketched, h = tokens[j]
+            influence = torch.einsum("mw,bwh,mh->bm", sketched, gradients, h) * weights[n * size + j]
+            if how.per_token:
+                own = torch.tensor([lengths[n * size + i] for i in better], device=influence.device)
+                influence = influence / (own[:, None] * lengths[n * size + j])
+            lowering.append(advantages[p, j] * influence)
+        changes = (cross[p] @ advantages[p])[better]
+        limits = ROUNDING * (cross[p].abs() @ advantages[p].abs())[better]
+        contributions = torch.cat(lowering, 1)  # (B, M of all worse completions)
+        withheld = fewest_tokens(changes, limits, contributions)
+        spared[p, better] = -contributions[:, withheld].sum(1)
+        for j, of_row in zip(worse, withheld.split([lengths[n * size + j] for j in worse]), strict=True):
+            if bool(of_row.any()):
+                found[p * size + j] = advantages[p, j] * of_row
+    return found, spared
+
+
+def witnessed(
+    products: Products,
+    pairs: torch.Tensor,  # (P, G, G) of (4)
+    pair_mask: torch.Tensor,  # (P, G, G)
+    spared: torch.Tensor | None,  # (P, G) what withheld tokens add to v
+) -> Witness:
+    """Which better completions an update displaces, (5'), with all pairs and with those that are left."""
+    before, after = pairs.sum(2), (pairs * pair_mask).sum(2)  # A and Ã
+    whole = before.flatten()[None]  # (P, G) -> (1, N)
+    by_batch = displaced(products.batch[None], whole, whole).view_as(before)
+    by_batch_left = None
+    if spared is None:
+        by_batch_left = displaced(products.batch[None], after.flatten()[None], whole).view_as(before)
+    own_left = displaced(products.cross, after, before, spared)
+    return Witness(before > 0, displaced(products.cross, before, before), own_left, by_batch, by_batch_left)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # (2) Distinctiveness
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """What a scorer may look at: N sequences, those of a question together."""
-
-    input_ids: torch.Tensor  # (N, T)
-    attention_mask: torch.Tensor  # (N, T)
-    response_mask: torch.Tensor  # (N, T)
-    group_size: int
-    texts: list[str] | None  # N completions
 
 
 def distinctiveness(
@@ -265,128 +319,6 @@ SCORERS = {
 BY_GRADIENT = tuple(name for name, scorer in SCORERS.items() if scorer.distinctiveness is None)  # as rule (5) needs
 
 
-@torch.no_grad()
-def gradient_gram(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,  # (N, T)
-    attention_mask: torch.Tensor,  # (N, T)
-    response_mask: torch.Tensor,  # (N, T) bool
-    group_size: int,
-    *,
-    temperature: float = 1.0,
-    token_weights: torch.Tensor | None = None,  # (N, S)
-    hidden: list[torch.Tensor | None] | None = None,
-    scorer: str = "gradient",
-) -> torch.Tensor:  # (P, G, G), or with token_weights (2, P, G, G)
-    """Inner products ⟨G_i, G_j⟩ of the completions' gradients, without a backward pass. Equation (2).
-
-    With the scorer `gradient`, with respect to the output embedding W: G_i = ∂ℓ_i/∂W = Σ_t (∂ℓ_t/∂z_t) h_tᵀ, where ℓ_i
-    is the completion's log-likelihood at `temperature` and z_t = W h_t. W is the weight as the head uses it: the input
-    side of a tied weight is left out.
-
-    With `state`, with respect to a linear map in front of it, M in z_t = W M h_t at M = 1: G_i = Σ_t (∂ℓ_t/∂h_t) h_tᵀ.
-    It stands for the layers below, which tell tokens apart by their embeddings only.
-
-    With `token_weights` w the result is a pair: these products, and ⟨G_i, G̃_j⟩, not symmetric, where token t of G̃_j is
-    weighted by w_t: the pushes of (5) and (7).
-
-    `hidden` holds for each completion the states h_t that its tokens were sampled from, (M, H), or None; completions
-    without are run through the model.
-
-    The vocabulary side is sketched into SKETCH_WIDTH buckets, in time linear in the tokens; where the vocabulary is no
-    larger than that, nothing is lost. `state` has no vocabulary side.
-
-    Raises TypeError for a response mask that is not bool.
-    """
-    check_response_mask(response_mask)
-    lengths = response_mask.sum(1).tolist()
-    states = completion_states(model, input_ids, attention_mask, response_mask, hidden or [None] * len(lengths))
-    targets = input_ids[response_mask].split(lengths)  # (N, T) -> N times (M,)
-    weights = None if token_weights is None else token_weights[response_mask[:, 1:]].to(states[0].dtype).split(lengths)
-    grams, crosses = [], []
-    for start in range(0, len(lengths), group_size):
-        group = slice(start, start + group_size)
-        sketches = token_sketches(model, torch.cat(states[group]), torch.cat(targets[group]), temperature, scorer)
-        of_group = list(zip(sketches.split(lengths[group]), states[group], strict=True))
-        gradients = torch.stack([(s.T @ h).flatten() for s, h in of_group])  # G times (width, H) -> (G, width·H)
-        grams.append(gradients @ gradients.T)
-        if weights is not None:
-            weighted = zip(of_group, weights[group], strict=True)
-            pushes = torch.stack([(s.T @ (h * w[:, None])).flatten() for (s, h), w in weighted])
-            crosses.append(gradients @ pushes.T)
-    return torch.stack([torch.stack(grams), torch.stack(crosses)]) if crosses else torch.stack(grams)
-
-
-@torch.no_grad()
-def completion_states(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,  # (N, T)
-    attention_mask: torch.Tensor,  # (N, T)
-    response_mask: torch.Tensor,  # (N, T)
-    kept: list[torch.Tensor | None],  # N times (M, H)
-) -> list[torch.Tensor]:  # N times (M, H)
-    """The hidden states that predict each completion's tokens, in fp32; those not kept, by a forward pass."""
-    assert len(kept) == len(input_ids), f"{len(kept)} hidden states for {len(input_ids)} completions"
-    states = [None if state is None else state.float() for state in kept]
-    missing = [i for i, state in enumerate(states) if state is None]
-    step = max(1, ROW_TOKENS // input_ids.shape[1])
-    for start in range(0, len(missing), step):
-        rows = missing[start : start + step]
-        with autocast(model):
-            made = hidden_states(model, input_ids[rows], attention_mask[rows])
-        for i, state in zip(rows, made, strict=True):
-            states[i] = state[:-1][response_mask[i, 1:]].float()  # (T, H) -> (M, H): the state at t predicts t + 1
-    return [state for state in states if state is not None]
-
-
-def token_sketches(
-    model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, temperature: float, scorer: str
-) -> torch.Tensor:
-    """What h_t is multiplied by in G_i of (2), a chunk of tokens at a time. (M, H), (M,) -> (M, width)
-
-    With `gradient` ∂ℓ_t/∂z_t, the vocabulary side in at most SKETCH_WIDTH buckets; with `state`
-    ∂ℓ_t/∂h_t = Wᵀ ∂ℓ_t/∂z_t, where the width is H.
-    """
-    width = min(SKETCH_WIDTH, text_config(model).vocab_size)
-    weight = model.get_output_embeddings().weight
-    size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
-    sketches = []
-    for h, chosen in zip(states.split(size), targets.split(size), strict=True):
-        gradients = vocabulary_gradients(model, h, chosen, temperature)
-        reached = (gradients.to(weight.dtype) @ weight).float() if scorer == "state" else sketch(gradients, width)
-        sketches.append(reached)
-    return torch.cat(sketches)
-
-
-def token_kernel(
-    states: torch.Tensor,  # (M_i, H)
-    sketches: torch.Tensor,  # (M_i, width)
-    other_states: torch.Tensor,  # (M_j, H)
-    other_sketches: torch.Tensor,  # (M_j, width)
-) -> torch.Tensor:  # (M_i, M_j)
-    """k_ts = (h_t·h_s) (δ_t·δ_s), δ their sketches, for the tokens of two completions. Equation (2).
-
-    Its sum is ⟨G_i, G_j⟩; summed over t alone it is the share of token s in the collision.
-    """
-    return (states @ other_states.T) * (sketches @ other_sketches.T)
-
-
-def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
-    """Count sketch: each entry goes to a random bucket with a random sign, so that inner products are kept on average.
-
-    (M, V) -> (M, width). Over the choice of buckets and signs, the error of an inner product has variance at most
-    (|a|²|b|² + (a·b)²)/width. Charikar et al. 2002.
-    """
-    vocabulary = vectors.shape[1]
-    if vocabulary <= width:
-        return vectors
-    generator = torch.Generator().manual_seed(SKETCH_SEED)
-    signs = (torch.randint(0, 2, (vocabulary,), generator=generator) * 2 - 1).to(vectors)
-    order = torch.randperm(vocabulary, generator=generator).to(vectors.device)
-    padded = torch.nn.functional.pad((vectors * signs)[:, order], (0, -vocabulary % width))
-    return padded.view(len(vectors), -1, width).sum(1)  # (M, V) -> (M, V/width, width) -> (M, width)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # (3) and (5) Which pairs are masked
 # ---------------------------------------------------------------------------------------------------------------------
@@ -413,21 +345,96 @@ def safe_pairs(cross: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
     return ~(displaced | displaced.transpose(1, 2))
 
 
-def colliding_tokens(shares: torch.Tensor, excess: float) -> torch.Tensor:
-    """The fewest tokens whose shares of a collision add up to `excess` or more: the largest ones, positive only.
+def displaced(
+    cross: torch.Tensor,  # (P, G, G) g_i·g̃_j
+    advantages: torch.Tensor,  # Ã (P, G)
+    unrectified: torch.Tensor,  # A (P, G): those above 0 are the better completions
+    spared: torch.Tensor | None = None,  # (P, G), added to v
+) -> torch.Tensor:  # (P, G) bool
+    """Which better completions the update of all lowers: v_i = Σ_j Ã_j g_i·g̃_j < 0, beyond rounding. Equation (5')."""
+    changes = (cross @ advantages[:, :, None]).squeeze(2) + (0 if spared is None else spared)
+    limits = ROUNDING * (cross.abs() @ unrectified.abs()[:, :, None]).squeeze(2)
+    return (unrectified > 0) & (changes < -limits)
 
-    `excess` is g_i·g̃_j − g_i·g̃_i: without these tokens of the worse completion j, rule (5) does not mask the pair.
 
-    (M,) -> (M,) bool
+def safe_sums(cross: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+    """m such that no better completion is displaced by the pairs that are left. Equation (5').
+
+    While one is, the pair that lowers the displaced ones most is masked: pair (a, b), a the better one, changes v_i by
+    w_ab (g_i·g̃_a − g_i·g̃_b). This ends, since without pairs nothing moves. `pairs` is w of (4), 0 where two
+    completions make no pair. Groups that are done are left alone.
+
+    (P, G, G), (P, G, G) -> (P, G, G) bool, symmetric
     """
-    ordered, order = shares.sort(descending=True)
-    needed = (ordered.cumsum(0) - ordered < excess) & (ordered > 0)
-    return torch.zeros_like(needed).scatter(0, order, needed)
+    pair_mask = torch.ones_like(pairs, dtype=torch.bool)
+    left = torch.arange(len(pairs), device=pairs.device)  # groups that are not done
+    while len(left):
+        pair_mask[left], done = with_worst_masked(cross[left], pairs[left], pair_mask[left])
+        left = left[~done]
+    return pair_mask
+
+
+@compiled
+def with_worst_masked(
+    cross: torch.Tensor,  # (P, G, G)
+    pairs: torch.Tensor,  # w (P, G, G)
+    pair_mask: torch.Tensor,  # m (P, G, G)
+) -> tuple[torch.Tensor, torch.Tensor]:  # m (P, G, G), (P,) bool: nothing was left to do
+    """One round of `safe_sums` for all groups: the worst pairs, up to the first that changes who is displaced.
+
+    As long as the same completions are displaced, the order of the pairs stays: so several are masked at once.
+    """
+    size = pairs.shape[1]
+    unrectified = pairs.sum(2)
+    changes = (cross @ (pairs * pair_mask).sum(2)[:, :, None]).squeeze(2)  # v (P, G)
+    limits = ROUNDING * (cross.abs() @ unrectified.abs()[:, :, None]).squeeze(2)
+    harmed = (unrectified > 0) & (changes < -limits)
+    pull = (harmed.to(cross.dtype)[:, None, :] @ cross).squeeze(1)  # (P, G): Σ over displaced i of g_i·g̃_j
+    effects = (pairs.clamp(min=0) * pair_mask) * (pull[:, :, None] - pull[:, None, :])  # (P, G, G)
+    worst, places = effects.flatten(1).topk(min(PAIRS_AT_ONCE, size * size), largest=False)  # (P, n)
+    better, worse = places // size, places % size
+    columns = better[:, None, :].expand(-1, size, -1), worse[:, None, :].expand(-1, size, -1)
+    of_pairs = pairs.flatten(1).gather(1, places)[:, None, :] * (
+        cross.gather(2, columns[0]) - cross.gather(2, columns[1])
+    )
+    after = changes[:, :, None] - of_pairs.cumsum(2)  # (P, G, n): v without the first pairs
+    as_before = (((unrectified > 0)[:, :, None] & (after < -limits[:, :, None])) == harmed[:, :, None]).all(1)
+    reached = torch.nn.functional.pad(as_before[:, :-1].int().cumprod(1), (1, 0), value=1).bool()  # (P, n)
+    masked = reached & (worst < 0)
+    still = pair_mask.flatten(1).scatter(1, places, pair_mask.flatten(1).gather(1, places) & ~masked).view_as(pair_mask)
+    return still & still.transpose(1, 2), ~masked.any(1)
+
+
+def fewest_tokens(changes: torch.Tensor, limits: torch.Tensor, contributions: torch.Tensor) -> torch.Tensor:
+    """Tokens without which no v_i is below −limits_i, the most harmful first. (B,), (B,), (B, M) -> (M,) bool
+
+    `changes` is v with all tokens, of which token t adds `contributions[i, t]` to v_i. As in `safe_sums`, but only
+    tokens that lower the displaced completions are taken: it ends where none is left.
+    """
+    taken = torch.zeros(contributions.shape[1], dtype=torch.bool, device=changes.device)
+    while True:
+        harmed = changes < -limits
+        effects = contributions[harmed].sum(0).masked_fill(taken, 0.0)  # (M,)
+        order = effects.argsort()[: int((effects < 0).sum())]
+        if len(order) == 0:
+            return taken
+        after = changes[:, None] - contributions[:, order].cumsum(1)  # (B, M')
+        other = ((after < -limits[:, None]) != harmed[:, None]).any(0)
+        count = int(other.int().argmax()) + 1 if bool(other.any()) else len(order)
+        taken[order[:count]] = True
+        changes = after[:, count - 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # (1) and (4) Advantages
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def pair_advantages(rewards: torch.Tensor, *, scale: str = "std", eps: float = 1e-6) -> torch.Tensor:
+    """w_ij = (r_i − r_j)/(G(σ+ε)): what each pair gives to the advantage of i. Equation (4). (P, G) -> (P, G, G)"""
+    differences = rewards[:, :, None] - rewards[:, None, :]
+    deviation = rewards.std(dim=1, correction=0)[:, None, None] + eps if scale == "std" else 1.0
+    return differences / (rewards.shape[1] * deviation)
 
 
 @compiled

@@ -5,6 +5,7 @@ r"""How fast and how large: sampling, update, scoring and the whole step, side b
     python benchmarks/speed.py memory                peak memory of an update against full logits, fresh processes
     python benchmarks/speed.py scoring               what scoring costs, and what skipping answers saves
     python benchmarks/speed.py scaling               seconds against tokens and group size, with a log-log fit
+    python benchmarks/speed.py masking               what rule (5') and the witness of displacement cost
     python benchmarks/speed.py step                  the whole step against TRL's GRPOTrainer (pip install trl)
     python benchmarks/speed.py compiling             what torch.compile costs and saves on this machine
 
@@ -27,9 +28,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -53,6 +56,7 @@ from harness.report import machine, synchronize  # noqa: E402
 from policy import decoding  # noqa: E402
 from policy.logprobs import checkpointed  # noqa: E402
 from policy.model import autocast, hidden_states, text_config  # noqa: E402
+from scorers import gradients as scorer  # noqa: E402
 
 SHAPES = {  # of Qwen2.5: hidden size, MLP size, layers, heads, key-value heads
     "0.5b": (896, 4864, 24, 14, 2),
@@ -400,6 +404,51 @@ def scoring_cost(arguments: argparse.Namespace) -> None:
     )
 
 
+def masking(arguments: argparse.Namespace) -> None:
+    """Rule (5') on random gradients; products of a model's gradients, of groups alone and of the whole batch too."""
+    rows: list[tuple[str, str]] = []
+    figures: dict[str, Any] = {}
+    for name, groups, size, common in (
+        ("64 groups of 64, a few displaced", 64, 64, 0.3),
+        ("64 groups of 64, many displaced", 64, 64, 2.0),
+    ):
+        torch.manual_seed(0)
+        gradients = torch.randn(groups, size, 200) * (0.2 + 2 * torch.rand(groups, size, 1))
+        gradients += common * torch.randn(groups, 1, 200)
+        cross = gradients @ gradients.transpose(1, 2)
+        pairs = scoring.pair_advantages((torch.rand(groups, size) < 0.5).float())
+        plain = pairs.sum(2)
+        displaced = scoring.displaced(cross, plain, plain)[plain > 0].float().mean().item()
+        masked = (~scoring.safe_sums(cross, pairs))[pairs > 0].float().mean().item()
+        seconds = []
+        for _ in range(arguments.runs):
+            start = time.perf_counter()
+            scoring.safe_sums(cross, pairs)
+            seconds.append(time.perf_counter() - start)
+        median = statistics.median(seconds)
+        rows.append((name, f"{1000 * median:.0f} ms: {displaced:.0%} displaced, {masked:.0%} of the pairs masked"))
+        figures[name] = {"seconds": median, "displaced": displaced, "masked": masked}
+    model, tokenizer = load(arguments.model)
+    count, size = arguments.rows, arguments.group_size
+    batch = batch_of(model, count, arguments.length, arguments.prompt, size)
+    sequences = scorer.Sequences(*batch, size)
+    sequences = replace(sequences, hidden=list(scorer.completion_states(model, *batch, [None] * count)))
+    products: dict[str, list[float]] = {"groups alone": [], "groups and batch": []}
+    for _ in range(arguments.runs + 1):
+        for name, elements in zip(products, (count, scorer.BATCH_ELEMENTS), strict=True):
+            with mock.patch.object(scorer, "BATCH_ELEMENTS", elements):
+                spent, _ = seconds_of(model, lambda: scorer.gradient_products(model, sequences, scorer.Measure()))
+            products[name].append(spent)
+    medians = {name: statistics.median(spent[1:]) for name, spent in products.items()}  # the first is a warm-up
+    shape = (count, arguments.length, arguments.prompt, size)
+    update, _ = seconds_of(model, functools.partial(update_once, model, tokenizer, "ours", *shape))
+    rows += [(f"products of {name}", f"{second:.3f} s") for name, second in medians.items()]
+    rows.append((f"forward and backward of {batch_name(arguments)}", f"{update:.3f} s"))
+    report(
+        arguments, f"Rule (5') and its products: {name_of(arguments)}", rows, {**figures, **medians, "update": update}
+    )
+
+
 def scaling(arguments: argparse.Namespace) -> None:
     """Seconds of log-probabilities with backward, and of scoring, against tokens an answer and answers a group."""
     model, tokenizer = load(arguments.model)
@@ -604,7 +653,7 @@ def main() -> None:
     for name, command in [
         ("rollout", rollout_speed), ("logps", log_probabilities), ("memory", memory), ("measure", measure_memory),
         ("scoring", scoring_cost), ("scaling", scaling), ("step", whole_step), ("measure-step", measure_step),
-        ("compiling", compiling_cost),
+        ("compiling", compiling_cost), ("masking", masking),
     ]:  # fmt: skip
         flags = commands.add_parser(name, help=command.__doc__)
         flags.set_defaults(command=command)

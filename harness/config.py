@@ -57,7 +57,11 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 LOSS_NORMS = ("token", "sequence", "constant")
-RECTIFY_REASON = "how pairs are judged: not at all, against --threshold (3), or by rule (5), whole or token by token"
+RECTIFY_REASON = (
+    "what is masked: nothing; pairs below --threshold (3); pairs that lower their better completion (5); pairs until "
+    "the group, or the batch, lowers no better completion (5'); the same by single tokens"
+)
+METRIC_REASON = "gradients are compared as they are, or with each weight scaled as AdamW's second moments will scale it"
 SCORER_REASON = "by what pairs are judged (2): " + ", ".join(scorer.reason for scorer in SCORERS.values())
 THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the flag " + ", ".join(
     f"{scorer.threshold:g} for {name}" for name, scorer in SCORERS.items()
@@ -100,6 +104,7 @@ class Config:
     rollouts: bool = flag(True, "sample completions; without them each group is one anchor, which is imitated (sft)")
     rectify: str = flag("threshold", RECTIFY_REASON, choices=RULES)
     scorer: str = flag("gradient", SCORER_REASON, choices=tuple(SCORERS))
+    metric: str = flag("gradient", METRIC_REASON, choices=("gradient", "optimizer"))
     threshold: float | None = flag(None, THRESHOLD_REASON, least=0, most=1)
     anchors: str | None = flag("data", "verified solutions: data (field `solution`), a JSONL FILE, or none", none=True)
     anchors_per_group: int = flag(1, "anchors that join a group, at most (6)", least=1)
@@ -129,7 +134,9 @@ class Config:
     steps: int = flag(200, "rollout batches", least=1, group="optimization")
     updates: int = flag(1, "optimizer steps per batch, each on a share of it; clipping acts from the second on",
                         least=1)
+    epochs: int = flag(1, "times that a batch is gone through; clipping acts from the second on", least=1)
     learning_rate: float = flag(1e-6, "of AdamW, constant after the warm-up", least=0)
+    beta1: float = flag(0.9, "of AdamW: the share of a step that comes from earlier gradients", least=0, most=0.999)
     warmup: int = flag(10, "optimizer steps to reach the learning rate: early gradients are noisy", least=0)
     weight_decay: float = flag(0.01, "of AdamW", least=0)
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this", above=0)
@@ -174,10 +181,14 @@ class Config:
 def check(config: Config) -> None:
     """Raise ConfigError for the first field out of its range, or for two that do not go together."""
     check_ranges(config)
-    if config.rectify in ("pair", "token") and config.scorer not in BY_GRADIENT:
+    if config.rectify not in ("none", "threshold") and config.scorer not in BY_GRADIENT:
         allowed = " or ".join(BY_GRADIENT)
         raise ConfigError(
             f"--rectify {config.rectify}: rule (5) compares gradients, so --scorer {allowed}, not {config.scorer}."
+        )
+    if config.metric == "optimizer" and config.scorer != "gradient":
+        raise ConfigError(
+            f"--metric optimizer: it is known of the output embedding alone, so --scorer gradient, not {config.scorer}."
         )
     if config.threshold is not None and config.rectify != "threshold":
         raise ConfigError(

@@ -140,6 +140,8 @@ def group_metrics(
         "trained_sequences": trained.float().mean().item(),
         "masked_tokens": (rectified.withheld != 0).sum().item() / max(1, int(rollouts.response_mask.sum())),
     }
+    if rectified.witness is not None:
+        metrics |= rectified.witness.shares()
     scores = rectified.distinctiveness[differ & ~rectified.distinctiveness.isnan()]
     if len(scores):
         metrics["distinctiveness/mean"] = scores.mean().item()
@@ -187,6 +189,7 @@ def step_line(record: dict[str, Any], steps: int) -> str:
     parts += [
         f"no signal {record['no_signal']:4.0%}",
         f"masked {record['masked_pairs']:4.0%}",
+        *([f"displaced {record['displaced']:4.0%}"] if "displaced" in record else []),
         f"anchored {record['anchored']:4.0%}",
         f"trained {record['trained_sequences']:4.0%}",
         f"entropy {record['entropy']:.2f}",

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import fields
 from pathlib import Path
@@ -336,6 +336,14 @@ def run_cells(requests: list[Request], file: Path, workers: int) -> None:
     kept = {kind: read_cells(file, kind) for kind in {request.kind for request in requests}}
     missing = [request for request in requests if not is_finished(kept[request.kind], request)]
     print(f"{len(requests) - len(missing)} of {len(requests)} cells are finished.")
+    in_workers(run_cell, missing, file, workers)
+
+
+def in_workers(run: Callable[[Any], dict[str, Any]], missing: list[Any], file: Path, workers: int) -> None:
+    """Run what is missing, each of it in a worker process, and keep each result as a line; `name` tells them apart.
+
+    Ends the program where some failed.
+    """
     if not missing:
         return
     failed = []
@@ -343,7 +351,7 @@ def run_cells(requests: list[Request], file: Path, workers: int) -> None:
     pool = ProcessPoolExecutor(
         min(workers, len(missing)), multiprocessing.get_context("spawn"), start_worker, (threads,)
     )
-    futures: dict[Future[Cell], str] = {pool.submit(run_cell, request): request.name for request in missing}
+    futures: dict[Future[dict[str, Any]], str] = {pool.submit(run, wanted): wanted.name for wanted in missing}
     try:
         for future in tqdm(as_completed(futures), total=len(futures), desc="cells", unit="cell", file=sys.stderr):
             if future.exception():

@@ -47,6 +47,7 @@ from harness.config import EXAMPLE, Config, configure
 from harness.report import machine, say, synchronize
 from questions import correctness, drop_unreadable, prompt_of, read_questions
 from rollout import Rollouts
+from scorers.gradients import completion_states
 from scoring import Rectification, Rectified
 from study import tasks
 from study.cells import commit
@@ -124,7 +125,7 @@ def pairs_of_group(model: PreTrainedModel, group: Rollouts, rewards: torch.Tenso
         for scorer in scoring.BY_GRADIENT
     }
     with torch.no_grad():
-        states = scoring.completion_states(model, *tokens, group.hidden)
+        states = completion_states(model, *tokens, group.hidden)
     means = torch.stack([hidden.mean(0) for hidden in states]).double()
     right, wrong = (rewards[:, None] > rewards[None, :]).nonzero().T
     norms = full[0].diagonal().sqrt()

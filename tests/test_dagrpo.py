@@ -592,7 +592,7 @@ def test_top_p_and_temperature_reach_the_sampler(model, tokenizer):
 
 @pytest.mark.parametrize(
     ("rectify", "scorer", "kept"),
-    [("threshold", "gradient", True), ("pair", "state", True), ("threshold", "token", False), ("none", "state", False)],
+    [("threshold", "gradient", True), ("pair", "state", True), ("threshold", "token", False), ("none", "state", True)],
 )
 def test_hidden_states_are_kept_for_the_scorers_that_read_them(model, tokenizer, rectify, scorer, kept):
     batch = collected(model, tokenizer, asked("a"), [0.0, 1.0], questions=1, rectify=rectify, scorer=scorer)
@@ -780,9 +780,9 @@ def test_answers_with_withheld_tokens_are_trained_on_and_hidden_states_are_gone_
     seen = []
     update, rectify = dagrpo.update, scoring.rectify
 
-    def balanced(model, rollouts, rewards, how):
+    def balanced(model, rollouts, rewards, how, *rest):
         assert any(state is not None for state in rollouts.hidden), "kept for scoring"
-        rectified = rectify(model, rollouts, rewards, how)
+        rectified = rectify(model, rollouts, rewards, how, *rest)
         withheld = torch.zeros_like(rectified.withheld)
         withheld[1, rollouts.prediction_mask[1]] = 0.5
         return replace(rectified, advantages=torch.zeros_like(rectified.advantages), withheld=withheld)
@@ -924,8 +924,8 @@ def test_the_update_gets_the_advantages_without_what_is_withheld(small_data, tmp
     found = []
     update, rectify = dagrpo.update, scoring.rectify
 
-    def withholding(model, rollouts, rewards, how):
-        rectified = rectify(model, rollouts, rewards, how)
+    def withholding(model, rollouts, rewards, how, *rest):
+        rectified = rectify(model, rollouts, rewards, how, *rest)
         withheld = 0.25 * rollouts.prediction_mask
         found.append(rectified.advantages.flatten()[:, None] - withheld)
         return replace(rectified, withheld=withheld)

@@ -59,6 +59,8 @@ class Method:
     entropy_bonus: float = 0.0
     overlong: float = 0.0
     updates: int = 1
+    epochs: int = 1
+    beta1: float = 0.9
     imitate: bool = False  # answers are anchors only, each with Ã = 1
     max_new_tokens: int = 20
     epsilon: float = 1e-6
@@ -169,13 +171,104 @@ def collision(better: int, worse: int, group: list[Answer], gradients: list, pro
     return gain, [(whole @ push).item() for push in pushes(worse)]
 
 
-def naive_advantages(group: list[Answer], gradients: list, probabilities: list, method: Method) -> tuple:
-    """(1) to (5): distinctiveness and mask of each pair, advantage of each answer and of each of its tokens."""
+def products_with_tokens(answers: list[Answer], gradients: list, probabilities: list, method: Method) -> dict:
+    """(5') What each token's push does to each answer, by (answer, pushing answer): g_i · w_t ∇log π_t, in a list."""
+
+    def mean(k):
+        return 1 / len(answers[k].tokens) if method.loss_norm == "sequence" else 1.0
+
+    found = {}
+    for i, j in itertools.product(range(len(answers)), repeat=2):
+        whole = sum(gradients[i]) * mean(i)
+        weights = [push_weight(answers[j], probability, method) for probability in probabilities[j]]
+        found[i, j] = [(whole @ (w * g * mean(j))).item() for w, g in zip(weights, gradients[j], strict=True)]
+    return found
+
+
+def displaced_answers(table: list[list[float]], advantages: list[float], plain: list[float]) -> list[int]:
+    """(5') The better answers whose v_i = Σ_j Ã_j K_ij is below 0, beyond rounding."""
+    found = []
+    for i, row in enumerate(table):
+        change = sum(advantage * product for advantage, product in zip(advantages, row, strict=True))
+        scale = sum(abs(advantage * product) for advantage, product in zip(plain, row, strict=True))
+        if plain[i] > 0 and change < -1e-5 * scale:
+            found.append(i)
+    return found
+
+
+def masked_by_sums(table: list[list[float]], pairs: dict) -> set:
+    """(5') Of the pairs {(better, worse): w}, one by one those that lower the displaced answers most."""
+
+    def advantages_of(kept):
+        values = [0.0] * len(table)
+        for (a, b), weight in kept.items():
+            values[a] += weight
+            values[b] -= weight
+        return values
+
+    kept, plain = dict(pairs), advantages_of(pairs)
+    while True:
+        harmed = displaced_answers(table, advantages_of(kept), plain)
+        if not harmed:
+            return set(pairs) - set(kept)
+        effect = {(a, b): weight * sum(table[i][a] - table[i][b] for i in harmed) for (a, b), weight in kept.items()}
+        del kept[min(effect, key=lambda pair: effect[pair])]
+
+
+def withheld_by_sums(shares: dict, plain: list[float]) -> set:
+    """(5') Tokens (answer, place) of worse answers that are withheld, one by one the one that lowers most."""
+    size = len(plain)
+    table = [[sum(shares[i, j]) for j in range(size)] for i in range(size)]
+    limits = [1e-5 * sum(abs(a * product) for a, product in zip(plain, row, strict=True)) for row in table]
+    changes = [sum(a * product for a, product in zip(plain, row, strict=True)) for row in table]
+    left = {(j, t) for j in range(size) if plain[j] < 0 for t in range(len(shares[0, j]))}
+    withheld = set()
+    while True:
+        harmed = [i for i in range(size) if plain[i] > 0 and changes[i] < -limits[i]]
+        effect = {(j, t): sum(plain[j] * shares[i, j][t] for i in harmed) for j, t in left}
+        worst = min(effect, key=lambda token: effect[token], default=None)
+        if worst is None or effect[worst] >= 0:
+            return withheld
+        j, t = worst
+        left.remove(worst)
+        withheld.add(worst)
+        changes = [changes[i] - plain[j] * shares[i, j][t] for i in range(size)]
+
+
+def divisor_of(group: list[Answer], method: Method) -> float:
+    """G(σ+ε), or G."""
+    size = len(group)
+    mean = sum(answer.reward for answer in group) / size
+    sigma = math.sqrt(sum((answer.reward - mean) ** 2 for answer in group) / size)
+    return size * (sigma + method.epsilon if method.scale == "std" else 1.0)
+
+
+def masked_in_batch(groups: list[list[Answer]], gradients: list, probabilities: list, method: Method) -> list[set]:
+    """(5') The pairs of each group that are masked, by the update of the group itself or by that of all groups."""
+    units = [[p] for p in range(len(groups))] if method.rectify == "group" else [list(range(len(groups)))]
+    masked: list[set] = [set() for _ in groups]
+    for unit in units:
+        members = [(p, k) for p in unit for k in range(len(groups[p]))]
+        answers = [groups[p][k] for p, k in members]
+        shares = products_with_tokens(
+            answers, [gradients[p][k] for p, k in members], [probabilities[p][k] for p, k in members], method
+        )
+        table = [[sum(shares[i, j]) for j in range(len(members))] for i in range(len(members))]
+        pairs = {}
+        for (i, (p, a)), (j, (q, b)) in itertools.product(enumerate(members), repeat=2):
+            if p == q and groups[p][a].reward > groups[p][b].reward:
+                weight = (groups[p][a].reward - groups[p][b].reward) / divisor_of(groups[p], method)
+                pairs[i, j] = weight
+        for i, j in masked_by_sums(table, pairs):
+            masked[members[i][0]] |= {(members[i][1], members[j][1]), (members[j][1], members[i][1])}
+    return masked
+
+
+def naive_advantages(group: list[Answer], gradients: list, probabilities: list, method: Method, masked: set) -> tuple:
+    """(1) to (5'): distinctiveness and mask of each pair, advantage of each answer and of each of its tokens."""
     size = len(group)
     rewards = [answer.reward for answer in group]
-    mean = sum(rewards) / size
-    sigma = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / size)
-    divisor = size * (sigma + method.epsilon if method.scale == "std" else 1.0)
+    divisor = divisor_of(group, method)
     scores = [[0.0] * size for _ in group]
     kept = [[True] * size for _ in group]
     token_advantages = [[0.0] * len(answer.tokens) for answer in group]
@@ -190,22 +283,19 @@ def naive_advantages(group: list[Answer], gradients: list, probabilities: list, 
             better, worse = (i, j) if rewards[i] > rewards[j] else (j, i)
             gain, shares = collision(better, worse, group, gradients, probabilities, method)
             kept[i][j] = not sum(shares) > gain
+        elif (i, j) in masked:
+            kept[i][j] = False
+    withheld = set()
+    if method.rectify == "token":
+        plain = [sum(one - other for other in rewards) / divisor for one in rewards]
+        withheld = withheld_by_sums(products_with_tokens(group, gradients, probabilities, method), plain)
     for i, j in itertools.product(range(size), repeat=2):
         if not kept[i][j]:
             continue
         part = (rewards[i] - rewards[j]) / divisor
         advantages[i] += part
-        withheld = set()
-        if method.rectify == "token" and rewards[i] < rewards[j]:
-            gain, shares = collision(j, i, group, gradients, probabilities, method)
-            left = sum(shares)
-            for t in sorted(range(len(shares)), key=lambda t, shares=shares: -shares[t]):
-                if not left > gain or shares[t] <= 0:
-                    break
-                left -= shares[t]
-                withheld.add(t)
         for t in range(len(group[i].tokens)):
-            token_advantages[i][t] += 0.0 if t in withheld else part
+            token_advantages[i][t] += 0.0 if (i, t) in withheld else part
     return scores, kept, advantages, token_advantages
 
 
@@ -280,7 +370,7 @@ def naive_loss(model, share: list, before: dict, fixed: dict, method: Method):
         }[method.loss_norm]
         for t, now in enumerate(distributions(model, answer, method.temperature)):
             token = answer.tokens[t]
-            old = before[key][t][token] if method.updates > 1 else now[token].item()
+            old = before[key][t][token] if before else now[token].item()
             term = -objective(now[token], old, answer, advantages[t], method)
             if method.kl and not answer.anchor:
                 difference = (fixed[key][t][token] / now[token]).log()
@@ -296,16 +386,20 @@ def naive_step(model, reference, groups: list[list[Answer]], method: Method) -> 
     """(1) to (8) on a copy of the model."""
     model, reference = copy.deepcopy(model).double(), copy.deepcopy(reference).double()
     step = Step(model=model)
-    for group in groups:
+    compared = method.rectify != "none" and not method.imitate
+    looked_at = [[head_gradients(model, answer, method) for answer in group] if compared else [] for group in groups]
+    gradients = [[of_tokens for of_tokens, _ in group] for group in looked_at]
+    probabilities = [[of_targets for _, of_targets in group] for group in looked_at]
+    masked: list[set] = [set() for _ in groups]
+    if method.rectify in ("group", "batch"):
+        masked = masked_in_batch(groups, gradients, probabilities, method)
+    for p, group in enumerate(groups):
         if method.imitate:
             step.token_advantages.append([[1.0] * len(answer.tokens) for answer in group])
             continue
-        gradients, probabilities = [], []
-        for answer in group if method.rectify != "none" else []:
-            of_tokens, of_targets = head_gradients(model, answer, method)
-            gradients.append(of_tokens)
-            probabilities.append(of_targets)
-        scores, kept, advantages, token_advantages = naive_advantages(group, gradients, probabilities, method)
+        scores, kept, advantages, token_advantages = naive_advantages(
+            group, gradients[p], probabilities[p], method, masked[p]
+        )
         step.distinctiveness.append(scores)
         step.kept.append(kept)
         step.advantages.append(advantages)
@@ -318,13 +412,15 @@ def naive_step(model, reference, groups: list[list[Answer]], method: Method) -> 
     fixed: dict = {}
     with torch.no_grad():
         for key, answer, _ in itertools.chain(*answers):
-            if method.updates > 1:
+            if method.updates * method.epochs > 1:
                 before[key] = distributions(model, answer, method.temperature)
             if method.kl:
                 fixed[key] = distributions(reference, answer, method.temperature)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=method.weight_decay, eps=ADAM_EPSILON)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), weight_decay=method.weight_decay, eps=ADAM_EPSILON, betas=(method.beta1, 0.999)
+    )
     made = 0
-    for questions_of_share in shares_of(len(groups), method.updates):
+    for questions_of_share in shares_of(len(groups), method.updates) * method.epochs:
         share = [answer for p in questions_of_share for answer in answers[p]]
         loss = naive_loss(model, share, before, fixed, method)
         if loss is None:
@@ -387,7 +483,7 @@ SETTINGS = {
     # the rules by which pairs are judged
     **{
         f"{rule} by {scorer}, {norm}": setting(answers="alike", rectify=rule, scorer=scorer, loss_norm=norm)
-        for rule in ("threshold", "pair", "token")
+        for rule in ("threshold", "pair", "group", "batch", "token")
         for scorer in ("gradient", "state")
         for norm in ("constant", "sequence")
     },
@@ -395,7 +491,7 @@ SETTINGS = {
         f"{rule} by {scorer}, temperature 0.7, graded": setting(
             rewards="graded", answers="alike", rectify=rule, scorer=scorer, temperature=0.7
         )
-        for rule in ("pair", "token")
+        for rule in ("pair", "group", "batch", "token")
         for scorer in ("gradient", "state")
     },
     "threshold 0.45, sampled, temperature 0.7": setting(threshold=0.45, temperature=0.7),
@@ -431,6 +527,15 @@ SETTINGS = {
     "sft, three updates": setting("sft", updates=3),
     "dapo, one update, overlong 0.5": setting("dapo", "graded", updates=1, overlong=0.5),
     "luffy, one update": setting("luffy", "graded", updates=1),
+    "two epochs": setting(answers="alike", epochs=2),
+    "three epochs of two updates, narrow clip": setting(
+        "grpo", "graded", updates=2, epochs=3, clip_low=0.02, clip_high=0.05
+    ),
+    "two epochs without momentum, batch": setting(answers="alike", rectify="batch", epochs=2, beta1=0.0),
+    "group, sampled, no scale, temperature 0.7": setting(rectify="group", scale="none", temperature=0.7),
+    "batch, anchors behind every group, gamma 0.5": setting(
+        rewards="graded", answers="alike", rectify="batch", every_group=True, gamma=0.5
+    ),
     # KL, entropy, anchors' objective
     "kl": setting("grpo", kl=0.2),
     "kl, nothing else to learn, temperature 0.7": setting("grpo", "all right", kl=0.2, temperature=0.7),
@@ -511,7 +616,8 @@ def run_program(
     config = configure(**flags | {"learning_rate": 1e-2, "method": given["method"]} | given["flags"])
     monkeypatch.setattr(rollout, "load", lambda *_: (model, tokenizer))
     learner = dagrpo.new_learner(config)
-    if learner.reference is not None and method.updates == 1:
+    repeated = method.updates * method.epochs > 1
+    if learner.reference is not None and not repeated:
         learner.reference = other  # else it is the start model, which the second update finds moved
     for group in learner.optimizer.param_groups:
         group["eps"] = ADAM_EPSILON
@@ -557,7 +663,7 @@ def run_program(
     sums = dagrpo.update(learner, batch.rollouts, rectified.token_advantages, trained, config, "x")
     groups = naive_groups(sampled, solutions, REWARDS[given["rewards"]], batch, tokenizer, method)
     program = Program(model, groups, rectified, batch.rollouts, batch.rewards, sums)
-    return program, start, (other if method.updates == 1 else start)
+    return program, start, (start if repeated else other)
 
 
 # --- both --------------------------------------------------------------------------------------------------------

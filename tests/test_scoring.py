@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -10,11 +11,10 @@ import torch
 from conftest import padded_batch, random_model, small_rollouts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import rollout
 import scoring
-from policy.model import vocabulary_gradients
+from scorers import gradients
 
 HOW = scoring.Rectification(
     rule="threshold", scorer="gradient", threshold=0.35, scale="std", temperature=1.0, per_token=False, gamma=0.03
@@ -89,198 +89,6 @@ def test_all_pairs_masked_gives_exact_zeros():
 # --- (2): distinctiveness from gradients -------------------------------------------------------------------------
 
 ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1), (2, 4, 8), (2, 4, 6), (2, 4, 2), (2, 4, 8)]  # two groups of four
-
-
-def autograd_gram(model, batch, group_size, temperature=1.0, token_weights=None, parameter=None):
-    """⟨G_i, G_j⟩ and ⟨G_i, G̃_j⟩ from backward passes through the model's own logits, one answer at a time.
-
-    The gradients are with respect to the head, or to another parameter.
-    """
-    input_ids, attention_mask, response_mask = batch
-    head = model.get_output_embeddings().weight if parameter is None else parameter
-    gradients, pushes = [], []
-    for row in range(len(input_ids)):
-        real = attention_mask[row]
-        ids, mask = input_ids[row][real], response_mask[row][real]
-        logits = model(input_ids=ids[None]).logits[0, :-1] / temperature
-        logps = logits.log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)
-        weights = torch.ones_like(logps)
-        if token_weights is not None:
-            weights = token_weights[row][real[1:]] if real[0] else token_weights[row][real[1:]][1:]
-        for scale, store in ((torch.ones_like(logps), gradients), (weights, pushes)):
-            (gradient,) = torch.autograd.grad((scale * logps)[mask[1:]].sum(), head, retain_graph=True)
-            store.append(gradient.flatten())
-    g, p = torch.stack(gradients), torch.stack(pushes)
-    g, p = g.view(-1, group_size, g.shape[1]), p.view(-1, group_size, p.shape[1])
-    return g @ g.transpose(1, 2), g @ p.transpose(1, 2)
-
-
-def exact_gram(model, batch, group_size, temperature=1.0, token_weights=None):
-    """The same as sums over pairs of tokens, k_ts = (h_t·h_s) (∂ℓ_t/∂z_t · ∂ℓ_s/∂z_s), without a sketch."""
-    input_ids, _, response_mask = batch
-    lengths = response_mask.sum(1).tolist()
-    states = scoring.completion_states(model, *batch, [None] * len(lengths))
-    targets = input_ids[response_mask].split(lengths)
-    weights = [torch.ones(n) for n in lengths]
-    if token_weights is not None:
-        weights = token_weights[response_mask[:, 1:]].split(lengths)
-    grams, crosses = [], []
-    for start in range(0, len(lengths), group_size):
-        group = slice(start, start + group_size)
-        h, chosen = torch.cat(states[group]), torch.cat(targets[group])
-        outer = vocabulary_gradients(model, h, chosen, temperature).detach()
-        kernel = (h.double() @ h.double().T) * (outer.double() @ outer.double().T)  # (M, M)
-        owner = torch.block_diag(*[torch.ones(n, 1, dtype=torch.double) for n in lengths[group]])  # (M, G)
-        rows = owner.T @ kernel
-        grams.append((rows @ owner).float())
-        crosses.append((rows @ (owner * torch.cat(weights[group]).double()[:, None])).float())
-    return torch.stack(grams), torch.stack(crosses)
-
-
-def relative_error(ours, reference):
-    return float((ours - reference).abs().max() / reference.abs().max())
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("exact", [True, False])
-def test_gram_equals_autograd_of_the_head(model, exact, temperature):
-    """With padding on the left, EOS counted, at any temperature; 64 words need no sketch, so both forms are exact."""
-    batch = padded_batch(ROWS, 64)
-    ours = scoring.gradient_gram(model, *batch, 4, temperature=temperature)
-    if exact:
-        ours, _ = exact_gram(model, batch, 4, temperature)
-    reference, _ = autograd_gram(model, batch, 4, temperature)
-    assert relative_error(ours, reference) < 1e-4
-
-
-@pytest.mark.parametrize("exact", [True, False])
-def test_gram_with_token_weights_gives_the_pushes_of_equation_5(model, exact):
-    batch = padded_batch(ROWS, 64)
-    weights = torch.rand(batch[0].shape[0], batch[0].shape[1] - 1)
-    gram, cross = scoring.gradient_gram(model, *batch, 4, token_weights=weights)
-    if exact:
-        gram, cross = exact_gram(model, batch, 4, token_weights=weights)
-    reference_gram, reference_cross = autograd_gram(model, batch, 4, token_weights=weights)
-    assert relative_error(gram, reference_gram) < 1e-4
-    assert relative_error(cross, reference_cross) < 1e-4
-
-
-def with_map_before_head(model):
-    """M = 1 in z = W M h, a parameter that the model does not have."""
-    identity = torch.eye(model.config.hidden_size, requires_grad=True)
-    model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: (inputs[0] @ identity.T,))
-    return identity
-
-
-def test_gram_of_the_state_scorer_equals_autograd_of_a_map_before_the_head():
-    """With pushes, at a temperature, and with a soft cap on the logits; gram and pushes of real models' heads."""
-    batch = padded_batch(ROWS, 64)
-    weights = torch.rand(batch[0].shape[0], batch[0].shape[1] - 1)
-    for model in (random_model(), capped_model()):
-        ours = scoring.gradient_gram(model, *batch, 4, temperature=0.7, token_weights=weights, scorer="state")
-        plain = scoring.gradient_gram(model, *batch, 4, temperature=0.7, scorer="state")
-        of_head = scoring.gradient_gram(model, *batch, 4, temperature=0.7)
-        reference = autograd_gram(model, batch, 4, 0.7, weights, parameter=with_map_before_head(model))
-        assert relative_error(ours[0], reference[0]) < 1e-4 and relative_error(ours[1], reference[1]) < 1e-4
-        torch.testing.assert_close(plain, ours[0])
-        assert relative_error(of_head, reference[0]) > 0.1  # another metric
-
-
-def test_the_state_scorer_sees_that_two_tokens_have_like_embeddings():
-    """Answers of one token each and the same state. Tokens 4 and 5 share their embedding but for its length."""
-    model = random_model()
-    with torch.no_grad():
-        model.get_output_embeddings().weight[5] = 1.1 * model.get_output_embeddings().weight[4]
-    input_ids = torch.tensor([[2, 3, 4], [2, 3, 5], [2, 3, 6]])
-    response_mask = torch.tensor([[False, False, True]] * 3)
-    batch = (input_ids, torch.ones_like(response_mask), response_mask)
-    like, unlike = (
-        {
-            scorer: float(scoring.distinctiveness(scorer, model, *batch, 3)[0, 0, other])
-            for scorer in scoring.BY_GRADIENT
-        }
-        for other in (1, 2)
-    )
-    assert like["state"] < 0.05 and unlike["state"] > 0.3
-    assert abs(like["gradient"] - unlike["gradient"]) < 0.05  # to the head, one token is as different as the other
-
-
-def test_gram_counts_the_eos(model):
-    """Without the EOS in the mask the products differ: the stop decision is part of an answer."""
-    input_ids, attention_mask, response_mask = padded_batch(ROWS, 64)
-    without = response_mask & (input_ids != 1)
-    whole = scoring.gradient_gram(model, input_ids, attention_mask, response_mask, 4)
-    assert relative_error(scoring.gradient_gram(model, input_ids, attention_mask, without, 4), whole) > 1e-2
-
-
-def test_gram_does_not_depend_on_the_cut_into_micro_batches(model, monkeypatch):
-    batch = padded_batch(ROWS * 3, 64)
-    whole = scoring.gradient_gram(model, *batch, 4)
-    monkeypatch.setattr(scoring, "ROW_TOKENS", 1)  # one row at a time through the model
-    monkeypatch.setattr(scoring, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
-    torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4), whole, rtol=1e-5, atol=1e-4)
-
-
-def test_gram_from_kept_hidden_states_needs_the_model_for_the_other_answers_only(model, monkeypatch):
-    batch = padded_batch(ROWS, 64)
-    whole = scoring.gradient_gram(model, *batch, 4)
-    states = scoring.completion_states(model, *batch, [None] * 8)
-    kept = [None if row in (2, 5) else state for row, state in enumerate(states)]
-    ran = []
-    plain = scoring.hidden_states
-    monkeypatch.setattr(scoring, "hidden_states", lambda m, ids, mask: ran.append(len(ids)) or plain(m, ids, mask))
-    torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4, hidden=kept), whole, rtol=1e-5, atol=1e-4)
-    assert sum(ran) == 2
-
-
-def test_tied_head_leaves_the_input_side_out():
-    """With tied weights, the reference differentiates a copy of the weight that only the head uses."""
-    model = random_model(tie_word_embeddings=True)
-    batch = padded_batch(ROWS, 64)
-    ours = scoring.gradient_gram(model, *batch, 4)
-    untied = random_model()
-    untied.load_state_dict(model.state_dict())
-    reference, _ = autograd_gram(untied, batch, 4)
-    assert relative_error(ours, reference) < 1e-4
-
-
-def capped_model():
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        final_logit_softcapping=2.0,
-        tie_word_embeddings=False,
-        attn_implementation="eager",
-    )
-    model = Gemma2ForCausalLM(config).eval()
-    torch.nn.init.normal_(model.lm_head.weight, std=0.5)
-    return model
-
-
-def test_gram_of_a_head_with_a_soft_cap():
-    model = capped_model()
-    batch = padded_batch(ROWS, 64)
-    reference, _ = autograd_gram(model, batch, 4)
-    assert relative_error(scoring.gradient_gram(model, *batch, 4), reference) < 1e-4
-
-
-def test_sketch_of_a_large_vocabulary_keeps_cosines():
-    """8,192 words at the default width: RMS error of the cosine over all pairs under 0.02."""
-    model = random_model(vocab_size=8_192)
-    rows = [(0, 4, 3 + i % 9) for i in range(64)]
-    batch = padded_batch(rows, 8_192)
-    assert scoring.SKETCH_WIDTH < 8_192
-    sketched = 1 - 2 * scoring.gradient_distinctiveness(scoring.gradient_gram(model, *batch, 16))
-    exact = 1 - 2 * scoring.gradient_distinctiveness(exact_gram(model, batch, 16)[0])
-    pairs = ~torch.eye(16, dtype=torch.bool).expand(4, 16, 16)
-    error = (sketched - exact)[pairs]
-    assert 0 < float(error.square().mean().sqrt()) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -429,30 +237,251 @@ def test_rule_5_masks_just_the_pairs_that_a_real_step_displaces(gamma):
 # --- (3) token by token ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scorer", scoring.BY_GRADIENT)
-def test_token_kernel_adds_up_to_the_products_of_the_gradients(model, scorer):
-    batch = padded_batch(ROWS, 64)
-    gram = scoring.gradient_gram(model, *batch, 4, temperature=0.8, scorer=scorer)
-    states = scoring.completion_states(model, *batch, [None] * 8)
-    targets = batch[0][batch[2]].split(batch[2].sum(1).tolist())
-    sketches = [scoring.token_sketches(model, h, t, 0.8, scorer) for h, t in zip(states, targets, strict=True)]
-    for i, j in ((0, 1), (2, 3), (1, 1)):
-        kernel = scoring.token_kernel(states[i], sketches[i], states[j], sketches[j])
-        assert kernel.shape == (len(targets[i]), len(targets[j]))
-        torch.testing.assert_close(kernel.sum(), gram[0, i, j], rtol=1e-4, atol=1e-3)
+# --- (5'): sums ----------------------------------------------------------------------------------------------------
+
+
+def random_grams(groups, size, seed, common=1.0):
+    """Products of random gradients that share a direction in each group, so that about a fifth is displaced."""
+    torch.manual_seed(seed)
+    gradients = torch.randn(groups, size, 30) * (0.2 + 2 * torch.rand(groups, size, 1))
+    gradients += common * torch.randn(groups, 1, 30)
+    return gradients @ gradients.transpose(1, 2)
+
+
+def rewards_of(kind, groups, size):
+    if kind == "graded":
+        return torch.rand(groups, size)
+    return (torch.rand(groups, size) < 0.5).float()
+
+
+def after(cross, pairs, mask):
+    """v of (5') with the pairs that are left."""
+    return (cross @ (pairs * mask).sum(2)[:, :, None]).squeeze(2)
+
+
+@pytest.mark.parametrize("rewards", ["right or wrong", "graded"])
+@pytest.mark.parametrize("size", [3, 8, 16])
+def test_no_better_completion_is_left_displaced_by_the_sum_of_its_group(size, rewards):
+    """Whole pairs are masked, so that ΣÃ = 0; where nothing is displaced, nothing is masked."""
+    cross = random_grams(200, size, seed=size)
+    earned = rewards_of(rewards, 200, size)
+    pairs = scoring.pair_advantages(earned)
+    mask = scoring.safe_sums(cross, pairs)
+    before = scoring.displaced(cross, pairs.sum(2), pairs.sum(2))
+    assert 0.03 < before.float().mean() < 0.5, "or the test shows nothing"
+    advantages = (pairs * mask).sum(2)
+    assert not scoring.displaced(cross, advantages, pairs.sum(2)).any()
+    limits = 1e-5 * (cross.abs() @ pairs.sum(2).abs()[:, :, None]).squeeze(2)
+    assert bool((after(cross, pairs, mask) >= -limits)[pairs.sum(2) > 0].all())
+    assert torch.equal(mask, mask.transpose(1, 2))
+    torch.testing.assert_close(advantages.sum(1), torch.zeros(200), atol=1e-5, rtol=0)
+    untouched = ~before.any(1)
+    assert mask[untouched].all() and not mask[~untouched].all(dim=(1, 2)).any()
+
+
+def one_by_one(cross, pairs):
+    """(5') of one group as docs/method.md says it: a pair at a time. (G, G), (G, G) -> (G, G) bool"""
+    mask = torch.ones_like(pairs, dtype=torch.bool)
+    while True:
+        harmed = scoring.displaced(cross[None], (pairs * mask).sum(1)[None], pairs.sum(1)[None])[0]
+        if not harmed.any():
+            return mask
+        effects = {
+            (a, b): float(pairs[a, b] * (cross[harmed, a] - cross[harmed, b]).sum())
+            for a, b in (mask & (pairs > 0)).nonzero().tolist()
+        }
+        a, b = min(effects, key=lambda pair: effects[pair])
+        mask[a, b] = mask[b, a] = False
+
+
+def test_pairs_masked_together_are_those_masked_one_by_one():
+    """Groups of 12 with up to 36 pairs; `with_worst_masked` masks up to eight of them in one round."""
+    cross, earned = random_grams(60, 12, seed=5).double(), rewards_of("graded", 60, 12).double()
+    pairs = scoring.pair_advantages(earned)
+    mask = scoring.safe_sums(cross, pairs)
+    for p in range(60):
+        assert torch.equal(mask[p], one_by_one(cross[p], pairs[p]))
+    assert int((~mask).sum()) > 200
+
+
+def test_a_group_of_three_that_rule_5_leaves_alone_though_a_real_step_lowers_a_right_answer():
+    """Two right answers and a wrong one, of one token each, before a head of zeros.
+
+    With W = 0 and four words, δ_i·δ_j is 3/4 for equal tokens and −1/4 for others, so that states with the products
+    below have K = ((30, −0.5, −1), (−0.5, 1, 0.9), (−1, 0.9, 30)). A = (1/3, 1/3, −2/3): v_1 = (−0.5 + 1 − 1.8)/3.
+    """
+    products = torch.tensor([[40.0, 2.0, 4.0], [2.0, 4 / 3, -3.6], [4.0, -3.6, 40.0]], dtype=torch.double)
+    states, head, words = torch.linalg.cholesky(products), torch.zeros(4, 3, dtype=torch.double), torch.arange(3)
+
+    def logps(weight):
+        return (states @ weight.T).log_softmax(-1).gather(1, words[:, None]).squeeze(1)
+
+    def changes(advantages):
+        weight = head.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((advantages * logps(weight)).sum(), weight)
+        return (logps(head + 1e-6 * gradient) - logps(head)) / 1e-6
+
+    cross = torch.tensor([[[30.0, -0.5, -1.0], [-0.5, 1.0, 0.9], [-1.0, 0.9, 30.0]]], dtype=torch.double)
+    rewards = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.double)
+    pairs = scoring.pair_advantages(rewards, scale="none")
+    assert scoring.safe_pairs(cross, rewards).all(), "0.9 < 1: each pair by itself is harmless"
+    assert changes(pairs.sum(2)[0])[1].item() == pytest.approx(-1.3 / 3, abs=1e-4)
+    # Pair (0, 2) gives v_1 (−0.5 − 0.9)/3, pair (1, 2) gives (1 − 0.9)/3: the first is masked.
+    mask = scoring.safe_sums(cross, pairs)
+    assert mask[0].tolist() == [[True, True, False], [True, True, True], [False, True, True]]
+    found = changes((pairs * mask).sum(2)[0])
+    assert found[:2].tolist() == pytest.approx([0.5 / 3, 0.1 / 3], abs=1e-4)
+
+
+def test_not_many_more_pairs_are_masked_than_the_fewest():
+    """Against every subset of the pairs, for groups of up to five: a fifth of a pair too many on average, at most."""
+    extra = []
+    for size in (3, 4, 5):
+        cross = random_grams(150, size, seed=20 + size).double()
+        pairs = scoring.pair_advantages(rewards_of("right or wrong", 150, size).double())
+        masks = scoring.safe_sums(cross, pairs)
+        for p in range(150):
+            listed = (pairs[p] > 0).nonzero().tolist()
+            choices = torch.tensor(list(itertools.product([True, False], repeat=len(listed))), dtype=torch.bool)
+            if masks[p].all():
+                continue
+            tried = torch.ones(len(choices), size, size, dtype=torch.bool)
+            for n, (a, b) in enumerate(listed):
+                tried[:, a, b] = tried[:, b, a] = choices[:, n]
+            advantages = (pairs[p] * tried).sum(2)
+            plain = pairs[p].sum(1).expand(len(choices), size)
+            safe = ~scoring.displaced(cross[p].expand(len(choices), size, size), advantages, plain).any(1)
+            fewest = int((~choices).sum(1)[safe].min())
+            extra.append(int((~masks[p]).sum()) // 2 - fewest)
+    assert len(extra) > 40 and min(extra) >= 0
+    assert sum(extra) / len(extra) < 0.5
+
+
+def test_a_batch_is_a_group_in_which_completions_of_two_questions_make_no_pair():
+    """Displaced by another question: only pairs inside groups are masked, the harmful one although it is elsewhere."""
+    # Question 0: answers 0 (right) and 1; question 1: answers 2 (right) and 3. Answer 3 pulls answer 0 down.
+    cross = torch.eye(4)[None].clone()
+    cross[0, 0, 3] = cross[0, 3, 0] = 2.0
+    pairs = torch.block_diag(*scoring.pair_advantages(torch.tensor([[1.0, 0.0], [1.0, 0.0]])))[None]
+    mask = scoring.safe_sums(cross, pairs)
+    assert not mask[0, 2, 3] and not mask[0, 3, 2] and mask[0, 0, 1]
+    for p in (slice(0, 2), slice(2, 4)):  # neither question sees it by itself
+        assert scoring.safe_sums(cross[:, p, p], pairs[:, p, p]).all()
+
+
+def test_groups_all_right_or_all_wrong_are_never_masked():
+    cross = random_grams(2, 4, seed=1)
+    pairs = scoring.pair_advantages(torch.tensor([[1.0] * 4, [0.0] * 4]))
+    assert scoring.safe_sums(cross, pairs).all()
+
+
+def test_what_is_below_zero_by_rounding_alone_is_not_displaced():
+    """Equal gradients: v = K ΣÃ = 0, of which rounding makes a little less in some groups."""
+    torch.manual_seed(0)
+    cross, pairs = torch.full((100, 7, 7), 1e4), scoring.pair_advantages(torch.rand(100, 7))
+    advantages = pairs.sum(2)
+    assert float((cross @ advantages[:, :, None]).min()) < 0
+    assert not scoring.displaced(cross, advantages, advantages).any()
+    assert scoring.safe_sums(cross, pairs).all()
+    assert scoring.displaced(cross, advantages - 1e-3, advantages)[advantages > 0].all()
+
+
+@pytest.mark.parametrize("rule", ["group", "token"])
+def test_after_rule_5_prime_a_real_step_on_the_head_lowers_no_right_answer(model, tokenizer, rule):
+    """SGD on the head alone, small enough to be linear: with all pairs it lowers one, with the rest it does not."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
+    lowered = {}
+    for name in ("none", "pair", rule):
+        rectified = scoring.rectify(model, rollouts, rewards, how_of(rule=name))
+        changes = real_changes(model, rollouts, rectified.token_advantages)
+        better = scoring.rectified_advantages(rewards, torch.ones(3, 4, 4, dtype=torch.bool)).flatten() > 0
+        lowered[name] = ((changes < 0) & better).view(3, 4)
+    assert lowered["none"].any() and lowered["pair"].any() and not lowered[rule].any()
+    witness = scoring.rectify(model, rollouts, rewards, how_of(rule=rule)).witness
+    assert torch.equal(witness.displaced, lowered["none"]) and not witness.displaced_left.any()
+
+
+def real_changes(model, rollouts, token_advantages, rate=1e-5):
+    """What one SGD step on the head by each group's own update does to Σ_t log π_t of its completions. -> (N,)"""
+    head = model.get_output_embeddings().weight
+    start, size, changes = head.detach().clone(), rollouts.group_size, []
+    for p in range(len(rollouts.texts) // size):
+        rows = torch.arange(p * size, (p + 1) * size)
+        part = rollouts.rows(rows)
+        advantages = rollouts.moved(token_advantages, rows).double()
+        model.double()
+        logps, _ = rollout.token_logps(model, *part.tokens)
+        (gradient,) = torch.autograd.grad((advantages * logps).sum(), head)
+        with torch.no_grad():
+            head += rate * gradient
+            moved, _ = rollout.token_logps(model, *part.tokens)
+        changes.append((moved - logps).sum(1).detach())
+        model.float()
+        with torch.no_grad():
+            head.copy_(start)
+    return torch.cat(changes)
 
 
 @pytest.mark.parametrize(
-    ("shares", "excess", "expected"),
+    ("changes", "contributions", "expected"),
     [
-        ([3.0, -1.0, 2.0, 0.5], 2.5, [True, False, False, False]),  # the largest is enough
-        ([3.0, -1.0, 2.0, 0.5], 3.5, [True, False, True, False]),
-        ([3.0, -1.0, 2.0, 0.5], 9.0, [True, False, True, True]),  # never one that parts the answers
-        ([3.0, -1.0, 2.0, 0.5], 0.0, [False, False, False, False]),
+        ([1.0], [[-1.0, -2.0]], [False, False]),  # nothing is displaced
+        ([-1.0], [[-1.0, -2.0, 0.5]], [False, True, False]),  # the most harmful one is enough
+        ([-2.5], [[-1.0, -2.0, 0.5]], [True, True, False]),
+        ([-9.0], [[-1.0, -2.0, 0.5]], [True, True, False]),  # never one that helps, even if it is not enough
+        ([-1.0, 0.2], [[-1.0, -0.9], [0.5, -0.4]], [True, True]),  # the first displaces the other completion in turn
     ],
 )
-def test_colliding_tokens_by_hand(shares, excess, expected):
-    assert scoring.colliding_tokens(torch.tensor(shares), excess).tolist() == expected
+def test_the_fewest_tokens_by_hand(changes, contributions, expected):
+    limits = torch.zeros(len(changes))
+    found = scoring.fewest_tokens(torch.tensor(changes), limits, torch.tensor(contributions))
+    assert found.tolist() == expected
+
+
+# --- the witness -------------------------------------------------------------------------------------------------
+
+
+def test_the_witness_counts_displaced_completions_with_every_rule_that_compares_gradients(model, tokenizer):
+    """Also where nothing is masked; the scorer of tokens has no gradients to see it by."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer)
+    found = {
+        rule: scoring.rectify(model, rollouts, rewards, how_of(rule=rule)).witness.shares()
+        for rule in ("none", "threshold", "pair", "group", "batch", "token")
+    }
+    plain = found["none"]
+    assert plain["displaced"] > 0 and plain["displaced_by_batch"] > 0
+    assert plain["displaced_left"] == plain["displaced"]
+    assert plain["displaced_by_batch_left"] == plain["displaced_by_batch"]
+    for rule, shares in found.items():
+        assert shares["displaced"] == plain["displaced"]
+        assert shares["displaced_by_batch"] == plain["displaced_by_batch"]
+        assert ("displaced_by_batch_left" in shares) == (rule != "token")
+    assert found["group"]["displaced_left"] == found["token"]["displaced_left"] == 0
+    assert found["batch"]["displaced_by_batch_left"] == 0
+    assert scoring.rectify(model, rollouts, rewards, how_of(scorer="token", threshold=0.1)).witness is None
+    assert scoring.rectify(model, rollouts, torch.ones(3, 4), how_of()).witness is None
+
+
+def test_a_witness_shares_by_hand():
+    better = torch.tensor([[True, True, False], [True, True, False]])
+    none = torch.zeros_like(better)
+    one = none.clone()
+    one[0, 1] = True
+    witness = scoring.Witness(better, better, one, one, None)
+    assert witness.shares() == {"displaced": 1.0, "displaced_left": 0.25, "displaced_by_batch": 0.25}
+    assert scoring.Witness(none, none, none, none, none).shares() == {}
+
+
+def test_without_displacement_rule_5_prime_is_grpo_to_the_bit(model, tokenizer):
+    """Two answers that have nothing in common in each group."""
+    completions = [rollout.Completion([5, 6, 7], ids) for ids in ([9, 1], [20, 33, 1], [41, 1], [50, 12, 1])]
+    rollouts = rollout.assemble(model, tokenizer, completions, 2)
+    rewards = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    plain = scoring.rectify(model, rollouts, rewards, how_of(rule="none"))
+    assert not plain.witness.displaced.any()
+    for rule in ("group", "token"):
+        rectified = scoring.rectify(model, rollouts, rewards, how_of(rule=rule))
+        assert rectified.pair_mask.all() and torch.equal(rectified.token_advantages, plain.token_advantages)
 
 
 # --- the mask of a batch -----------------------------------------------------------------------------------------
@@ -463,14 +492,21 @@ def test_groups_of_equal_rewards_are_not_scored(model, tokenizer, monkeypatch):
     rollouts = small_rollouts(model, tokenizer)
     rewards = torch.tensor([[1.0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
     scored = []
-    plain = scoring.gradient_gram
-    monkeypatch.setattr(scoring, "gradient_gram", lambda *a, **k: scored.append(len(a[1])) or plain(*a, **k))
+    plain = scoring.gradient_products
+
+    def counting(model, sequences, *rest):
+        scored.append(len(sequences.input_ids))
+        return plain(model, sequences, *rest)
+
+    monkeypatch.setattr(scoring, "gradient_products", counting)
     rectified = scoring.rectify(model, rollouts, rewards, how_of(threshold=1.0))
     assert scored == [4]
     assert rectified.distinctiveness.isnan().all(dim=(1, 2)).tolist() == [True, False, True]
     assert rectified.pair_mask[[0, 2]].all() and not rectified.pair_mask[1].all()
-    rectified = scoring.rectify(model, rollouts, rewards, how_of(rule="none"))
+    rectified = scoring.rectify(model, rollouts, rewards, how_of(rule="none", scorer="token"))
     assert rectified.pair_mask.all() and rectified.distinctiveness.isnan().all() and scored == [4]
+    rectified = scoring.rectify(model, rollouts, rewards, how_of(rule="none"))
+    assert rectified.pair_mask.all() and scored == [4, 4], "for the witness"
 
 
 @pytest.mark.parametrize("scorer", ["gradient", "state", "token"])
@@ -539,65 +575,6 @@ def test_rule_5_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(m
     assert not mask.all() and mask.any()
 
 
-@pytest.mark.parametrize("scorer", scoring.BY_GRADIENT)
-@pytest.mark.parametrize("norm", ["token", "sequence"])
-def test_tokens_are_withheld_until_no_pair_displaces_its_better_answer(model, tokenizer, norm, scorer):
-    """Against autograd: of each pair that rule (5) masks, the better answer's likelihood no longer falls."""
-    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=(0, 1, 2))
-    how = how_of(rule="pair", scorer=scorer, per_token=norm == "sequence", gamma=0.1)
-    by_pairs = scoring.rectify(model, rollouts, rewards, how)
-    mask = by_pairs.pair_mask
-    assert not by_pairs.withheld.any(), "pairs are masked whole"
-    by_tokens = scoring.rectify(model, rollouts, rewards, replace(how, rule="token"))
-    assert by_tokens.pair_mask.all()
-    torch.testing.assert_close(by_tokens.advantages, scoring.rectified_advantages(rewards, by_tokens.pair_mask))
-    all_withheld = by_tokens.withheld
-    torch.testing.assert_close(by_tokens.token_advantages, by_tokens.advantages.view(12, 1) - all_withheld)
-    displaced = ~mask & (rewards[:, :, None] > rewards[:, None, :])
-    worse = displaced.any(1).flatten()
-    assert torch.equal((all_withheld != 0).any(1), worse) and worse.any()
-    anchors_tested = 0  # shaped anchors as the worse answer
-    head = scored_parameter(model, scorer)
-    deviation = rewards.std(dim=1, correction=0)
-    for p, i, j in displaced.nonzero().tolist():
-        if displaced[p, :, j].sum() > 1:
-            continue  # what is withheld from j is the sum over several better answers
-        gradients = []
-        for row in (4 * p + i, 4 * p + j):
-            ids = rollouts.input_ids[row][rollouts.attention_mask[row]]
-            answer = rollouts.response_mask[row][rollouts.attention_mask[row]][1:]
-            logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[answer, 0]
-            objective = shaped(logps) if rollouts.anchor_mask[row] else logps
-            withheld = all_withheld[row][rollouts.prediction_mask[row]]
-            still = (withheld == 0).float()
-            length = len(logps) if norm == "sequence" else 1
-            values = [logps.sum() / length, objective.sum() / length, (objective * still).sum() / length]
-            values += [value / length for value in objective]
-            gradients.append([torch.autograd.grad(v, head, retain_graph=True)[0].flatten() for v in values])
-            if row == 4 * p + j:  # what a token loses is this pair's part of its advantage
-                share = (rewards[p, j] - rewards[p, i]) / (4 * (deviation[p] + 1e-6))
-                torch.testing.assert_close(withheld[withheld != 0].unique(), share[None])
-        (better, push, *_), (_, whole, left, *by_token) = gradients
-        assert better @ whole > better @ push >= better @ left - 1e-4
-        least = min(better @ by_token[t] for t in withheld.nonzero()[:, 0])
-        assert better @ left + least > better @ push, "one token less, and the pair displaces"
-        anchors_tested += int(rollouts.anchor_mask[4 * p + j])
-    assert anchors_tested or norm == "sequence", "a longer answer's push is smaller there, and collides with none"
-
-
-def test_what_is_withheld_for_several_better_answers_adds_up(model, tokenizer):
-    """Two equal right answers collide with one wrong answer at the same tokens."""
-    base = [9, 20, 33, 14, 41]
-    completions = [[*base, 1], [*base, 1], [*base, *base, 1]]
-    found = []
-    for rewards in ([1.0, 1.0, 0.0], [1.0, 0.0, 0.0]):
-        rollouts = rollout.assemble(model, tokenizer, [rollout.Completion([5, 6, 7], ids) for ids in completions], 3)
-        rectified = scoring.rectify(model, rollouts, torch.tensor([rewards]), how_of(rule="token", scale="none"))
-        found.append(rectified.withheld[2])
-    assert found[1].any()
-    torch.testing.assert_close(found[0], 2 * found[1])
-
-
 # --- what is left of a batch -------------------------------------------------------------------------------------
 
 
@@ -617,8 +594,8 @@ def test_kept_hidden_states_spare_the_model(model, tokenizer, monkeypatch, rule)
     rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
     how = how_of(rule=rule)
     expected = scoring.rectify(model, rollouts, rewards, how)
-    rollouts.hidden = scoring.completion_states(model, *rollouts.tokens, [None] * 12)
-    monkeypatch.setattr(scoring, "hidden_states", lambda *_: pytest.fail("the model was run"))
+    rollouts.hidden = gradients.completion_states(model, *rollouts.tokens, [None] * 12)
+    monkeypatch.setattr(gradients, "hidden_states", lambda *_: pytest.fail("the model was run"))
     found = scoring.rectify(model, rollouts, rewards, how)
     torch.testing.assert_close(found.token_advantages, expected.token_advantages)
     assert torch.equal(found.pair_mask, expected.pair_mask)
@@ -638,31 +615,10 @@ def test_the_weights_of_an_anchors_pushes_by_hand(model, tokenizer, temperature)
     assert bool((scoring.push_weights(model, rollouts, how_of(gamma=None)) == 1).all())
 
 
-def test_what_is_withheld_is_the_pairs_part_of_the_advantage_at_either_scale(model, tokenizer):
-    """Rewards 1, 0, 0 of a group of three: that part is −1/3, over σ = √2/3 with --scale std."""
-    base = [9, 20, 33, 14, 41]
-    completions = [[*base, 1], [50, 1], [*base, *base, 1]]
-    rollouts = rollout.assemble(model, tokenizer, [rollout.Completion([5, 6, 7], ids) for ids in completions], 3)
-    for scale, part in (("none", -1 / 3), ("std", -1 / math.sqrt(2))):
-        how = how_of(rule="token", scale=scale)
-        withheld = scoring.rectify(model, rollouts, torch.tensor([[1.0, 0.0, 0.0]]), how).withheld[2]
-        found = withheld[withheld != 0]
-        assert len(found) > 0
-        torch.testing.assert_close(found, torch.full_like(found, part), rtol=1e-4, atol=0)
-
-
 def test_a_completion_is_as_distinct_from_itself_as_nothing(model):
     """Just 0, whatever rounding makes of its cosine."""
     d = scoring.gradient_distinctiveness(scoring.gradient_gram(model, *padded_batch(ROWS, 64), 4))
     assert bool((d.diagonal(dim1=1, dim2=2) == 0).all()) and bool((d.sum((1, 2)) > 0).all())
-
-
-def test_the_sketch_has_signs():
-    """Without them the product of two vectors of ones would be twice what it is: each bucket would hold two."""
-    ones = torch.ones(1, 8_192)
-    sketched = scoring.sketch(ones, 4_096)
-    assert float((sketched**2).sum()) == pytest.approx(8_192, rel=0.1)
-    assert set(sketched.flatten().tolist()) == {-2.0, 0.0, 2.0}
 
 
 def test_every_scorer_of_a_batch_gets_the_texts(model, tokenizer, monkeypatch):
@@ -682,11 +638,6 @@ def test_epsilon_is_small_beside_the_smallest_deviation():
     """Rewards 1 and 0.98: σ = 0.01, and A = ±1 to a ten-thousandth."""
     advantages = scoring.rectified_advantages(torch.tensor([[1.0, 0.98]]), torch.ones(1, 2, 2, dtype=torch.bool))
     torch.testing.assert_close(advantages, torch.tensor([[1.0, -1.0]]), atol=2e-4, rtol=0)
-
-
-def test_no_token_with_a_negative_share_is_withheld_where_all_others_are_not_enough():
-    """A shaped anchor's own push may lower its likelihood: the excess is then more than all that collides."""
-    assert scoring.colliding_tokens(torch.tensor([0.5, -0.2, 0.1]), 2.0).tolist() == [True, False, True]
 
 
 def test_thresholds_of_the_scorers():

@@ -106,7 +106,7 @@ def test_the_example_by_name_has_the_settings_of_the_example():
         ("--rectify pair --scorer token", "--rectify pair: rule (5) compares gradients, so --scorer gradient or state"),
         ("--rectify token --scorer token", "--rectify token: rule (5) compares gradients"),
         ("--rectify token --threshold 0.3", "--threshold 0.3: with --rectify token nothing is compared with it"),
-        ("--rectify word", "--rectify word: it must be one of none, threshold, pair, token."),
+        ("--rectify word", "--rectify word: it must be one of none, threshold, pair, group, batch, token."),
         ("--rectify pair --threshold 0.3", "--threshold 0.3: with --rectify pair nothing is compared with it"),
         ("--threshold 0.5 --method grpo", "--threshold 0.5: with --rectify none nothing is compared with it"),
         ("--group-size 1", "--group-size 1: it must be at least 2"),

@@ -61,6 +61,23 @@ def test_fused_mask_and_advantages_equal_the_eager_ones(rule):
 
 
 @needs_compiler
+def test_a_fused_round_of_masking_equals_the_eager_one():
+    """(5'): which pairs are masked next, and which groups are done; with the sizes of a group and of a batch."""
+    torch.manual_seed(0)
+    eager = scoring.with_worst_masked.eager
+    fused = torch.compile(eager, dynamic=True)
+    for groups, size in ((6, 8), (1, 24), (4, 2)):
+        gradients = torch.randn(groups, size, 12) + torch.randn(groups, 1, 12)
+        cross = gradients @ gradients.transpose(1, 2)
+        pairs = scoring.pair_advantages(torch.rand(groups, size))
+        mask = torch.ones_like(pairs, dtype=torch.bool)
+        for _ in range(3):
+            (mask, done), (fused_mask, fused_done) = eager(cross, pairs, mask), fused(cross, pairs, mask)
+            assert torch.equal(mask, fused_mask) and torch.equal(done, fused_done)
+        assert size == 2 or not mask.all()
+
+
+@needs_compiler
 @torch.no_grad()
 def test_fused_decoding_layer_equals_the_eager_one_and_fills_the_cache_alike(monkeypatch):
     monkeypatch.setattr(decoding, "SHARED_PROMPT", 0)

@@ -1,0 +1,1 @@
+"""The machines behind distinctiveness (2): what completions are compared by."""

@@ -1,0 +1,242 @@
+"""Gradients of completions without a backward pass, and their products: the K of equations (2) and (5).
+
+The gradient of a completion's log-likelihood with respect to the output embedding W is a sum over its tokens of outer
+products, G_i = Σ_t δ_t h_tᵀ with δ_t = ∂ℓ_t/∂z_t and z_t = W h_t. Hidden states and logits give all of it. W has as
+many rows as the vocabulary has tokens: they are sketched, so that G_i fits, and inner products stay what they are but
+for a small error. The letters of shapes are in the docstring of dagrpo.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from policy.logprobs import CHUNK_ELEMENTS, check_response_mask
+from policy.model import autocast, hidden_states, text_config, vocabulary_gradients
+
+SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
+SKETCH_SEED = 0  # the sketch is the same in every step and every run
+ROW_TOKENS = 16_384  # padded tokens that `completion_states` runs through the model at a time
+BATCH_ELEMENTS = 2**27  # floats that the narrow gradients of a whole batch share: 512 MB
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What a scorer may look at: N sequences, those of a question together."""
+
+    input_ids: torch.Tensor  # (N, T)
+    attention_mask: torch.Tensor  # (N, T)
+    response_mask: torch.Tensor  # (N, T) bool
+    group_size: int
+    texts: list[str] | None = None  # N completions
+    hidden: list[torch.Tensor | None] | None = None  # N times (M, H): states that were kept; others are made
+
+
+@dataclass(frozen=True)
+class HeadMetric:
+    """P of K_ij = g_i·P·g_j, of one factor for each row and one for each column of W: P_vh = (rows_v · columns_h)²."""
+
+    rows: torch.Tensor  # (V,)
+    columns: torch.Tensor  # (H,)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How gradients are taken, and multiplied with each other."""
+
+    scorer: str = "gradient"  # or state
+    temperature: float = 1.0
+    metric: HeadMetric | None = None  # None: the plain inner product
+
+
+@dataclass(frozen=True)
+class Products:
+    """What gradients and pushes (5) of completions have in common."""
+
+    gram: torch.Tensor  # (P, G, G) g_i·g_j in each group
+    cross: torch.Tensor  # (P, G, G) g_i·g̃_j in each group
+    batch: torch.Tensor  # (N, N) g_i·g̃_j over all of them, with a larger sketching error
+
+
+def gradient_gram(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,  # (N, T)
+    attention_mask: torch.Tensor,  # (N, T)
+    response_mask: torch.Tensor,  # (N, T) bool
+    group_size: int,
+    *,
+    temperature: float = 1.0,
+    token_weights: torch.Tensor | None = None,  # (N, S)
+    hidden: list[torch.Tensor | None] | None = None,
+    scorer: str = "gradient",
+    metric: HeadMetric | None = None,
+) -> torch.Tensor:  # (P, G, G), or with token_weights (2, P, G, G)
+    """Inner products ⟨G_i, G_j⟩ of the completions' gradients, without a backward pass. Equation (2).
+
+    With the scorer `gradient`, with respect to the output embedding W: G_i = ∂ℓ_i/∂W = Σ_t (∂ℓ_t/∂z_t) h_tᵀ, where ℓ_i
+    is the completion's log-likelihood at `temperature` and z_t = W h_t. W is the weight as the head uses it: the input
+    side of a tied weight is left out.
+
+    With `state`, with respect to a linear map in front of it, M in z_t = W M h_t at M = 1: G_i = Σ_t (∂ℓ_t/∂h_t) h_tᵀ.
+    It stands for the layers below, which tell tokens apart by their embeddings only.
+
+    With `token_weights` w the result is a pair: these products, and ⟨G_i, G̃_j⟩, not symmetric, where token t of G̃_j is
+    weighted by w_t: the pushes of (5) and (7).
+
+    `hidden` holds for each completion the states h_t that its tokens were sampled from, (M, H), or None; completions
+    without are run through the model.
+
+    The vocabulary side is sketched into SKETCH_WIDTH buckets, in time linear in the tokens; where the vocabulary is no
+    larger than that, nothing is lost. `state` has no vocabulary side.
+
+    Raises TypeError for a response mask that is not bool.
+    """
+    sequences = Sequences(input_ids, attention_mask, response_mask, group_size, hidden=hidden)
+    products = gradient_products(model, sequences, Measure(scorer, temperature, metric), token_weights)
+    return products.gram if token_weights is None else torch.stack([products.gram, products.cross])
+
+
+@torch.no_grad()
+def gradient_products(
+    model: PreTrainedModel,
+    sequences: Sequences,  # N
+    measure: Measure,
+    token_weights: torch.Tensor | None = None,  # w of (5), (N, S)
+) -> Products:
+    """Every two gradients of a group, and of the whole batch, multiplied. Arguments as of `gradient_gram`.
+
+    For the products of the batch, each gradient is sketched once more on both sides, to BATCH_ELEMENTS/N floats.
+    """
+    response_mask, size = sequences.response_mask, sequences.group_size
+    weights = None
+    if token_weights is not None:
+        weights = token_weights[response_mask[:, 1:]].float().split(response_mask.sum(1).tolist())
+    grams, crosses, narrow, narrow_pushes = [], [], [], {}
+    for first, tokens in enumerate(token_gradients(model, sequences, measure)):
+        gradients = torch.stack([sketched.T @ h for sketched, h in tokens])  # G times (width, H) -> (G, width, H)
+        flat = gradients.flatten(1)
+        grams.append(flat @ flat.T)
+        crosses.append(grams[-1].clone())
+        narrow.append(narrowed(gradients, len(response_mask)))
+        for j, (sketched, h) in enumerate(tokens):
+            row = first * size + j
+            if weights is not None and bool((weights[row] != 1).any()):
+                push = sketched.T @ (h * weights[row][:, None])  # (width, H)
+                crosses[-1][:, j] = flat @ push.flatten()
+                narrow_pushes[row] = narrowed(push[None], len(response_mask))[0]
+    every = torch.cat(narrow)  # (N, elements)
+    batch = every @ every.T
+    for row, push in narrow_pushes.items():
+        batch[:, row] = every @ push
+    return Products(torch.stack(grams), torch.stack(crosses), batch)
+
+
+@torch.no_grad()
+def token_gradients(
+    model: PreTrainedModel, sequences: Sequences, measure: Measure
+) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """For each group, for each completion, the two factors of its tokens' gradients: δ (M, width), h (M, H).
+
+    Both are scaled as the metric says, so that plain inner products of them are those of the metric.
+    """
+    check_response_mask(sequences.response_mask)
+    lengths = sequences.response_mask.sum(1).tolist()
+    tokens = (sequences.input_ids, sequences.attention_mask, sequences.response_mask)
+    states = completion_states(model, *tokens, sequences.hidden or [None] * len(lengths))
+    targets = sequences.input_ids[sequences.response_mask].split(lengths)  # (N, T) -> N times (M,)
+    for start in range(0, len(lengths), sequences.group_size):
+        group = slice(start, start + sequences.group_size)
+        sketches = token_sketches(model, torch.cat(states[group]), torch.cat(targets[group]), measure)
+        scaled = states[group]
+        if measure.metric is not None:
+            scaled = [h * measure.metric.columns for h in scaled]
+        yield list(zip(sketches.split(lengths[group]), scaled, strict=True))
+
+
+@torch.no_grad()
+def completion_states(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,  # (N, T)
+    attention_mask: torch.Tensor,  # (N, T)
+    response_mask: torch.Tensor,  # (N, T)
+    kept: list[torch.Tensor | None],  # N times (M, H)
+) -> list[torch.Tensor]:  # N times (M, H)
+    """The hidden states that predict each completion's tokens, in fp32; those not kept, by a forward pass."""
+    assert len(kept) == len(input_ids), f"{len(kept)} hidden states for {len(input_ids)} completions"
+    states = [None if state is None else state.float() for state in kept]
+    missing = [i for i, state in enumerate(states) if state is None]
+    step = max(1, ROW_TOKENS // input_ids.shape[1])
+    for start in range(0, len(missing), step):
+        rows = missing[start : start + step]
+        with autocast(model):
+            made = hidden_states(model, input_ids[rows], attention_mask[rows])
+        for i, state in zip(rows, made, strict=True):
+            states[i] = state[:-1][response_mask[i, 1:]].float()  # (T, H) -> (M, H): the state at t predicts t + 1
+    return [state for state in states if state is not None]
+
+
+def token_sketches(
+    model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, measure: Measure
+) -> torch.Tensor:
+    """What h_t is multiplied by in G_i of (2), a chunk of tokens at a time. (M, H), (M,) -> (M, width)
+
+    With `gradient` ∂ℓ_t/∂z_t, the vocabulary side in at most SKETCH_WIDTH buckets; with `state`
+    ∂ℓ_t/∂h_t = Wᵀ ∂ℓ_t/∂z_t, where the width is H.
+    """
+    width = min(SKETCH_WIDTH, text_config(model).vocab_size)
+    weight = model.get_output_embeddings().weight
+    size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
+    sketches = []
+    for h, chosen in zip(states.split(size), targets.split(size), strict=True):
+        gradients = vocabulary_gradients(model, h, chosen, measure.temperature)
+        if measure.scorer == "state":
+            sketches.append((gradients.to(weight.dtype) @ weight).float())
+            continue
+        if measure.metric is not None:
+            gradients = gradients * measure.metric.rows
+        sketches.append(sketch(gradients, width))
+    return torch.cat(sketches)
+
+
+def narrowed(gradients: torch.Tensor, count: int) -> torch.Tensor:
+    """Sketches of gradients on both sides, at most BATCH_ELEMENTS/count floats each. (G, width, H) -> (G, elements)"""
+    elements = BATCH_ELEMENTS // count
+    columns = min(gradients.shape[2], math.isqrt(elements))
+    folded = sketch(gradients.flatten(0, 1), columns).view(*gradients.shape[:2], -1)
+    rows = min(gradients.shape[1], elements // columns)
+    return sketch(folded.transpose(1, 2).flatten(0, 1), rows).reshape(len(gradients), -1)
+
+
+def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
+    """Count sketch: each entry goes to a random bucket with a random sign, so that inner products are kept on average.
+
+    (M, V) -> (M, width). Over the choice of buckets and signs, the error of an inner product has variance at most
+    (|a|²|b|² + (a·b)²)/width. Charikar et al. 2002.
+    """
+    vocabulary = vectors.shape[1]
+    if vocabulary <= width:
+        return vectors
+    generator = torch.Generator().manual_seed(SKETCH_SEED)
+    signs = (torch.randint(0, 2, (vocabulary,), generator=generator) * 2 - 1).to(vectors)
+    order = torch.randperm(vocabulary, generator=generator).to(vectors.device)
+    padded = torch.nn.functional.pad((vectors * signs)[:, order], (0, -vocabulary % width))
+    return padded.view(len(vectors), -1, width).sum(1)  # (M, V) -> (M, V/width, width) -> (M, width)
+
+
+def adam_metric(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> HeadMetric | None:
+    """P of AdamW's next step, 1/(√v + ε) over its second moments v of W, factored; None before its first step.
+
+    v_vh ≈ r_v c_h/m, with r and c the means of its rows and columns and m that of them all (Shazeer and Stern 2018,
+    arXiv 1804.04235). The correction for v's start at 0 is one factor for all, which no sign and no cosine sees.
+    """
+    moments = optimizer.state.get(model.get_output_embeddings().weight, {}).get("exp_avg_sq")
+    if moments is None:
+        return None
+    moments = moments.float()
+    least = optimizer.param_groups[0]["eps"] ** 2
+    rows, columns = moments.mean(1).clamp(min=least), moments.mean(0).clamp(min=least)
+    return HeadMetric(rows**-0.25, (columns / rows.mean()) ** -0.25)

@@ -1,0 +1,196 @@
+"""What study.regimes compares: rules of --rectify, by cheap and by full gradients, and changes that are no flag.
+
+An arm is a training whose flags and whose way from rewards to advantages are its own; everything else is its regime's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import PreTrainedModel
+
+import rollout
+import scoring
+from rollout import Rollouts
+from scorers.gradients import Measure, Products
+from scoring import Rectification, Rectified, displaced, pair_advantages
+from study.masks import by_chance
+
+LEAST_SHARE = 0.1  # of a completion's weight: what `shrunk` takes at least, so that it ends
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way from rewards to advantages."""
+
+    flags: dict[str, Any] = field(default_factory=dict)
+    full: bool = False  # by the gradients of all parameters, in place of the output embedding's
+    change: str = ""  # of CHANGES, made to what the flags give
+
+
+CHEAP = {"rectify": "none", "scorer": "gradient"}
+OPTIMIZER = {"metric": "optimizer"}
+ARMS = {
+    "none": Arm(CHEAP),
+    "positives": Arm(CHEAP, change="positives"),
+    "pair": Arm({"rectify": "pair"}),
+    "group": Arm({"rectify": "group"}),
+    "group, by chance": Arm({"rectify": "group"}, change="chance"),
+    "batch": Arm({"rectify": "batch"}),
+    "batch, by chance": Arm({"rectify": "batch"}, change="chance"),
+    "token": Arm({"rectify": "token"}),
+    "group, optimizer": Arm({"rectify": "group", **OPTIMIZER}),
+    "batch, optimizer": Arm({"rectify": "batch", **OPTIMIZER}),
+    "shrink group": Arm(CHEAP, change="shrink group"),
+    "shrink batch": Arm(CHEAP, change="shrink batch"),
+    "shrink group, optimizer": Arm(OPTIMIZER, change="shrink group"),
+    "shrink batch, optimizer": Arm(OPTIMIZER, change="shrink batch"),
+    "shrink batch, optimizer, by chance": Arm(OPTIMIZER, change="shrink chance"),
+    "full group": Arm({"rectify": "group"}, full=True),
+    "full batch, optimizer": Arm({"rectify": "batch", **OPTIMIZER}, full=True),
+    "full shrink batch, optimizer": Arm(OPTIMIZER, full=True, change="shrink batch"),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def shrunk(cross: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """Advantages of which worse completions have lost weight, until no better one is displaced, or none is to blame.
+
+    Each time the worse completion that lowers the displaced ones most loses as much as it takes, and at least a tenth
+    of what it had at first. Σ Ã = 0 does not hold any more.
+
+    (P, G, G), (P, G) -> (P, G)
+    """
+    left = advantages.clone()
+    while True:
+        harmed = displaced(cross, left, advantages)
+        changes = (cross @ left[:, :, None]).squeeze(2)
+        pull = (harmed.to(cross.dtype)[:, None, :] @ cross).squeeze(1)  # (P, G)
+        effects = left.clamp(max=0) * pull  # of each worse completion on the displaced ones together
+        worst, place = effects.min(1, keepdim=True)
+        active = harmed.any(1, keepdim=True) & (worst < 0)
+        if not bool(active.any()):
+            return left
+        deficit = -(changes * harmed).sum(1, keepdim=True)  # what the displaced ones lack
+        needed = deficit / pull.gather(1, place).clamp(min=torch.finfo(pull.dtype).tiny)  # of the weight
+        least = LEAST_SHARE * advantages.gather(1, place).abs()
+        weight = left.gather(1, place)
+        smaller = (weight + torch.maximum(needed, least)).clamp(max=0)
+        left = left.scatter(1, place, torch.where(active, smaller, weight))
+
+
+def shrunk_by_chance(advantages: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:
+    """The same weight in all, taken from worse completions drawn by chance, each loses all it has. (P, G) -> (P, G)"""
+    left = advantages.clone().flatten()
+    worse = (left < 0).nonzero().squeeze(1)
+    for i in worse[torch.randperm(len(worse), generator=generator)].tolist():
+        taken = min(amount, -float(left[i]))
+        left[i] += taken
+        amount -= taken
+    return left.view_as(advantages)
+
+
+def changed(
+    change: str, rectified: Rectified, rewards: torch.Tensor, products: Products, scale: str, generator: torch.Generator
+) -> Rectified:
+    """What the arm makes of the rectified advantages. (P, G)"""
+    scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)
+    whole = rectified.advantages
+    if change == "positives":
+        return replace(rectified, advantages=whole.clamp(min=0))
+    if change == "chance":
+        differ = rewards[:, :, None] != rewards[:, None, :]
+        mask = ~by_chance(~rectified.pair_mask & differ, differ, generator)
+        return replace(rectified, pair_mask=mask, advantages=scoring.rectified_advantages(rewards, mask, scale=scale))
+    if len(scored) == 0:
+        return rectified
+    plain = pair_advantages(rewards[scored], scale=scale).sum(2)
+    if change == "shrink group":
+        left = shrunk(products.cross, plain)
+    else:
+        left = shrunk(products.batch[None], plain.flatten()[None]).view_as(plain)
+    if change == "shrink chance":
+        left = shrunk_by_chance(plain, float((left - plain).sum()), generator)
+    advantages = whole.clone()
+    advantages[scored] = left
+    flat, was = left.flatten()[None], plain.flatten()[None]
+    assert rectified.witness is not None
+    witness = replace(
+        rectified.witness,
+        displaced_left=displaced(products.cross, left, plain),
+        displaced_by_batch_left=displaced(products.batch[None], flat, was).view_as(plain),
+    )
+    return replace(rectified, advantages=advantages, witness=witness)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Full gradients
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def full_metric(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> list[torch.Tensor] | None:
+    """√P of AdamW's next step for each parameter, 1/(√v + ε)^½; None before its first step."""
+    moments = [optimizer.state.get(parameter, {}).get("exp_avg_sq") for parameter in model.parameters()]
+    if any(value is None for value in moments):
+        return None
+    return [(value.sqrt() + optimizer.param_groups[0]["eps"]) ** -0.5 for value in moments]
+
+
+def full_products(model: PreTrainedModel, rollouts: Rollouts, how: Rectification, measure: Measure) -> Products:
+    """As `scoring.products_of`, but with the gradients of all parameters. N rows, without shaped anchors."""
+    assert not bool(rollouts.anchor_mask.any()), "pushes of shaped anchors are not computed here"
+    parameters, scales = list(model.parameters()), measure.metric
+    gradients = []
+    for i in range(len(rollouts.texts)):
+        one = rollouts.rows(torch.tensor([i]))
+        logps, _ = rollout.token_logps(model, *one.tokens, temperature=how.temperature)
+        parts = torch.autograd.grad(logps.sum() / (len(one.texts[0]) if how.per_token else 1), parameters)
+        if scales is not None:
+            parts = tuple(part * scale for part, scale in zip(parts, scales, strict=True))  # type: ignore[call-overload]
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    every = torch.stack(gradients)
+    batch = every @ every.T  # (N, N)
+    size = rollouts.group_size
+    blocks = batch.view(-1, size, len(batch) // size, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    return Products(blocks, blocks, batch)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A training with an arm
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def training_with(arm: Arm, seed: int) -> Iterator[None]:
+    """Inside, `dagrpo.train` rectifies as the arm does."""
+    whole, products_of = scoring.rectify, full_products if arm.full else scoring.products_of
+    seen: list[Products] = []
+    generator = torch.Generator().manual_seed(seed)
+
+    def remembering(*arguments: Any) -> Products:
+        seen[:] = [products_of(*arguments)]
+        return seen[0]
+
+    def rectify(
+        model: PreTrainedModel, rollouts: Rollouts, rewards: torch.Tensor, how: Rectification, *rest: Any
+    ) -> Rectified:
+        rectified = whole(model, rollouts, rewards, how, *rest)
+        if not arm.change or not seen:
+            return rectified
+        return changed(arm.change, rectified, rewards, seen[0], how.scale, generator)
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(scoring, "products_of", remembering))
+        patches.enter_context(mock.patch.object(scoring, "rectify", rectify))
+        if arm.full:
+            patches.enter_context(mock.patch.object(scoring, "adam_metric", full_metric))
+        yield
