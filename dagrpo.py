@@ -51,7 +51,7 @@ distinctiveness at sequence level, and off-policy anchors for hard questions. Th
 project's reading of the first. Known deviations:
 
     1. The paper scores completions with a language model as judge; the default here is the gradient of the output
-       embedding, which needs no second model.                                            --scorer gradient
+       embedding, which needs no second model. As in the paper:                           --scorer judge
     2. Pairs with a cosine above 0.3 are masked, d < 0.35.                                --threshold 0.35
     3. Anchors replace failing completions, so that the group keeps its size.             anchors.insert
     4. The loss is divided by a constant, as in Dr. GRPO; as in GRPO's paper:             --loss-norm sequence
@@ -79,7 +79,7 @@ from evaluate import comparison_table
 from harness import report
 from harness.config import Config, ConfigError, configure, not_defaults, parse
 from harness.report import progress, say, timed
-from harness.task import Task, held_out_accuracy, read_task, verified_task
+from harness.task import Task, held_out_accuracy, judged, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from questions import DataError, Question, Reward, overlong_penalty, prompt_of, question_stream
@@ -110,7 +110,10 @@ def train(config: Config) -> dict[str, Any]:
 
         # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
         with timed(seconds, "score", learner.model):
-            rectified = scoring.rectify(learner.model, batch.rollouts, batch.rewards, config.rectification)
+            by_judge = judged(task, batch.questions, batch.rollouts, batch.rewards)
+            rectified = scoring.rectify(
+                learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge.distances
+            )
             if not config.rollouts:  # an anchor alone has nothing to be compared with: it is imitated
                 rectified = replace(rectified, advantages=torch.ones_like(batch.rewards))
             batch = replace(batch, rollouts=batch.rollouts.without_hidden())  # their memory is the update's from here
@@ -125,6 +128,7 @@ def train(config: Config) -> dict[str, Any]:
         record = {
             "step": step,
             **batch.metrics,
+            **by_judge.metrics,
             **report.group_metrics(batch.rewards, batch.rollouts, rectified, trained),
             **report.token_metrics(sums, config.updates),
             **report.clock_metrics(seconds, batch.metrics["sampled_tokens"], sums),

@@ -67,6 +67,7 @@ def rectify(
     rollouts: Rollouts,  # N rows
     rewards: torch.Tensor,  # (P, G)
     how: Rectification,
+    distances: torch.Tensor | None = None,  # (P, G, G) of a judge, NaN where a pair was not scored
 ) -> Rectified:
     """Mask pairs, or withhold tokens, and take the advantages from the rest. Equations (2) to (5).
 
@@ -79,7 +80,10 @@ def rectify(
     scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)  # groups with different rewards
     if how.rule != "none" and len(scored):
         part = rollouts.rows((scored[:, None] * size + torch.arange(size, device=scored.device)).flatten())
-        if how.rule == "threshold":
+        if how.rule == "threshold" and distances is not None:
+            d[scored] = distances[scored]  # (2)
+            pair_mask = distinct_pairs(d, how.threshold)  # (3)
+        elif how.rule == "threshold":
             d[scored] = distinctiveness(  # (2)
                 how.scorer, model, *part.tokens, size, temperature=how.temperature, hidden=part.hidden, texts=part.texts
             )

@@ -33,8 +33,8 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("update(learner, batch.rollouts, rectified.token_advantages, trained, config, f",
          "update(learner, batch.rollouts, rectified.advantages.flatten()[:, None].expand_as(batch.rollouts.logps), "
          "trained, config, f", "withheld advantages never reach the update"),
-        ("scoring.rectify(learner.model, batch.rollouts, batch.rewards, config.rectification)",
-         "scoring.rectify(learner.model, batch.rollouts.without_hidden(), batch.rewards, config.rectification)",
+        ("learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge",
+         "learner.model, batch.rollouts.without_hidden(), batch.rewards, config.rectification, by_judge",
          "hidden states are kept and then computed again"),
         ("batch.rollouts.without_hidden()", "batch.rollouts", "hidden states held during the update"),
         ("for step in range(1, config.steps + 1):", "for step in range(1, config.steps):", "a step less"),

@@ -77,8 +77,10 @@ def rectify_in_part(part: str, seed: int, pairs: Counts, masked_pairs: Counts) -
     whole = scoring.rectify
     generator = torch.Generator().manual_seed(seed)
 
-    def rectify(model: Any, rollouts: Rollouts, rewards: torch.Tensor, how: Rectification) -> Rectified:
-        rectified = whole(model, rollouts, rewards, how)
+    def rectify(
+        model: Any, rollouts: Rollouts, rewards: torch.Tensor, how: Rectification, *rest: torch.Tensor | None
+    ) -> Rectified:
+        rectified = whole(model, rollouts, rewards, how, *rest)
         differ = rewards[:, :, None] != rewards[:, None, :]
         masked = ~rectified.pair_mask & differ
         kinds = kinds_of_pairs(rollouts.texts, rollouts.group_size)

@@ -780,7 +780,7 @@ def test_answers_with_withheld_tokens_are_trained_on_and_hidden_states_are_gone_
     seen = []
     update, rectify = dagrpo.update, scoring.rectify
 
-    def balanced(model, rollouts, rewards, how):
+    def balanced(model, rollouts, rewards, how, *_):
         assert any(state is not None for state in rollouts.hidden), "kept for scoring"
         rectified = rectify(model, rollouts, rewards, how)
         withheld = torch.zeros_like(rectified.withheld)
@@ -924,7 +924,7 @@ def test_the_update_gets_the_advantages_without_what_is_withheld(small_data, tmp
     found = []
     update, rectify = dagrpo.update, scoring.rectify
 
-    def withholding(model, rollouts, rewards, how):
+    def withholding(model, rollouts, rewards, how, *_):
         rectified = rectify(model, rollouts, rewards, how)
         withheld = 0.25 * rollouts.prediction_mask
         found.append(rectified.advantages.flatten()[:, None] - withheld)

@@ -101,7 +101,10 @@ def test_the_example_by_name_has_the_settings_of_the_example():
         ("--learning-rate -1", "--learning-rate -1.0: it must be a number of at least 0."),
         ("--temperature 0", "--temperature 0.0: it must be a number above 0."),
         ("--clip-high off", "--clip-high off: it must be a number of at least 0, or the word none."),
-        ("--scorer judgement", f"--scorer judgement: it must be one of {', '.join(SCORERS)}."),
+        (
+            "--scorer judgement",
+            f"--scorer judgement: it must be one of {', '.join(SCORERS)}, judge, or file.py:function.",
+        ),
         ("--method ppo", f"--method ppo: it must be one of {', '.join(METHODS)}."),
         ("--rectify pair --scorer token", "--rectify pair: rule (5) compares gradients, so --scorer gradient or state"),
         ("--rectify token --scorer token", "--rectify token: rule (5) compares gradients"),

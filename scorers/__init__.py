@@ -1,0 +1,1 @@
+"""Distances between the completions of a group that come from elsewhere: a language model as judge, or a function."""
