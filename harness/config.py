@@ -106,8 +106,8 @@ class Config:
     rectify: str = flag("threshold", RECTIFY_REASON, choices=RULES)
     scorer: str = flag("gradient", SCORER_REASON, choices=(*SCORERS, "judge"), function=True)
     threshold: float | None = flag(None, THRESHOLD_REASON, least=0, most=1)
-    judge_url: str = flag("", "with --scorer judge: the endpoint, to which /chat/completions is added; the key is in the "
-                          "variable JUDGE_API_KEY or OPENAI_API_KEY; without a URL the judge is a local model")
+    judge_url: str = flag("", "with --scorer judge: the endpoint, to which /chat/completions is added; the key is in "
+                          "JUDGE_API_KEY or OPENAI_API_KEY; without a URL the judge is a local model")
     judge_model: str = flag("", "the endpoint's name of the judge, or a directory; the run's own --model may be it")
     judge_timeout: float = flag(60.0, "seconds per step; what has no score by then is not masked", above=0)
     judge_calls: int = flag(8, "calls to the endpoint at once", least=1)

@@ -25,7 +25,7 @@ from questions import Question, load_function
 from rollout import noise_key
 from scorers.asking import HELP, Asker, Endpoint, LocalModel, Request, api_key, check_httpx
 
-THRESHOLD = 0.1  # τ of (3) for scores, as in the paper
+THRESHOLD = 0.1  # τ of (3) for scores: two steps of the rubric's scale
 DECIMALS = 6  # of a distance: 0.9 − 0.8 is less than 0.1 in binary, and 0.1 is a usual distance of two scores
 
 RUBRIC = """\
