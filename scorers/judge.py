@@ -14,7 +14,7 @@ import os
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -239,16 +239,18 @@ def own_distances(source: str) -> Distances:
     def distances(questions: list[Question], texts: list[list[str]]) -> Judged:
         size = len(texts[0])
         try:
-            rows = list(function(questions, texts))
+            result = function(questions, texts)
+            rows = list(result) if isinstance(result, Iterable) else None
         except Exception as error:
             p = first_to_fail(function, questions, texts)
             where = (
                 f"with all {len(texts)} questions, but with none alone" if p is None else f"at {place(questions[p])}"
             )
             raise ValueError(f"--scorer {source}: it raised {type(error).__name__} {where}: {error}") from error
-        if len(rows) != len(texts):
+        if rows is None or len(rows) != len(texts):
+            there = f"no rows, but {type(result).__name__}," if rows is None else f"{len(rows)} rows"
             raise ValueError(
-                f"--scorer {source}: it gave {len(rows)} rows for {len(texts)} questions, the first of them "
+                f"--scorer {source}: it gave {there} for {len(texts)} questions, the first of them "
                 f"{place(questions[0])}; it must give scores (P, G) or distances (P, G, G), here P = {len(texts)}."
             )
         values: list[torch.Tensor] = []
@@ -276,7 +278,7 @@ def first_to_fail(function: Callable[..., Any], questions: list[Question], texts
     """The first question with which alone the function raises; None where there is none."""
     for p in range(len(questions)):
         try:
-            function(questions[p : p + 1], texts[p : p + 1])
+            list(function(questions[p : p + 1], texts[p : p + 1]))
         except Exception:
             return p
     return None
