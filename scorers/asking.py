@@ -134,13 +134,12 @@ class Endpoint:
         import httpx
 
         deadline = time.monotonic() + self.timeout
-        gate = asyncio.Semaphore(self.calls)
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         limits = httpx.Limits(max_connections=self.calls)
 
         async def one(number: int, client: httpx.AsyncClient) -> None:
             try:
-                verdicts[number] = await self.verdict(requests[number], client, gate, deadline)
+                verdicts[number] = await self.verdict(requests[number], client, deadline)
             except Exception as error:  # its text might show the key
                 verdicts[number] = type(error).__name__
 
@@ -151,12 +150,11 @@ class Endpoint:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def verdict(self, request: Request, client: Any, gate: asyncio.Semaphore, deadline: float) -> Verdict:
+    async def verdict(self, request: Request, client: Any, deadline: float) -> Verdict:
         """Ask until there are scores, or until there is no use in it."""
         with_format, failures, nonsense = self.takes_format, 0, 0
         while True:
-            async with gate:
-                status, content, wait = await self.post(request, client, with_format)
+            status, content, wait = await self.post(request, client, with_format)
             if status == 200:
                 self.takes_format = self.takes_format and with_format
                 scores = read_scores(content, request.count)

@@ -26,7 +26,6 @@ from rollout import noise_key
 from scorers.asking import HELP, Asker, Endpoint, LocalModel, Request, api_key, check_httpx
 
 THRESHOLD = 0.1  # τ of (3) for scores: two steps of the rubric's scale
-DECIMALS = 6  # of a distance: 0.9 − 0.8 is less than 0.1 in binary, and 0.1 is a usual distance of two scores
 
 RUBRIC = """\
 You grade answers to one question. Give each answer a score from 0 to 1 for the quality of its reasoning:
@@ -109,8 +108,8 @@ def of_differing_groups(
 
 def distances_between(scores: torch.Tensor) -> torch.Tensor:
     """d_ij = |s_i − s_j|, NaN where one of the two is, 0 on the diagonal. Equation (2). (P, G) -> (P, G, G)"""
-    scores = scores.double()
-    d = (scores[:, :, None] - scores[:, None, :]).abs().round(decimals=DECIMALS).float()
+    scores = scores.double()  # in float32, 0.9 − 0.8 is less than 0.1
+    d = (scores[:, :, None] - scores[:, None, :]).abs().float()
     return d.masked_fill(torch.eye(scores.shape[1], dtype=torch.bool), 0.0)
 
 

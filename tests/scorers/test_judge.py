@@ -135,7 +135,7 @@ def test_equal_answers_are_sent_once_and_share_their_score(tmp_path):
 
 
 def test_a_distance_of_a_tenth_is_not_less_than_a_tenth():
-    """0.9 − 0.8 is, in binary: the pair would be masked at τ = 0.1."""
+    """0.9 − 0.8 is, in float32: the pair would be masked at τ = 0.1."""
     for a, b in ((0.9, 0.8), (0.5, 0.4), (0.3, 0.2), (1.0, 0.9), (0.65, 0.55)):
         d = distances_between(torch.tensor([[a, b]], dtype=torch.double))
         assert d.dtype == torch.float32 and scoring.distinct_pairs(d, judge.THRESHOLD)[0, 0, 1]
