@@ -123,7 +123,15 @@ class Endpoint:
         left behind in it; and a program that has a loop running already can train too.
         """
         verdicts: dict[int, Verdict] = {}
-        thread = threading.Thread(target=asyncio.run, args=(self.ask_all(requests, verdicts),), daemon=True)
+
+        def run() -> None:
+            try:
+                asyncio.run(self.ask_all(requests, verdicts))
+            except Exception as error:  # no client could be made, as with a proxy that is none
+                for number in range(len(requests)):
+                    verdicts.setdefault(number, type(error).__name__)
+
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         thread.join(self.timeout)
         found = dict(verdicts)

@@ -154,11 +154,19 @@ def test_a_server_that_goes_on_failing_is_left_alone(serve):
 
 
 def test_pauses_grow(serve, monkeypatch):
-    monkeypatch.setattr(asking, "FIRST_PAUSE", 0.04)
+    """And are never the same for two calls, which would come at once again."""
+    pauses, sleep = [], asyncio.sleep
+
+    def recorded(seconds, *_):
+        pauses.append(seconds)
+        return sleep(0)
+
+    monkeypatch.setattr(asking, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": recorded}))
     server = serve(lambda *_: (500, b"", {}))
-    endpoint(server).ask([TWO])
-    pauses = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
-    assert pauses[-1] > 2 * pauses[0] and pauses[-1] >= 0.04 * 8 / 2
+    for _ in range(2):
+        endpoint(server).ask([TWO])
+    assert len(set(pauses)) == 8
+    assert all(0.005 * 2**n <= pause <= 0.015 * 2**n for n, pause in zip([*range(4)] * 2, pauses, strict=True))
 
 
 def test_retry_after_is_waited_for(serve):
@@ -231,7 +239,7 @@ def test_no_more_calls_run_at_once_than_are_allowed(serve):
 
     server = serve(behave)
     assert all(isinstance(verdict, list) for verdict in endpoint(server, calls=3).ask([TWO] * 9))
-    assert server.most == 3
+    assert 1 < server.most <= 3
 
 
 # --- time limits -------------------------------------------------------------------------------------------------
@@ -241,7 +249,7 @@ def hurried(judge, requests, limit):
     """The verdicts, which must come within the limit and a little."""
     start = time.monotonic()
     verdicts = judge.ask(requests)
-    assert time.monotonic() - start < limit + 0.4
+    assert time.monotonic() - start < limit + 1
     return verdicts
 
 
@@ -287,7 +295,7 @@ def test_a_socket_that_accepts_and_says_nothing_does_not_block():
 
 def test_a_host_name_that_is_looked_up_for_ever_does_not_block(monkeypatch):
     """asyncio cannot cancel the look-up, and would wait for it at its end."""
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(1.2) or [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(2) or [])
     assert hurried(endpoint("http://judge.invalid/v1", 0.3), [TWO], 0.3) == [LATE]
 
 
@@ -295,6 +303,11 @@ def test_a_server_that_is_down_is_named_by_its_fault():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     assert endpoint(f"http://127.0.0.1:{port}/v1").ask([TWO, TWO]) == ["ConnectError"] * 2
+
+
+def test_a_client_that_cannot_be_made_is_named_by_its_fault(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://proxy")
+    assert endpoint("http://127.0.0.1:1/v1").ask([TWO, TWO]) == ["ValueError"] * 2
 
 
 def test_a_server_that_is_shut_down_midway_leaves_what_it_said(serve):

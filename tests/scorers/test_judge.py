@@ -6,6 +6,7 @@ import json
 import math
 import re
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -281,6 +282,23 @@ def test_a_kill_while_writing_leaves_no_half_file(tmp_path, monkeypatch):
     asked = Asked()
     distances_of(tmp_path, asked)([QUESTION], texts)
     assert len(asked.requests) == 1 and len(list((tmp_path / "cache").rglob("*.json"))) == 1
+
+
+def test_runs_that_write_at_once_leave_a_whole_file(tmp_path):
+    found = []
+
+    def write(score):
+        for _ in range(50):
+            assert judge.keep(tmp_path, "aa", [score] * 200) == []
+            found.append(judge.read_kept(tmp_path, "aa", 200))
+
+    threads = [threading.Thread(target=write, args=(score,)) for score in (0.25, 0.5, 0.75)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 150 and all(scores is not None and len(set(scores)) == 1 for scores in found)
+    assert len(list((tmp_path / "aa").iterdir())) == 1
 
 
 def test_a_folder_that_takes_no_files_is_named_once_and_stops_nothing(tmp_path):
