@@ -661,7 +661,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
          "the shuffling is not undone"),
         ("[sorted(set(group)) for group in texts]", "[sorted(group) for group in texts]",
          "equal answers are sent twice"),
-        ('content = [judge, RUBRIC, question["problem"]', 'content = [judge, question["problem"]',
+        ('content = [judge, RUBRIC + CLOSING, question["problem"]', 'content = [judge, question["problem"]',
          "scores of another rubric are taken"),
         ('question.get("choices"), texts]', "texts]", "scores of other choices are taken"),
         ("            os.replace(file.name, path)\n", "            path.write_text(Path(file.name).read_text())\n",

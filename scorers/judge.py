@@ -150,8 +150,8 @@ def judge_distances(ask: Asker, judge: list[str], cache: Path, seed: int) -> Dis
             if found is not None:
                 of_text = dict(zip(distinct[p], found, strict=True))
                 values[p] = torch.tensor([of_text[text] for text in texts[p]], dtype=torch.double)
-        share = 1 / len(questions)
-        metrics = {"judge_failed": len(reasons) * share, "judge_cached": (len(questions) - len(missing)) * share}
+        asked = len(questions)
+        metrics = {"judge_failed": len(reasons) / asked, "judge_cached": (asked - len(missing)) / asked}
         return Judged(distances_between(values), metrics, notes)
 
     return distances
@@ -186,7 +186,7 @@ def request_of(question: Question, answers: list[str], key: int) -> Request:
 
 def cache_key(judge: list[str], question: Question, texts: list[str]) -> str:
     """A hash of all that the scores depend on. `texts` are sorted: the order of a group does not count."""
-    content = [judge, RUBRIC, question["problem"], question["answer"], question.get("choices"), texts]
+    content = [judge, RUBRIC + CLOSING, question["problem"], question["answer"], question.get("choices"), texts]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
