@@ -23,9 +23,10 @@ Equation -> function:
     (1) A_i = (r_i − r̄)/(σ+ε) = 1/(G(σ+ε)) Σ_j (r_i − r_j)    scoring.rectified_advantages, nothing masked
     (2) d_ij = (1 − cos(G_i, G_j))/2, or by another scorer     scoring.distinctiveness, scoring.gradient_gram
     (3) m_ij = 1 where d_ij ≥ τ                                scoring.distinct_pairs      (--rectify threshold)
-        or, of the worse completion, single tokens             scoring.colliding_tokens    (--rectify token)
     (4) Ã_i = 1/(G(σ+ε)) Σ_j m_ij (r_i − r_j)                  scoring.rectified_advantages
     (5) masked where g_i·g_j > |g_i|², i the better one        scoring.safe_pairs          (--rectify pair)
+    (5') masked until no v_i = Σ_j Ã_j g_i·g_j < 0, A_i > 0     scoring.safe_sums           (--rectify group, batch)
+        or, of worse completions, single tokens                scoring.fewest_tokens       (--rectify token)
     (6) hard question: pass rate ≤ --hard-below                anchors.is_hard, anchors.insert
     (7) ρ_t = π_t/π_old; anchors f(π_t) = π_t/(π_t+γ)          policy_loss
     (8) loss = Σ mask · (β·k3_t − J_t) / denominator           policy_loss, loss_denominators
@@ -51,7 +52,7 @@ distinctiveness at sequence level, and off-policy anchors for hard questions. Th
 project's reading of the first. Known deviations:
 
     1. The paper scores completions with a language model as judge; the default here is the gradient of the output
-       embedding, which needs no second model.                                            --scorer gradient
+       embedding, which needs no second model. As in the paper:                           --scorer judge
     2. Pairs with a cosine above 0.3 are masked, d < 0.35.                                --threshold 0.35
     3. Anchors replace failing completions, so that the group keeps its size.             anchors.insert
     4. The loss is divided by a constant, as in Dr. GRPO; as in GRPO's paper:             --loss-norm sequence
@@ -79,7 +80,7 @@ from evaluate import comparison_table
 from harness import report
 from harness.config import Config, ConfigError, configure, not_defaults, parse
 from harness.report import progress, say, timed
-from harness.task import Task, held_out_accuracy, read_task, verified_task
+from harness.task import Task, held_out_accuracy, judged, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from questions import DataError, Question, Reward, overlong_penalty, prompt_of, question_stream
@@ -110,8 +111,11 @@ def train(config: Config) -> dict[str, Any]:
 
         # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
         with timed(seconds, "score", learner.model):
+            by_judge = judged(task, batch.questions, batch.rollouts, batch.rewards)
             metric = scoring.adam_metric(learner.model, learner.optimizer) if config.metric == "optimizer" else None
-            rectified = scoring.rectify(learner.model, batch.rollouts, batch.rewards, config.rectification, metric)
+            rectified = scoring.rectify(
+                learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge.distances, metric
+            )
             if not config.rollouts:  # an anchor alone has nothing to be compared with: it is imitated
                 rectified = replace(rectified, advantages=torch.ones_like(batch.rewards))
             batch = replace(batch, rollouts=batch.rollouts.without_hidden())  # their memory is the update's from here
@@ -126,6 +130,7 @@ def train(config: Config) -> dict[str, Any]:
         record = {
             "step": step,
             **batch.metrics,
+            **by_judge.metrics,
             **report.group_metrics(batch.rewards, batch.rollouts, rectified, trained),
             **report.token_metrics(sums, config.updates * config.epochs),
             **report.clock_metrics(seconds, batch.metrics["sampled_tokens"], sums),

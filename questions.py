@@ -174,18 +174,7 @@ def load_reward(source: str) -> Reward:
     """The verifier, or the function that --reward file.py:function names. Raises DataError where it is not there."""
     if not source:
         return correctness
-    path, _, name = source.rpartition(":")
-    if not Path(path).is_file():
-        raise DataError(f"--reward {source}: it must be file.py:function, and there is no file {path or source!r}.")
-    spec = importlib.util.spec_from_file_location(f"reward_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise DataError(f"--reward {source}: {path} is no Python file; it must be file.py:function.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise DataError(f"--reward {source}: {path} has no function {name!r}.")
-    function = getattr(module, name)
+    function = load_function("--reward", source)
 
     def reward(texts: list[str], questions: list[Question]) -> list[float]:
         rewards = [float(value) for value in function(texts, questions)]
@@ -194,6 +183,23 @@ def load_reward(source: str) -> Reward:
         return rewards
 
     return reward
+
+
+def load_function(flag: str, source: str) -> Callable[..., Any]:
+    """The function that a flag names as file.py:function. Raises DataError where it is not there."""
+    path, _, name = source.rpartition(":")
+    if not Path(path).is_file():
+        raise DataError(f"{flag} {source}: it must be file.py:function, and there is no file {path or source!r}.")
+    spec = importlib.util.spec_from_file_location(f"{flag.strip('-')}_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"{flag} {source}: {path} is no Python file; it must be file.py:function.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise DataError(f"{flag} {source}: {path} has no function {name!r}.")
+    function: Callable[..., Any] = getattr(module, name)
+    return function
 
 
 def overlong_penalty(rollouts: Rollouts, rewards: torch.Tensor, margin: float, limit: int) -> torch.Tensor:

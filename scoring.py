@@ -89,6 +89,7 @@ def rectify(
     rollouts: Rollouts,  # N rows
     rewards: torch.Tensor,  # (P, G)
     how: Rectification,
+    distances: torch.Tensor | None = None,  # (P, G, G) of a judge, NaN where a pair was not scored
     metric: HeadMetric | None = None,
 ) -> Rectified:
     """Mask pairs, or withhold tokens, and take the advantages from the rest. Equations (2) to (5').
@@ -108,7 +109,9 @@ def rectify(
         if how.scorer in BY_GRADIENT:
             products = products_of(model, part, how, measure)
             d[scored] = gradient_distinctiveness(products.gram)  # (2)
-        elif how.rule == "threshold":
+        elif distances is not None:
+            d[scored] = distances[scored]  # (2)
+        else:
             d[scored] = distinctiveness(how.scorer, model, *part.tokens, size, texts=part.texts)  # (2)
         pairs = pair_advantages(earned, scale=how.scale)
         if how.rule == "threshold":

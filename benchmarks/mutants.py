@@ -43,6 +43,8 @@ TESTS: dict[str, list[str]] = {
     "policy/decoding.py": ["tests/policy/test_decoding.py", "tests/test_rollout.py"],
     "policy/logprobs.py": ["tests/policy/test_logprobs.py", "tests/test_independent_step.py"],
     "policy/model.py": ["tests/policy/test_model.py", "tests/test_scoring.py", "tests/policy/test_logprobs.py"],
+    "scorers/judge.py": ["tests/scorers/test_judge.py"],
+    "scorers/asking.py": ["tests/scorers/test_asking.py", "tests/scorers/test_judge.py"],
     "harness/config.py": ["tests/harness/test_config.py", "tests/test_independent_step.py"],
     "harness/report.py": ["tests/harness/test_report.py", "tests/test_dagrpo.py"],
     "harness/task.py": ["tests/harness/test_task.py", "tests/test_dagrpo.py"],

@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
 from scoring import SCORERS, rectified_advantages
 
 Group = dict[str, Any]  # one line of samples.jsonl
@@ -74,7 +75,8 @@ def masking_of(config: dict[str, Any]) -> str:
     """How the run masked pairs, in a few words."""
     threshold = config["threshold"]
     if config["rectify"] == "threshold":
-        return f"d < {SCORERS[config['scorer']].threshold if threshold is None else threshold:g}"
+        usual = SCORERS[config["scorer"]].threshold if config["scorer"] in SCORERS else JUDGED_THRESHOLD
+        return f"d < {usual if threshold is None else threshold:g}"
     return "none" if config["rectify"] == "none" else "rule (5)"
 
 

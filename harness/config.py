@@ -10,7 +10,9 @@ import argparse
 import difflib
 import json
 import math
+import re
 import textwrap
+import urllib.parse
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 
 from rollout import PromptStyle
+from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
 from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "arithmetic"
@@ -63,9 +66,11 @@ RECTIFY_REASON = (
 )
 METRIC_REASON = "gradients are compared as they are, or with each weight scaled as AdamW's second moments will scale it"
 SCORER_REASON = "by what pairs are judged (2): " + ", ".join(scorer.reason for scorer in SCORERS.values())
+SCORER_REASON += ", a language model's scores, or a function from questions and texts to scores or distances"
 THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the flag " + ", ".join(
     f"{scorer.threshold:g} for {name}" for name, scorer in SCORERS.items()
 )
+THRESHOLD_REASON += f", {JUDGED_THRESHOLD:g} for judge and for a function"
 
 
 class ConfigError(ValueError):
@@ -75,8 +80,8 @@ class ConfigError(ValueError):
 def flag(default: Any, reason: str, **rules: Any) -> Any:
     """A field of Config: its default and its reason, the text of --help.
 
-    Rules: `least`, `most` or `above` bound a number; `choices` are all there are; `none`: the word none is allowed
-    and means None; `group` opens a new heading of --help.
+    Rules: `least`, `most` or `above` bound a number; `choices` are all there are, but for file.py:function with
+    `function`; `none`: the word none is allowed and means None; `group` opens a new heading of --help.
     """
     metadata = {"reason": reason, **rules}
     if isinstance(default, list):
@@ -103,9 +108,16 @@ class Config:
     method: str = flag("dagrpo", "a set of defaults; single flags override it", choices=tuple(METHODS), group="method")
     rollouts: bool = flag(True, "sample completions; without them each group is one anchor, which is imitated (sft)")
     rectify: str = flag("threshold", RECTIFY_REASON, choices=RULES)
-    scorer: str = flag("gradient", SCORER_REASON, choices=tuple(SCORERS))
+    scorer: str = flag("gradient", SCORER_REASON, choices=(*SCORERS, "judge"), function=True)
     metric: str = flag("gradient", METRIC_REASON, choices=("gradient", "optimizer"))
     threshold: float | None = flag(None, THRESHOLD_REASON, least=0, most=1)
+    judge_url: str = flag("", "with --scorer judge: the endpoint, to which /chat/completions is added; the key is in "
+                          "JUDGE_API_KEY or OPENAI_API_KEY; without a URL the judge is a local model")
+    judge_model: str = flag("", "the endpoint's name of the judge, or a directory; the run's own --model may be it")
+    judge_timeout: float = flag(60.0, "seconds per step; what has no score by then is not masked", above=0)
+    judge_calls: int = flag(8, "calls to the endpoint at once", least=1)
+    judge_cache: str = flag("runs/judge-cache", "folder of the scores, which runs share; what was scored once is not "
+                            "asked again")
     anchors: str | None = flag("data", "verified solutions: data (field `solution`), a JSONL FILE, or none", none=True)
     anchors_per_group: int = flag(1, "anchors that join a group, at most (6)", least=1)
     every_group: bool = flag(False, "anchors are appended to every group, hard or not, as LUFFY does")
@@ -154,6 +166,8 @@ class Config:
     @property
     def resolved_threshold(self) -> float:
         """τ of (3): --threshold, or what suits the scorer."""
+        if self.scorer not in SCORERS and self.threshold is None:
+            return JUDGED_THRESHOLD
         return SCORERS[self.scorer].threshold if self.threshold is None else self.threshold
 
     @property
@@ -190,6 +204,7 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"--metric optimizer: it is known of the output embedding alone, so --scorer gradient, not {config.scorer}."
         )
+    check_judge(config)
     if config.threshold is not None and config.rectify != "threshold":
         raise ConfigError(
             f"--threshold {config.threshold}: with --rectify {config.rectify} nothing is compared with it; leave it "
@@ -232,6 +247,47 @@ def check(config: Config) -> None:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
 
 
+def check_judge(config: Config) -> None:
+    """Raise ConfigError where --scorer judge or file.py:function cannot work, or a flag of the judge has no use."""
+    if config.scorer not in SCORERS and config.rectify != "threshold":
+        raise ConfigError(
+            f"--scorer {config.scorer}: with --rectify {config.rectify} no pair is compared by it; leave it out, or "
+            "use --rectify threshold."
+        )
+    if config.scorer != "judge":
+        for item in fields(config):
+            if item.name.startswith("judge_") and getattr(config, item.name) != item.default:
+                name, value = flag_name(item.name), getattr(config, item.name)
+                raise ConfigError(
+                    f"{name} {value}: without --scorer judge nothing is asked; leave it out, or add that."
+                )
+        return
+    if not config.judge_model:
+        raise ConfigError(
+            "--judge-model is missing: --scorer judge needs one, the name of a model of the endpoint (--judge-url), or "
+            "the directory of a local one."
+        )
+    if config.judge_url:
+        check_url(config.judge_url)
+    elif config.judge_model != config.model and not Path(config.judge_model).exists():
+        raise ConfigError(
+            f"--judge-model {config.judge_model}: there is no such directory. A model of an endpoint: add --judge-url "
+            "URL. A local one: its directory, or what --model names."
+        )
+
+
+def check_url(url: str) -> None:
+    """Raise ConfigError where --judge-url is no base of an endpoint, or holds what must not be kept with the run."""
+    parts = urllib.parse.urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            "--judge-url: it must have no user, password, query or fragment, because it is kept with the run; the key "
+            "belongs in the environment variable JUDGE_API_KEY."
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"--judge-url {url}: it must be an address such as http://127.0.0.1:8000/v1.")
+
+
 def check_ranges(config: Config) -> None:
     """Raise ConfigError for the first field that is out of its range."""
     for item in fields(config):
@@ -243,6 +299,9 @@ def check_ranges(config: Config) -> None:
         if "choices" in rules:
             allowed = "one of " + ", ".join(rules["choices"])
             right = value in rules["choices"]
+            if rules.get("function"):
+                allowed += ", or file.py:function"
+                right = right or bool(re.fullmatch(r".+\.py:\w+", str(value)))
         elif "least" in rules or "above" in rules:
             low, high = rules.get("least", rules.get("above")), rules.get("most")
             allowed = "a whole number" if item.type == "int" else "a number"
@@ -357,6 +416,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
             continue
         default = "" if item.default in ("", None) or not isinstance(item.default, str | int | float) else item.default
         metavar = "|".join(rules["choices"]) if "choices" in rules else item.name.upper()
+        metavar += "|file.py:function" if rules.get("function") else ""
         help_text = rules["reason"] + (f" [{default}]" if default != "" else "")
         options = {"nargs": "+"} if item.type == "list[str]" else {}
         group.add_argument(flag_name(item.name), metavar=metavar, help=help_text, **options)

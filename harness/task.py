@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import anchors
@@ -15,22 +16,28 @@ from evaluate import evaluate
 from harness.config import Config
 from harness.report import append_json, evaluation_line, say
 from questions import DataError, Question, Reward, fitting, load_reward, read_questions, split_questions
-from rollout import stop_ids
+from rollout import Rollouts, stop_ids
+from scorers.judge import Distances, Judged, load_distances, of_differing_groups
+from scoring import SCORERS
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned: questions to train on and others to measure on, anchors, and the reward."""
+    """What is to be learned: questions to train on and others to measure on, anchors, the reward, and the judge."""
 
     questions: list[Question]
     held_out: list[Question]
     anchor_source: list[Question]  # whose solutions may become anchors
     anchors: Anchors
     reward: Reward
+    distances: Distances | None = None  # of --scorer judge, or of a function of one's own
 
 
 def read_task(config: Config) -> Task:
-    """The task as its files have it. Raises DataError for what cannot be used in them."""
+    """The task as its files have it. Raises DataError for what cannot be used in them.
+
+    A judge that is a local model is loaded here, last of all.
+    """
     reward = load_reward(config.reward)
     split = split_questions(config.data, config.eval_data, config.hold_out, check_golds=not config.reward)
     for note in split.notes:
@@ -42,7 +49,25 @@ def read_task(config: Config) -> Task:
         if anchors_needed(config):
             raise DataError(f"{where}: no question has a `solution`, and this method learns from them.")
         say(f"{where}: no question has a `solution`: training without anchors.")
-    return Task(split.training, split.held_out, solved, Anchors(), reward)
+    return Task(split.training, split.held_out, solved, Anchors(), reward, distances_of(config))
+
+
+def distances_of(config: Config) -> Distances | None:
+    """What judges pairs in place of the scorers of SCORERS, where --scorer names such a thing."""
+    if config.scorer in SCORERS:
+        return None
+    return load_distances(
+        config.scorer, url=config.judge_url, model=config.judge_model, timeout=config.judge_timeout,
+        calls=config.judge_calls, cache=config.judge_cache, seed=config.seed, device=config.device or None,
+    )  # fmt: skip
+
+
+def judged(task: Task, questions: list[Question], rollouts: Rollouts, rewards: torch.Tensor) -> Judged:
+    """The distances of a step's groups by the task's judge, if it has one; says what there is to say. (P, G)"""
+    found = of_differing_groups(task.distances, questions, rollouts.texts, rewards)
+    for note in found.notes:
+        say(note)
+    return found
 
 
 def anchors_needed(config: Config) -> int:

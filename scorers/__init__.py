@@ -1,1 +1,1 @@
-"""The machines behind distinctiveness (2): what completions are compared by."""
+"""The machines behind distinctiveness (2): gradients, a language model as judge, or the user's own function."""

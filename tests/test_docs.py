@@ -18,7 +18,7 @@ from harness.config import ConfigError, configure, parse
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "verify" / "README.md", ROOT / "study" / "README.md"]
-ROOMS = ("policy", "verify", "harness", "study", "benchmarks")
+ROOMS = ("policy", "verify", "scorers", "harness", "study", "benchmarks")
 SOURCES = sorted(ROOT.glob("*.py")) + [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
 NOT_FLAGS = {"--index-url", "--check"}  # of pip and ruff
@@ -154,7 +154,7 @@ def test_settings_in_backticks_are_accepted():
     for path in PAGES:
         for setting in set(re.findall(r"`(--[a-z][a-z-]+ [\w.]+)`", path.read_text(encoding="utf-8"))):
             flag = setting.split()[0]
-            if flag in ("--against", "--side", "--mean", "--model", "--reward", "--only"):
+            if flag in ("--against", "--side", "--mean", "--model", "--reward", "--only", "--judge-model"):
                 continue
             tried += 1
             try:

@@ -51,6 +51,14 @@ def test_a_threshold_goes_with_its_scorer():
     assert replace(config, scorer="state", threshold=0.3).rectification.threshold == 0.3
 
 
+def test_scores_of_a_judge_and_of_a_function_have_a_threshold_of_their_own():
+    judge = {"scorer": "judge", "judge_model": "m"}  # the run's own model
+    for flags in (judge, {"scorer": "some/where/mine.py:f"}):
+        assert configure(model="m", data=["d"], **flags).rectification.threshold == 0.1
+        assert configure(model="m", data=["d"], **flags, threshold=0.0).rectification.threshold == 0.0
+    assert configure(model="m", data=["d"], **judge, judge_url="https://h:8/v1", judge_calls=2).judge_calls == 2
+
+
 def test_what_rectification_has_to_know_of_the_loss():
     config = configure(model="m", data=["d"], loss_norm="sequence", gamma=0.2)
     assert config.rectification.per_token and config.rectification.gamma == 0.2
@@ -101,7 +109,36 @@ def test_the_example_by_name_has_the_settings_of_the_example():
         ("--learning-rate -1", "--learning-rate -1.0: it must be a number of at least 0."),
         ("--temperature 0", "--temperature 0.0: it must be a number above 0."),
         ("--clip-high off", "--clip-high off: it must be a number of at least 0, or the word none."),
-        ("--scorer judgement", f"--scorer judgement: it must be one of {', '.join(SCORERS)}."),
+        (
+            "--scorer judgement",
+            f"--scorer judgement: it must be one of {', '.join(SCORERS)}, judge, or file.py:function.",
+        ),
+        ("--scorer mine.py", f"--scorer mine.py: it must be one of {', '.join(SCORERS)}, judge, or file.py:function."),
+        ("--scorer mine.py:f", "--scorer mine.py:f: it must be file.py:function, and there is no file"),
+        ("--scorer mine.py:f --rectify pair", "--rectify pair: rule (5) compares gradients, so --scorer gradient or"),
+        ("--scorer mine.py:f --rectify none", "--scorer mine.py:f: with --rectify none no pair is compared by it"),
+        ("--scorer judge", "--judge-model is missing: --scorer judge needs one"),
+        ("--scorer judge --judge-url http://h/v1", "--judge-model is missing"),
+        (
+            "--scorer judge --judge-model gpt",
+            "--judge-model gpt: there is no such directory. A model of an endpoint: add",
+        ),
+        ("--scorer judge --judge-model gpt --judge-url h:1/v1", "--judge-url h:1/v1: it must be an address such as"),
+        ("--scorer judge --judge-model gpt --judge-url http:///v1", "--judge-url http:///v1: it must be an address"),
+        (
+            "--scorer judge --judge-model g --judge-url https://me:pw@h/v1",
+            "--judge-url: it must have no user, password",
+        ),
+        (
+            "--scorer judge --judge-model g --judge-url https://h/v1?key=pw",
+            "--judge-url: it must have no user, password",
+        ),
+        ("--scorer judge --judge-model gpt --method grpo", "--scorer judge: with --rectify none no pair is compared"),
+        ("--scorer judge --judge-model gpt --rectify token", "--rectify token: rule (5) compares gradients"),
+        ("--judge-model gpt", "--judge-model gpt: without --scorer judge nothing is asked; leave it out, or add that."),
+        ("--judge-calls 3 --scorer token", "--judge-calls 3: without --scorer judge nothing is asked"),
+        ("--judge-timeout 0", "--judge-timeout 0.0: it must be a number above 0."),
+        ("--judge-calls 0", "--judge-calls 0: it must be a whole number of at least 1."),
         ("--method ppo", f"--method ppo: it must be one of {', '.join(METHODS)}."),
         ("--rectify pair --scorer token", "--rectify pair: rule (5) compares gradients, so --scorer gradient or state"),
         ("--rectify token --scorer token", "--rectify token: rule (5) compares gradients"),
