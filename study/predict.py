@@ -1,0 +1,392 @@
+"""Which product of gradients tells beforehand whether a right answer loses likelihood by the next step?
+
+    python -m study.predict                              the embedded model: 3 seeds, before steps 1, 11, 21 and 41
+    python -m study.predict --model MODEL --data FILE    any other model, before its first and its third step
+    python -m study.predict --report                     the tables of what is kept, as Markdown
+
+A training by GRPO is stopped before some of its steps. For each answer with a positive advantage the real change of its
+log-likelihood is measured, by the real step: AdamW with its moments, the whole batch, the learning rate of the run.
+Beside it stand predictors of that change, to first order, each a sum of products K_ij of gradients:
+
+    unit       the worst pair (K_ii − K_ij), the own group (Σ_j Ã_j K_ij), the whole batch, or that and AdamW's momentum
+    gradients  of all parameters (full), of the output embedding (gradient), of a map before it (state)
+    metric     SGD's, g_i·g_j, or AdamW's, g_i·P·g_j with P from its second moments, for `gradient` one factor for each
+               row and column
+
+How well a predictor ranks is its rank correlation with the change; how well it tells what falls, the area under the
+curve; how well it is calibrated, the share that fell of the answers that it calls displaced, and of the others. Answers
+of a group depend on each other: intervals resample groups, and are 95 % bootstrap intervals. The last table says what
+the change is made of. Lines are kept in study/predict.jsonl, one for each seed and step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+import dagrpo
+import rollout
+import scoring
+from harness.config import EXAMPLE, Config, configure
+from harness.report import machine
+from rollout import Rollouts
+from scorers.gradients import HeadMetric, Measure, adam_metric, sketch, token_gradients
+from scoring import pair_advantages, sequences_of
+from study import tasks
+from study.arms import full_metric
+from study.cells import append_kept, commit, read_kept, rounded, silenced
+from study.conflict import log_likelihoods
+from study.conflict_tables import (
+    area_under_curve,
+    by_groups,
+    markdown_table,
+    mean_or_nan,
+    shown,
+    spearman,
+)
+from study.tasks import ROOT
+from study.variants import FULL, MAX_NEW_TOKENS, question_sets
+
+FILE = ROOT / "study" / "predict.jsonl"
+SEEDS = (700, 701, 702)
+STEPS = (0, 10, 20, 40)  # taken before the measured one
+RATE = 4e-4
+PARTS = ("own group", "rest of the batch", "earlier batches", "neither")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Predictors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def full_gradients(model: PreTrainedModel, rollouts: Rollouts, temperature: float) -> torch.Tensor:
+    """∇ Σ_t log π_t of each completion with respect to all parameters. N rows -> (N, parameters)"""
+    parameters = list(model.parameters())
+    rows = torch.zeros(len(rollouts.texts), sum(p.numel() for p in parameters))
+    for i in range(len(rows)):
+        one = rollouts.rows(torch.tensor([i]))
+        logps, _ = rollout.token_logps(model, *one.tokens, temperature=temperature)
+        rows[i] = torch.cat([part.flatten() for part in torch.autograd.grad(logps.sum(), parameters)])
+    return rows
+
+
+def head_gradients(model: PreTrainedModel, rollouts: Rollouts, measure: Measure) -> torch.Tensor:
+    """The same of what the scorer looks at, sketched. N rows -> (N, width·H)"""
+    groups = token_gradients(model, sequences_of(rollouts), measure)
+    return torch.stack([(sketched.T @ h).flatten() for tokens in groups for sketched, h in tokens])
+
+
+def sketched_momentum(model: PreTrainedModel, momentum: torch.Tensor, metric: HeadMetric, width: int) -> torch.Tensor:
+    """The head's first moments as `head_gradients` would have them in the metric. (V, H) -> (width·H,)"""
+    scaled = momentum * metric.rows[:, None] * metric.columns[None, :]
+    return sketch(scaled.T, width).T.flatten()  # (H, V) -> (H, width) -> (width, H)
+
+
+def sums_of(gram: torch.Tensor, pairs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The predictors of one kind of product by unit, higher where a completion gains. (N, N), (P, G, G) -> (N,) each"""
+    groups, size, _ = pairs.shape
+    advantages = pairs.sum(2)
+    blocks = gram.view(groups, size, groups, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (P, G, G)
+    with_itself = blocks.diagonal(dim1=1, dim2=2)[:, :, None]
+    margins = (with_itself - blocks).masked_fill(pairs <= 0, math.inf)  # of pairs in which i is the better one
+    return {
+        "pair": margins.min(2).values.flatten(),
+        "group": (blocks @ advantages[:, :, None]).flatten(),
+        "batch": gram @ advantages.flatten(),
+    }
+
+
+def flat_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, name: str) -> torch.Tensor | None:
+    """exp_avg or exp_avg_sq of all parameters; None before the first step. -> (parameters,)"""
+    found = [optimizer.state.get(parameter, {}).get(name) for parameter in model.parameters()]
+    return None if any(value is None for value in found) else torch.cat([value.flatten() for value in found])
+
+
+def predictors(
+    learner: dagrpo.Learner, part: Rollouts, pairs: torch.Tensor, gradients: torch.Tensor, config: Config, count: int
+) -> dict[str, torch.Tensor]:
+    """Everything that is known before the step. N rows of groups whose rewards differ -> (N,) each
+
+    `gradients` are the full ones; `count` completions in the whole batch share the constant denominator of (8).
+    """
+    model, optimizer = learner.model, learner.optimizer
+    found = {f"full, SGD, {unit}": v for unit, v in sums_of(gradients @ gradients.T, pairs).items()}
+    for scorer in scoring.BY_GRADIENT:
+        of_head = head_gradients(model, part, Measure(scorer, config.temperature))
+        found |= {f"{scorer}, SGD, {unit}": v for unit, v in sums_of(of_head @ of_head.T, pairs).items()}
+    metric, scales = adam_metric(model, optimizer), full_metric(model, optimizer)
+    if metric is None or scales is None:
+        return found
+    share = (1 - config.beta1) / (count * config.max_new_tokens)  # of a completion's gradient in the new momentum
+    root = torch.cat([scale.flatten() for scale in scales])
+    scaled = gradients * root
+    sums = sums_of(scaled @ scaled.T, pairs)
+    found |= {f"full, AdamW, {unit}": v for unit, v in sums.items()}
+    momentum = flat_moments(model, optimizer, "exp_avg")
+    assert momentum is not None
+    found["full, AdamW, batch and momentum"] = share * sums["batch"] - config.beta1 * (scaled @ (momentum * root))
+    of_head = head_gradients(model, part, Measure("gradient", config.temperature, metric))
+    sums = sums_of(of_head @ of_head.T, pairs)
+    found |= {f"gradient, AdamW, {unit}": v for unit, v in sums.items()}
+    weight = model.get_output_embeddings().weight
+    of_weight = sketched_momentum(
+        model, optimizer.state[weight]["exp_avg"], metric, of_head.shape[1] // weight.shape[1]
+    )
+    found["gradient, AdamW, batch and momentum"] = share * sums["batch"] - config.beta1 * (of_head @ of_weight)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The real step
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parts_of_the_step(
+    learner: dagrpo.Learner,
+    gradients: torch.Tensor,  # (N, parameters)
+    pairs: torch.Tensor,  # (P, G, G)
+    momentum: torch.Tensor,  # (parameters,) before the step
+    rate: float,
+    config: Config,
+    count: int,
+) -> dict[str, torch.Tensor]:
+    """What each source of the step that was just taken changes, to first order, by AdamW's own formula. -> (N,) each"""
+    optimizer = learner.optimizer
+    steps = float(next(iter(optimizer.state.values()))["step"])
+    second = flat_moments(learner.model, optimizer, "exp_avg_sq")
+    assert second is not None
+    p = 1 / ((second / (1 - 0.999**steps)).sqrt() + optimizer.param_groups[0]["eps"])
+    scale = rate / (1 - config.beta1**steps)
+    gram = (gradients * p) @ gradients.T
+    sums = sums_of(gram, pairs)
+    new = scale * (1 - config.beta1) / (count * config.max_new_tokens)
+    return {
+        "own group": new * sums["group"],
+        "rest of the batch": new * (sums["batch"] - sums["group"]),
+        "earlier batches": -scale * config.beta1 * (gradients @ (p * momentum)),
+    }
+
+
+def measure_step(
+    learner: dagrpo.Learner,
+    rollouts: Rollouts,
+    rewards: torch.Tensor,  # (P, G)
+    config: Config,
+    take: Any,
+) -> dict[str, list[float]]:
+    """Columns over the better completions: predictors, the real change by `take()`, and its parts; and the groups."""
+    size, model = rollouts.group_size, learner.model
+    scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)
+    if len(scored) == 0:
+        take()
+        return {}
+    rows = (scored[:, None] * size + torch.arange(size)).flatten()
+    part = rollouts.rows(rows)
+    pairs = pair_advantages(rewards[scored], scale=config.scale)
+    gradients = full_gradients(model, part, config.temperature)
+    columns = predictors(learner, part, pairs, gradients, config, len(rollouts.texts))
+    momentum = flat_moments(model, learner.optimizer, "exp_avg")
+    if momentum is None:
+        momentum = torch.zeros(gradients.shape[1])
+    everywhere = torch.arange(len(rows))
+    weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    rate = learner.optimizer.param_groups[0]["lr"]
+    before = log_likelihoods(model, part, everywhere, config)
+    take()
+    after = log_likelihoods(model, part, everywhere, config)
+    moved = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]) - weights
+    columns["the step as taken"] = gradients @ moved
+    columns |= parts_of_the_step(learner, gradients, pairs, momentum, rate, config, len(rollouts.texts))
+    better = (pairs.sum(2) > 0).flatten()
+    result = {name: values[better].tolist() for name, values in columns.items()}
+    result["change"] = (after - before)[better.numpy()].tolist()
+    result["group"] = scored.repeat_interleave(size)[better].tolist()
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trainings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def configuration(options: argparse.Namespace, seed: int, folder: Path) -> Config:
+    """GRPO with a constant loss norm, up to the last measured step."""
+    flags: dict[str, Any] = {
+        "model": options.model or str(EXAMPLE), "data": [str(folder / "training.jsonl")], "method": "grpo",
+        "loss_norm": "constant", "seed": seed, "out": str(folder / "run"), "steps": max(options.steps) + 1,
+        "questions": options.questions, "group_size": options.group_size, "device": "cpu", "eval_every": 0,
+        "eval_samples": 1, "hold_out": 1, "max_new_tokens": options.max_new_tokens or MAX_NEW_TOKENS,
+    }  # fmt: skip
+    flags["learning_rate"] = options.rate
+    if options.model:
+        flags["warmup"] = 1
+    return configure(**flags)
+
+
+def measure_training(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Train once, and measure the steps that are asked for: a line for each."""
+    lines: list[dict[str, Any]] = []
+    rectify, update = scoring.rectify, dagrpo.update
+    seen: dict[str, torch.Tensor] = {}
+    taken = 0
+
+    def remembering(model: Any, rollouts: Rollouts, rewards: torch.Tensor, *rest: Any) -> Any:
+        seen["rewards"] = rewards
+        return rectify(model, rollouts, rewards, *rest)
+
+    def measuring(learner: dagrpo.Learner, rollouts: Rollouts, *rest: Any) -> dict[str, float]:
+        nonlocal taken
+        sums: dict[str, float] = {}
+        config = rest[2]
+
+        def take() -> None:
+            sums.update(update(learner, rollouts, *rest))
+
+        if taken in options.steps:
+            columns = measure_step(learner, rollouts, seen["rewards"], config, take)
+            lines.append({"seed": seed, "steps": taken, "reward": seen["rewards"].mean().item(), "columns": columns})
+        else:
+            take()
+        taken += 1
+        return sums
+
+    with tempfile.TemporaryDirectory() as name, silenced():
+        folder = Path(name)
+        if options.model:
+            (folder / "training.jsonl").write_bytes(Path(options.data).read_bytes())
+        else:
+            tasks.write_sets(folder, question_sets(FULL, ""))
+        with mock.patch.object(scoring, "rectify", remembering), mock.patch.object(dagrpo, "update", measuring):
+            dagrpo.train(configuration(options, seed, folder))
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def joined(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The columns of several seeds, whose groups are different ones. Only what all have."""
+    names = set.intersection(*(set(line["columns"]) for line in lines))
+    columns = {name: np.concatenate([np.array(line["columns"][name]) for line in lines]) for name in sorted(names)}
+    columns["group"] = np.concatenate([1_000 * n + np.array(line["columns"]["group"]) for n, line in enumerate(lines)])
+    return columns
+
+
+def predictor_names(by_steps: dict[int, dict[str, np.ndarray]]) -> list[str]:
+    """In order of their first appearance; some do not exist before the first step."""
+    names = dict.fromkeys(name for columns in by_steps.values() for name in columns)
+    return sorted(name for name in names if name not in ("change", "group", *PARTS))
+
+
+def curve_table(by_steps: dict[int, dict[str, np.ndarray]]) -> str:
+    """Area under the curve as a detector of what falls, and rank correlation with the change, by predictor and step."""
+    rows = []
+    for name in predictor_names(by_steps):
+        row = [name]
+        for columns in by_steps.values():
+            change, groups, value = columns["change"], columns["group"], columns.get(name)
+            if value is None:
+                row += ["–", "–"]
+                continue
+            row.append(shown(by_groups(area_under_curve, [-value, change < 0], groups), ".2f"))
+            row.append(shown(by_groups(spearman, [value, change], groups), ".2f"))
+        rows.append(row)
+    head = ["predictor"]
+    for steps in by_steps:
+        head += [f"area, step {steps}", f"rank correlation, step {steps}"]
+    return markdown_table(head, rows)
+
+
+def calibration_table(by_steps: dict[int, dict[str, np.ndarray]]) -> str:
+    """What a predictor calls displaced (below 0), and how much of that, and of the others, fell."""
+    rows = []
+    for name in predictor_names(by_steps):
+        row = [name]
+        for columns in by_steps.values():
+            if name not in columns:
+                row.append("–")
+                continue
+            fell, called = columns["change"] < 0, columns[name] < 0
+            shares = [percent(mean_or_nan(fell[members])) for members in (called, ~called)]
+            row.append(f"{percent(called.mean())}: {shares[0]}, {shares[1]}")
+        rows.append(row)
+    head = ["predictor", *(f"called displaced, step {steps}: of these fell, of the others" for steps in by_steps)]
+    return markdown_table(head, rows)
+
+
+def percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.0%}"
+
+
+def part_table(by_steps: dict[int, dict[str, np.ndarray]]) -> str:
+    """What the changes are made of: the mean of each part in nats, and its share of their variance (they add up)."""
+    rows = []
+    for steps, columns in by_steps.items():
+        change = columns["change"]
+        parts = {name: columns[name] for name in PARTS[:-1]}
+        parts["neither"] = change - sum(parts.values())
+        row = [str(steps), str(len(change)), str(len(np.unique(columns["group"]))), f"{(change < 0).mean():.0%}",
+               f"{change.mean():+.3f}"]  # fmt: skip
+        for values in parts.values():
+            share = ((values - values.mean()) * (change - change.mean())).mean() / change.var()
+            row.append(f"{values.mean():+.3f}, {share:.0%}")
+        rows.append(row)
+    return markdown_table(["steps", "right answers", "groups", "fell", "mean change", *PARTS], rows)
+
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    measured = [line for line in lines if line["columns"]]
+    by_steps = {
+        steps: joined([line for line in measured if line["steps"] == steps])
+        for steps in sorted({line["steps"] for line in measured})
+    }
+    return "\n\n".join(table(by_steps) for table in (part_table, curve_table, calibration_table))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="study.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="", help="as dagrpo.py takes it; the embedded model without it")
+    parser.add_argument("--data", default="", help="with --model: the JSONL file of its questions")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="taken before the measured ones")
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate")
+    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--json", type=Path, default=FILE, help="where lines are kept")
+    parser.add_argument("--report", action="store_true", help="print the tables of what is kept, and measure nothing")
+    options = parser.parse_args(arguments)
+    if options.model and not options.data:
+        parser.error("--data is missing: with --model, name the JSONL file of its questions.")
+    name = Path(options.model).name or "the embedded model"
+    settings = {key: vars(options)[key] for key in ("questions", "group_size", "max_new_tokens", "rate")}
+    if not options.report:
+        kept = {(line["model"], line["seed"]) for line in read_kept(options.json)}
+        for seed in options.seeds:
+            if (name, seed) in kept:
+                continue
+            for line in measure_training(options, seed):
+                described = {"model": name, "settings": settings, "commit": commit(), "machine": machine()}
+                append_kept(options.json, {**described, **rounded(line)})
+    lines = read_kept(options.json)
+    if not lines:
+        sys.exit(f"study.predict: nothing is kept in {options.json}: run it without --report first.")
+    for model in dict.fromkeys(line["model"] for line in lines):
+        print(f"### {model}\n\n{tables([line for line in lines if line['model'] == model])}\n")
+
+
+if __name__ == "__main__":
+    main()
