@@ -153,7 +153,7 @@ def full_products(model: PreTrainedModel, rollouts: Rollouts, how: Rectification
     for i in range(len(rollouts.texts)):
         one = rollouts.rows(torch.tensor([i]))
         logps, _ = rollout.token_logps(model, *one.tokens, temperature=how.temperature)
-        parts = torch.autograd.grad(logps.sum() / (len(one.texts[0]) if how.per_token else 1), parameters)
+        parts = torch.autograd.grad(logps.sum() / (one.lengths[0] if how.per_token else 1), parameters)
         if scales is not None:
             parts = tuple(part * scale for part, scale in zip(parts, scales, strict=True))  # type: ignore[call-overload]
         gradients.append(torch.cat([part.flatten() for part in parts]))

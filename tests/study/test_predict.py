@@ -1,0 +1,104 @@
+"""The study of predictors: sums of products by hand, the parts of a real step, tables, and a tiny training."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from scorers.gradients import HeadMetric, Measure
+from scoring import pair_advantages
+from study import predict
+
+
+def test_sums_by_unit_by_hand():
+    """Two groups of two; the first completion of each is right, A = (1, −1)."""
+    gram = torch.tensor([[4.0, 5.0, 1.0, 0.0], [5.0, 9.0, 0.0, 3.0], [1.0, 0.0, 2.0, -1.0], [0.0, 3.0, -1.0, 1.0]])
+    pairs = pair_advantages(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), eps=0.0)
+    found = {name: values[[0, 2]].tolist() for name, values in predict.sums_of(gram, pairs).items()}
+    assert found == {
+        "pair": [4 - 5, 2 + 1],  # K_ii − K_ij
+        "group": [4 - 5, 2 + 1],
+        "batch": [4 - 5 + 1 - 0, 2 + 1 + 1 - 0],
+    }
+
+
+def test_the_worst_pair_counts():
+    gram = torch.tensor([[4.0, 1.0, 3.0], [1.0, 9.0, 0.0], [3.0, 0.0, 9.0]])
+    found = predict.sums_of(gram, pair_advantages(torch.tensor([[1.0, 0.0, 0.0]])))
+    assert found["pair"][0] == 1.0
+
+
+def test_the_momentum_of_the_head_meets_gradients_as_they_are_sketched(model):
+    """⟨G, P m⟩ of 64 × 32 weights, which need no sketch."""
+    torch.manual_seed(0)
+    metric = HeadMetric(torch.rand(64) + 0.1, torch.rand(32) + 0.1)
+    momentum, gradient = torch.randn(64, 32), torch.randn(64, 32)
+    root = metric.rows[:, None] * metric.columns[None, :]
+    of_weight = predict.sketched_momentum(model, momentum, metric, 64)
+    expected = (gradient * root**2 * momentum).sum()
+    torch.testing.assert_close((gradient * root).flatten() @ of_weight, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_head_gradients_have_the_products_of_the_scorer(model, tokenizer):
+    from conftest import small_rollouts
+
+    import scoring
+
+    rollouts = small_rollouts(model, tokenizer)
+    found = predict.head_gradients(model, rollouts, Measure())
+    gram = scoring.gradient_gram(model, *rollouts.tokens, 4)
+    torch.testing.assert_close(found[4:8] @ found[4:8].T, gram[1], rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A tiny training, measured before its first and its third step."""
+    file = tmp_path_factory.mktemp("predict") / "predict.jsonl"
+    predict.main(["--seeds", "3", "--steps", "0", "2", "--questions", "6", "--group-size", "6", "--json", str(file)])
+    return file, [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_the_step_as_taken_and_its_parts_explain_the_change(measured):
+    """To first order: the parts of AdamW's formula add up to the step, but for weight decay, and both to the change."""
+    _, lines = measured
+    assert [line["steps"] for line in lines] == [0, 2]
+    for line in lines:
+        columns = {name: np.array(values) for name, values in line["columns"].items()}
+        assert len(columns["change"]) > 3
+        parts = columns["own group"] + columns["rest of the batch"] + columns["earlier batches"]
+        np.testing.assert_allclose(parts, columns["the step as taken"], atol=2e-3, rtol=2e-2)
+        assert np.corrcoef(parts, columns["change"])[0, 1] > 0.8
+    assert not np.array(lines[0]["columns"]["earlier batches"]).any()
+    assert np.array(lines[1]["columns"]["earlier batches"]).any()
+
+
+def test_predictors_in_the_metric_of_adam_need_its_moments(measured):
+    _, (first, later) = measured
+    assert "full, SGD, batch" in first["columns"] and not any("AdamW" in name for name in first["columns"])
+    for name in ("full, AdamW, batch and momentum", "gradient, AdamW, batch and momentum", "state, SGD, group"):
+        assert len(later["columns"][name]) == len(later["columns"]["change"])
+
+
+def test_what_is_kept_is_not_measured_again(measured, monkeypatch, capsys):
+    file, _ = measured
+    monkeypatch.setattr(predict, "measure_training", lambda *_: pytest.fail("measured again"))
+    predict.main(["--seeds", "3", "--json", str(file)])
+    printed = capsys.readouterr().out
+    assert "| the step as taken |" in printed and "| full, AdamW, batch | – | – |" in printed
+
+
+def test_tables_by_hand():
+    """Four right answers in two groups, of which the predictor finds one of the two that fell, and calls another."""
+    columns = {
+        "change": np.array([-1.0, 1.0, -2.0, 2.0]), "group": np.array([0, 0, 1, 1]),
+        "own group": np.array([-1.0, 1.0, -2.0, 2.0]), "rest of the batch": np.zeros(4),
+        "earlier batches": np.zeros(4), "a": np.array([-0.5, -0.1, 0.3, 0.9]),
+    }  # fmt: skip
+    row = predict.curve_table({0: columns}).splitlines()[2]
+    assert row.startswith("| a | 0.75 ") and " | 0.40 " in row
+    assert predict.calibration_table({0: columns}).splitlines()[2] == "| a | 50%: 50%, 50% |"
+    row = predict.part_table({0: columns}).splitlines()[2]
+    assert row == "| 0 | 4 | 2 | 50% | +0.000 | +0.000, 100% | +0.000, 0% | +0.000, 0% | +0.000, 0% |"

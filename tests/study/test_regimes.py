@@ -1,0 +1,90 @@
+"""The study of regimes: seeds that no other part has seen, what a run is made from, tables, and a tiny run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from study import predict, regimes
+from study.masks import SEEDS as MASK_SEEDS
+from study.regimes import REGIMES, Run
+from study.variants import FULL
+
+
+def test_seeds_are_those_of_no_other_part_of_the_study():
+    taken = {*FULL.seeds, *FULL.further_seeds, *FULL.grid_seeds, *FULL.settings_seeds, *MASK_SEEDS, *predict.SEEDS}
+    for regime in REGIMES.values():
+        assert not taken & set(regime.seeds)
+    assert len(REGIMES["R0"].seeds) == len(REGIMES["R1-4"].seeds) == 16 and len(REGIMES["R2-8"].seeds) == 8
+
+
+def test_every_regime_has_no_rule_positives_only_and_a_placebo_where_pairs_are_masked():
+    for name, regime in REGIMES.items():
+        assert {"none", "positives"} <= set(regime.arms)
+        if not name.startswith("R2"):
+            assert {"group, by chance", "batch, by chance"} <= set(regime.arms)
+
+
+@pytest.mark.parametrize(
+    ("regime", "expected"),
+    [
+        ("R0", {"beta1": 0.0, "steps": 20, "questions": 24, "epochs": 1, "learning_rate": 4e-4}),
+        ("R0-0.9", {"beta1": 0.9, "steps": 20}),
+        ("R1-4", {"beta1": 0.9, "steps": 60, "questions": 4, "learning_rate": 2e-4}),
+        ("R2-8-unclipped", {"epochs": 8, "clip_low": None, "clip_high": None}),
+        ("R2-2", {"epochs": 2, "clip_low": 0.2, "clip_high": 0.2}),
+    ],
+)
+def test_what_a_regime_changes(regime, expected):
+    made = regimes.made_from(Run(regime, "none", 300, False))["configuration"]
+    assert {name: made[name] for name in expected} == expected
+    assert made["method"] == "grpo" and made["loss_norm"] == "constant" and made["anchors"] is None
+    assert made["start"] == (20 if regime.startswith("R1") else 0)
+
+
+def line(arm: str, seed: int, end: float, displaced: list, passes: float = 0.8) -> dict:
+    curves = {name: displaced for name in ("displaced", "displaced_left", "displaced_by_batch", "masked_pairs")}
+    curves |= {"displaced_by_batch_left": [None, None], "grad_norm": [1.0, 4.0]}
+    validation = {"accuracy": [0.2, 0.6, 0.9], "avg@8": end, "pass@8": passes}
+    return {"regime": "R0", "arm": arm, "seed": seed, "validation": validation, "curves": curves}
+
+
+def test_tables_compare_arms_by_seed_with_no_rule_and_with_positives_only():
+    lines = [line("none", 0, 0.5, [0.1, 0.3]), line("none", 1, 0.7, [0.1, 0.3])]
+    lines += [line("positives", 0, 0.8, [0.1, 0.1]), line("group", 0, 0.9, [0.0, None], 1.0)]
+    arms = regimes.by_arm(lines, "R0")
+    assert list(arms) == ["none", "positives", "group"]
+    rows = regimes.accuracy_table(arms).splitlines()
+    assert rows[2] == "| none | 2 | 60.0 | – | 75.0 | – | 80.0 | – | -30.0 |"
+    assert rows[4] == "| group | 1 | 90.0 | +40.0 | 75.0 | +0.0 | 100.0 | +20.0 | +10.0 |"
+    rows = regimes.conflict_table(arms).splitlines()
+    assert rows[2] == "| none | 20.0 | 20.0 | 20.0 | – | 20.0 | 2 of 2 | 1.6 |"
+    assert rows[4] == "| group | 0.0 | 0.0 | 0.0 | – | 0.0 | 0 of 1 | 1.6 |"
+
+
+def test_a_tiny_run_is_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "regimes.jsonl"
+    monkeypatch.setattr(regimes, "STARTS", tmp_path / "starts")
+    run = Run("R1-4", "group", 320, True)
+    (tmp_path / "runs").mkdir()
+    found = regimes.measured(run)
+    assert len(found["validation"]["accuracy"]) == 3 and len(found["curves"]["displaced"]) == 2
+    assert 0 <= found["validation"]["avg@8"] <= found["validation"]["pass@8"] <= 1
+    assert (tmp_path / "starts" / "quick-20-seed320" / "model").is_dir()
+    file.write_text(json.dumps(found) + "\n")
+    asked: list[str] = []
+    monkeypatch.setattr(regimes, "in_workers", lambda run, missing, *_: asked.extend(each.arm for each in missing))
+    options = ["R1-4", "--quick", "--json", str(file), "--seeds", "320", "--arms", "group", "none"]
+    regimes.main(["run", *options])
+    assert asked == ["none"]
+    regimes.main(["report", *options])
+    assert "| group | 1 |" in capsys.readouterr().out
+
+
+def test_the_start_of_a_regime_is_made_once(tmp_path, monkeypatch):
+    (tmp_path / "20-seed7" / "model").mkdir(parents=True)
+    monkeypatch.setattr(regimes, "STARTS", tmp_path)
+    monkeypatch.setattr(regimes.dagrpo, "train", lambda config: pytest.fail("trained again"))
+    assert regimes.start_model(Run("R1-24", "none", 7, False), Path()) == str(tmp_path / "20-seed7" / "model")
