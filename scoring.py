@@ -19,6 +19,7 @@ from rollout import Rollouts
 from scorers.gradients import HeadMetric, Measure, Products, Sequences, gradient_products, token_gradients
 from scorers.gradients import adam_metric as adam_metric  # names that others call
 from scorers.gradients import gradient_gram as gradient_gram
+from scorers.tokens import by_tokens
 
 RULES = ("none", "threshold", "pair", "group", "batch", "token")
 ROUNDING = 1e-5  # of the sum of absolute terms: what a sum must be below 0 to count as negative
@@ -104,35 +105,48 @@ def rectify(
     scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)  # groups with different rewards
     if len(scored) and (how.rule != "none" or how.scorer in BY_GRADIENT):
         rows = (scored[:, None] * size + torch.arange(size, device=scored.device)).flatten()
-        part, earned = rollouts.rows(rows), rewards[scored]
-        measure = Measure(how.scorer, how.temperature, metric)
+        part, pairs = rollouts.rows(rows), pair_advantages(rewards[scored], scale=how.scale)
         if how.scorer in BY_GRADIENT:
+            measure = Measure(how.scorer, how.temperature, metric)
             products = products_of(model, part, how, measure)
             d[scored] = gradient_distinctiveness(products.gram)  # (2)
-        elif distances is not None:
-            d[scored] = distances[scored]  # (2)
-        else:
-            d[scored] = distinctiveness(how.scorer, model, *part.tokens, size, texts=part.texts)  # (2)
-        pairs = pair_advantages(earned, scale=how.scale)
-        if how.rule == "threshold":
-            pair_mask = distinct_pairs(d, how.threshold)  # (3)
-        elif how.rule == "pair":
-            pair_mask[scored] = safe_pairs(products.cross, earned)  # (5)
-        elif how.rule == "group":
-            pair_mask[scored] = safe_sums(products.cross, pairs)  # (5')
-        elif how.rule == "batch":  # the same, of one group in which there are pairs of the same question alone
-            of_batch = safe_sums(products.batch[None], torch.block_diag(*pairs)[None])
-            blocks = of_batch.view(len(scored), size, len(scored), size)  # (1, N, N) -> (P, G, P, G)
-            pair_mask[scored] = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (G, G, P) -> (P, G, G)
-        spared = None
-        if how.rule == "token":
-            found, spared = withheld_from_tokens(model, part, pairs.sum(2), products.cross, how, measure)
-            for row, values in found.items():
-                withheld[rows[row], rollouts.prediction_mask[rows[row]]] = values
-        if how.scorer in BY_GRADIENT:
+            pair_mask[scored] = pairs_by_gradient(products, d[scored], rewards[scored], pairs, how)  # (3), (5), (5')
+            spared = None
+            if how.rule == "token":
+                found, spared = withheld_from_tokens(model, part, pairs.sum(2), products.cross, how, measure)  # (5')
+                for row, values in found.items():
+                    withheld[rows[row], rollouts.prediction_mask[rows[row]]] = values
             witness = witnessed(products, pairs, pair_mask[scored], spared)
+        else:
+            if distances is None:
+                d[scored] = distinctiveness(how.scorer, model, *part.tokens, size, texts=part.texts)  # (2)
+            else:
+                d[scored] = distances[scored]
+            pair_mask = distinct_pairs(d, how.threshold)  # (3)
     advantages = rectified_advantages(rewards, pair_mask, scale=how.scale)  # (4)
     return Rectified(pair_mask, d, advantages, withheld, witness)
+
+
+def pairs_by_gradient(
+    products: Products,
+    d: torch.Tensor,  # (P, G, G)
+    rewards: torch.Tensor,  # (P, G)
+    pairs: torch.Tensor,  # w of (4), (P, G, G)
+    how: Rectification,
+) -> torch.Tensor:  # (P, G, G) bool
+    """m by the rule: equation (3), (5), or (5') of each group or of them all."""
+    groups, size = rewards.shape
+    if how.rule == "threshold":
+        return distinct_pairs(d, how.threshold)
+    if how.rule == "pair":
+        return safe_pairs(products.cross, rewards)
+    if how.rule == "group":
+        return safe_sums(products.cross, pairs)
+    if how.rule == "batch":  # one group of N, in which there are pairs of the same question alone
+        of_batch = safe_sums(products.batch[None], torch.block_diag(*pairs)[None])
+        blocks = of_batch.view(groups, size, groups, size)  # (1, N, N) -> (P, G, P, G)
+        return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (G, G, P) -> (P, G, G)
+    return torch.ones_like(pairs, dtype=torch.bool)
 
 
 def products_of(model: PreTrainedModel, rollouts: Rollouts, how: Rectification, measure: Measure) -> Products:
@@ -267,41 +281,6 @@ def gradient_distinctiveness(gram: torch.Tensor) -> torch.Tensor:
     cosines = torch.where(products > 0, gram / products.clamp(min=torch.finfo(gram.dtype).tiny), 0.0)
     d = ((1 - cosines) / 2).clamp(0, 1)
     return d - torch.diag_embed(d.diagonal(dim1=1, dim2=2))
-
-
-def by_tokens(sequences: Sequences) -> torch.Tensor:
-    """d_ij = 1 − matched tokens / all tokens, from the longest common subsequence of two completions. Equation (2).
-
-    N sequences -> (P, G, G)
-    """
-    size = sequences.group_size
-    rows = zip(sequences.input_ids, sequences.response_mask, strict=True)
-    completions = [ids[mask].tolist() for ids, mask in rows]
-    d = torch.zeros(len(completions) // size, size, size)
-    for p in range(len(d)):
-        group = completions[p * size : (p + 1) * size]
-        for i in range(size):
-            for j in range(i):
-                matched = 2 * common_subsequence_length(group[i], group[j])
-                d[p, i, j] = d[p, j, i] = 1 - matched / max(1, len(group[i]) + len(group[j]))
-    return d.to(sequences.input_ids.device)
-
-
-def common_subsequence_length(a: list[int], b: list[int]) -> int:
-    """Length of the longest common subsequence, one big-integer operation for each token of b.
-
-    Bit i of `bits` is 0 where the line of the dynamic programme grows at a[i] (Hyyrö 2004, "Bit-parallel LCS-length
-    computation revisited").
-    """
-    places: dict[int, int] = {}
-    for i, token in enumerate(a):
-        places[token] = places.get(token, 0) | 1 << i
-    ones = (1 << len(a)) - 1
-    bits = ones
-    for token in b:
-        match = bits & places.get(token, 0)
-        bits = ((bits + match) | (bits - match)) & ones
-    return len(a) - bits.bit_count()
 
 
 @dataclass(frozen=True)

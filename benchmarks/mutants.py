@@ -43,6 +43,8 @@ TESTS: dict[str, list[str]] = {
     "policy/decoding.py": ["tests/policy/test_decoding.py", "tests/test_rollout.py"],
     "policy/logprobs.py": ["tests/policy/test_logprobs.py", "tests/test_independent_step.py"],
     "policy/model.py": ["tests/policy/test_model.py", "tests/test_scoring.py", "tests/policy/test_logprobs.py"],
+    "scorers/gradients.py": ["tests/scorers/test_gradients.py", "tests/test_scoring.py"],
+    "scorers/tokens.py": ["tests/scorers/test_tokens.py", "tests/test_independent_step.py"],
     "scorers/judge.py": ["tests/scorers/test_judge.py"],
     "scorers/asking.py": ["tests/scorers/test_asking.py", "tests/scorers/test_judge.py"],
     "harness/config.py": ["tests/harness/test_config.py", "tests/test_independent_step.py"],
