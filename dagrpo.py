@@ -112,10 +112,10 @@ def train(config: Config) -> dict[str, Any]:
         # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
         with timed(seconds, "score", learner.model):
             by_judge = judged(task, batch.questions, batch.rollouts, batch.rewards)
-            metric = scoring.adam_metric(learner.model, learner.optimizer) if config.metric == "optimizer" else None
             rectified = scoring.rectify(
-                learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge.distances, metric
-            )
+                learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge.distances,
+                head_metric(learner, batch.rollouts, config),
+            )  # fmt: skip
             if not config.rollouts:  # an anchor alone has nothing to be compared with: it is imitated
                 rectified = replace(rectified, advantages=torch.ones_like(batch.rewards))
             batch = replace(batch, rollouts=batch.rollouts.without_hidden())  # their memory is the update's from here
@@ -406,6 +406,17 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
         for row, found, mask in zip(micro.rows.tolist(), values, part.prediction_mask, strict=True):
             logps[row, rollouts.prediction_mask[row]] = found[mask]
     return logps
+
+
+def head_metric(learner: Learner, rollouts: Rollouts, config: Config) -> scoring.HeadMetric | None:
+    """What --metric optimizer compares the gradients of N rows by; None without it, and before the first step."""
+    if config.metric != "optimizer":
+        return None
+    lengths = rollouts.lengths
+    denominators = loss_denominators(lengths, config.loss_norm, config.max_new_tokens) / config.updates
+    if config.loss_norm == "sequence":
+        denominators = denominators / lengths  # a completion's own length is in its gradient
+    return scoring.adam_metric(learner.model, learner.optimizer, denominators.mean().item())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -143,7 +143,8 @@ def pairs_by_gradient(
     if how.rule == "group":
         return safe_sums(products.cross, pairs)
     if how.rule == "batch":  # one group of N, in which there are pairs of the same question alone
-        of_batch = safe_sums(products.batch[None], torch.block_diag(*pairs)[None])
+        drift = None if products.drift is None else products.drift[None]
+        of_batch = safe_sums(products.batch[None], torch.block_diag(*pairs)[None], drift)
         blocks = of_batch.view(groups, size, groups, size)  # (1, N, N) -> (P, G, P, G)
         return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (G, G, P) -> (P, G, G)
     return torch.ones_like(pairs, dtype=torch.bool)
@@ -161,6 +162,7 @@ def products_of(model: PreTrainedModel, rollouts: Rollouts, how: Rectification, 
         products.gram,
         products.cross / (by_group[:, :, None] * by_group[:, None, :]),
         products.batch / (lengths[:, None] * lengths[None, :]),
+        None if products.drift is None else products.drift / lengths,
     )
 
 
@@ -234,10 +236,11 @@ def witnessed(
     """Which better completions an update displaces, (5'), with all pairs and with those that are left."""
     before, after = pairs.sum(2), (pairs * pair_mask).sum(2)  # A and Ã
     whole = before.flatten()[None]  # (P, G) -> (1, N)
-    by_batch = displaced(products.batch[None], whole, whole).view_as(before)
+    drift = None if products.drift is None else products.drift[None]
+    by_batch = displaced(products.batch[None], whole, whole, drift).view_as(before)
     by_batch_left = None
     if spared is None:
-        by_batch_left = displaced(products.batch[None], after.flatten()[None], whole).view_as(before)
+        by_batch_left = displaced(products.batch[None], after.flatten()[None], whole, drift).view_as(before)
     own_left = displaced(products.cross, after, before, spared)
     return Witness(before > 0, displaced(products.cross, before, before), own_left, by_batch, by_batch_left)
 
@@ -331,27 +334,28 @@ def displaced(
     cross: torch.Tensor,  # (P, G, G) g_i·g̃_j
     advantages: torch.Tensor,  # Ã (P, G)
     unrectified: torch.Tensor,  # A (P, G): those above 0 are the better completions
-    spared: torch.Tensor | None = None,  # (P, G), added to v
+    offset: torch.Tensor | None = None,  # (P, G), added to v
 ) -> torch.Tensor:  # (P, G) bool
     """Which better completions the update of all lowers: v_i = Σ_j Ã_j g_i·g̃_j < 0, beyond rounding. Equation (5')."""
-    changes = (cross @ advantages[:, :, None]).squeeze(2) + (0 if spared is None else spared)
+    changes = (cross @ advantages[:, :, None]).squeeze(2) + (0 if offset is None else offset)
     limits = ROUNDING * (cross.abs() @ unrectified.abs()[:, :, None]).squeeze(2)
     return (unrectified > 0) & (changes < -limits)
 
 
-def safe_sums(cross: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+def safe_sums(cross: torch.Tensor, pairs: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
     """m such that no better completion is displaced by the pairs that are left. Equation (5').
 
     While one is, the pair that lowers the displaced ones most is masked: pair (a, b), a the better one, changes v_i by
     w_ab (g_i·g̃_a − g_i·g̃_b). This ends, since without pairs nothing moves. `pairs` is w of (4), 0 where two
-    completions make no pair. Groups that are done are left alone.
+    completions make no pair. With an `offset`, what moves v_i without any pair, it ends where no pair is to blame.
 
-    (P, G, G), (P, G, G) -> (P, G, G) bool, symmetric
+    (P, G, G), (P, G, G), (P, G) -> (P, G, G) bool, symmetric
     """
     pair_mask = torch.ones_like(pairs, dtype=torch.bool)
+    offset = torch.zeros_like(pairs[:, 0]) if offset is None else offset
     left = torch.arange(len(pairs), device=pairs.device)  # groups that are not done
     while len(left):
-        pair_mask[left], done = with_worst_masked(cross[left], pairs[left], pair_mask[left])
+        pair_mask[left], done = with_worst_masked(cross[left], pairs[left], pair_mask[left], offset[left])
         left = left[~done]
     return pair_mask
 
@@ -361,6 +365,7 @@ def with_worst_masked(
     cross: torch.Tensor,  # (P, G, G)
     pairs: torch.Tensor,  # w (P, G, G)
     pair_mask: torch.Tensor,  # m (P, G, G)
+    offset: torch.Tensor,  # (P, G)
 ) -> tuple[torch.Tensor, torch.Tensor]:  # m (P, G, G), (P,) bool: nothing was left to do
     """One round of `safe_sums` for all groups: the worst pairs, up to the first that changes who is displaced.
 
@@ -368,7 +373,7 @@ def with_worst_masked(
     """
     size = pairs.shape[1]
     unrectified = pairs.sum(2)
-    changes = (cross @ (pairs * pair_mask).sum(2)[:, :, None]).squeeze(2)  # v (P, G)
+    changes = (cross @ (pairs * pair_mask).sum(2)[:, :, None]).squeeze(2) + offset  # v (P, G)
     limits = ROUNDING * (cross.abs() @ unrectified.abs()[:, :, None]).squeeze(2)
     harmed = (unrectified > 0) & (changes < -limits)
     pull = (harmed.to(cross.dtype)[:, None, :] @ cross).squeeze(1)  # (P, G): Σ over displaced i of g_i·g̃_j

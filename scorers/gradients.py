@@ -38,10 +38,14 @@ class Sequences:
 
 @dataclass(frozen=True)
 class HeadMetric:
-    """P of K_ij = g_i·P·g_j, of one factor for each row and one for each column of W: P_vh = (rows_v · columns_h)²."""
+    """P of K_ij = g_i·P·g_j, of one factor for each row and one for each column of W: P_vh = (rows_v · columns_h)².
+
+    And what the optimizer adds of its own to the gradient of the loss.
+    """
 
     rows: torch.Tensor  # (V,)
     columns: torch.Tensor  # (H,)
+    momentum: torch.Tensor | None = None  # (V, H) in units of the sum of all Ã_j g_j; None: nothing
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Products:
     gram: torch.Tensor  # (P, G, G) g_i·g_j in each group
     cross: torch.Tensor  # (P, G, G) g_i·g̃_j in each group
     batch: torch.Tensor  # (N, N) g_i·g̃_j over all of them, with a larger sketching error
+    drift: torch.Tensor | None = None  # (N,) what the optimizer's momentum adds to v_i; None: nothing
 
 
 def gradient_gram(
@@ -115,12 +120,17 @@ def gradient_products(
     weights = None
     if token_weights is not None:
         weights = token_weights[response_mask[:, 1:]].float().split(response_mask.sum(1).tolist())
-    grams, crosses, narrow, narrow_pushes = [], [], [], {}
+    grams, crosses, drifts, narrow, narrow_pushes = [], [], [], [], {}
+    momentum = None
     for first, tokens in enumerate(token_gradients(model, sequences, measure)):
         gradients = torch.stack([sketched.T @ h for sketched, h in tokens])  # G times (width, H) -> (G, width, H)
         flat = gradients.flatten(1)
         grams.append(flat @ flat.T)
         crosses.append(grams[-1].clone())
+        if measure.metric is not None and measure.metric.momentum is not None:
+            if momentum is None:
+                momentum = sketched_momentum(measure.metric, gradients.shape[1])
+            drifts.append(-flat @ momentum.flatten())  # of the loss, which the step lowers
         narrow.append(narrowed(gradients, len(response_mask)))
         for j, (sketched, h) in enumerate(tokens):
             row = first * size + j
@@ -132,7 +142,15 @@ def gradient_products(
     batch = every @ every.T
     for row, push in narrow_pushes.items():
         batch[:, row] = every @ push
-    return Products(torch.stack(grams), torch.stack(crosses), batch)
+    drift = torch.cat(drifts) if drifts else None
+    return Products(torch.stack(grams), torch.stack(crosses), batch, drift)
+
+
+def sketched_momentum(metric: HeadMetric, width: int) -> torch.Tensor:
+    """The momentum as `token_gradients` has gradients in the metric: scaled, and sketched. (V, H) -> (width, H)"""
+    assert metric.momentum is not None
+    scaled = metric.momentum * metric.rows[:, None] * metric.columns[None, :]
+    return sketch(scaled.T, width).T  # (H, V) -> (H, width) -> (width, H)
 
 
 @torch.no_grad()
@@ -227,16 +245,22 @@ def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
     return padded.view(len(vectors), -1, width).sum(1)  # (M, V) -> (M, V/width, width) -> (M, width)
 
 
-def adam_metric(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> HeadMetric | None:
+def adam_metric(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, denominator: float = 1.0
+) -> HeadMetric | None:
     """P of AdamW's next step, 1/(√v + ε) over its second moments v of W, factored; None before its first step.
 
     v_vh ≈ r_v c_h/m, with r and c the means of its rows and columns and m that of them all (Shazeer and Stern 2018,
     arXiv 1804.04235). The correction for v's start at 0 is one factor for all, which no sign and no cosine sees.
+
+    The step is along β1 m + (1 − β1) G, m the first moments and G the gradient of the loss: the momentum beside a
+    gradient of weight 1 is β1/(1 − β1) m, times the `denominator` of (8) that all completions share.
     """
-    moments = optimizer.state.get(model.get_output_embeddings().weight, {}).get("exp_avg_sq")
-    if moments is None:
+    state = optimizer.state.get(model.get_output_embeddings().weight, {})
+    if "exp_avg_sq" not in state:
         return None
-    moments = moments.float()
-    least = optimizer.param_groups[0]["eps"] ** 2
-    rows, columns = moments.mean(1).clamp(min=least), moments.mean(0).clamp(min=least)
-    return HeadMetric(rows**-0.25, (columns / rows.mean()) ** -0.25)
+    second, group = state["exp_avg_sq"].float(), optimizer.param_groups[0]
+    least, beta1 = group["eps"] ** 2, group["betas"][0]
+    rows, columns = second.mean(1).clamp(min=least), second.mean(0).clamp(min=least)
+    momentum = state["exp_avg"].float() * (beta1 / (1 - beta1) * denominator) if beta1 else None
+    return HeadMetric(rows**-0.25, (columns / rows.mean()) ** -0.25, momentum)

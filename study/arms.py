@@ -62,18 +62,18 @@ ARMS = {
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def shrunk(cross: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+def shrunk(cross: torch.Tensor, advantages: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
     """Advantages of which worse completions have lost weight, until no better one is displaced, or none is to blame.
 
     Each time the worse completion that lowers the displaced ones most loses as much as it takes, and at least a tenth
-    of what it had at first. Σ Ã = 0 does not hold any more.
+    of what it had at first. Σ Ã = 0 does not hold any more. `offset` is added to v of (5').
 
-    (P, G, G), (P, G) -> (P, G)
+    (P, G, G), (P, G), (P, G) -> (P, G)
     """
     left = advantages.clone()
     while True:
-        harmed = displaced(cross, left, advantages)
-        changes = (cross @ left[:, :, None]).squeeze(2)
+        harmed = displaced(cross, left, advantages, offset)
+        changes = (cross @ left[:, :, None]).squeeze(2) + (0 if offset is None else offset)
         pull = (harmed.to(cross.dtype)[:, None, :] @ cross).squeeze(1)  # (P, G)
         effects = left.clamp(max=0) * pull  # of each worse completion on the displaced ones together
         worst, place = effects.min(1, keepdim=True)
@@ -114,10 +114,11 @@ def changed(
     if len(scored) == 0:
         return rectified
     plain = pair_advantages(rewards[scored], scale=scale).sum(2)
+    drift = None if products.drift is None else products.drift[None]
     if change == "shrink group":
         left = shrunk(products.cross, plain)
     else:
-        left = shrunk(products.batch[None], plain.flatten()[None]).view_as(plain)
+        left = shrunk(products.batch[None], plain.flatten()[None], drift).view_as(plain)
     if change == "shrink chance":
         left = shrunk_by_chance(plain, float((left - plain).sum()), generator)
     advantages = whole.clone()
@@ -127,7 +128,7 @@ def changed(
     witness = replace(
         rectified.witness,
         displaced_left=displaced(products.cross, left, plain),
-        displaced_by_batch_left=displaced(products.batch[None], flat, was).view_as(plain),
+        displaced_by_batch_left=displaced(products.batch[None], flat, was, drift).view_as(plain),
     )
     return replace(rectified, advantages=advantages, witness=witness)
 
@@ -137,8 +138,10 @@ def changed(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def full_metric(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> list[torch.Tensor] | None:
-    """√P of AdamW's next step for each parameter, 1/(√v + ε)^½; None before its first step."""
+def full_metric(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, denominator: float = 1.0
+) -> list[torch.Tensor] | None:
+    """√P of AdamW's next step for each parameter, 1/(√v + ε)^½, without momentum; None before its first step."""
     moments = [optimizer.state.get(parameter, {}).get("exp_avg_sq") for parameter in model.parameters()]
     if any(value is None for value in moments):
         return None

@@ -11,7 +11,7 @@ Beside it stand predictors of that change, to first order, each a sum of product
     unit       the worst pair (K_ii − K_ij), the own group (Σ_j Ã_j K_ij), the whole batch, or that and AdamW's momentum
     gradients  of all parameters (full), of the output embedding (gradient), of a map before it (state)
     metric     SGD's, g_i·g_j, or AdamW's, g_i·P·g_j with P from its second moments, for `gradient` one factor for each
-               row and column
+               row and column; the map before the head is no parameter, and has moments that are kept for it here
 
 How well a predictor ranks is its rank correlation with the change; how well it tells what falls, the area under the
 curve; how well it is calibrated, the share that fell of the answers that it calls displaced, and of the others. Answers
@@ -25,6 +25,7 @@ import argparse
 import math
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,7 +40,7 @@ import scoring
 from harness.config import EXAMPLE, Config, configure
 from harness.report import machine
 from rollout import Rollouts
-from scorers.gradients import HeadMetric, Measure, adam_metric, sketch, token_gradients
+from scorers.gradients import Measure, adam_metric, gradient_products, token_gradients
 from scoring import pair_advantages, sequences_of
 from study import tasks
 from study.arms import full_metric
@@ -68,6 +69,25 @@ PARTS = ("own group", "rest of the batch", "earlier batches", "neither")
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Moments:
+    """AdamW's moments of something that is no parameter of the model, as if it were one."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+    steps: int = 0
+
+    def add(self, gradient: torch.Tensor, beta1: float) -> None:
+        """The gradient of the loss of one more step."""
+        self.first = beta1 * self.first + (1 - beta1) * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        self.steps += 1
+
+    def root_of_p(self) -> torch.Tensor:
+        """√P, as `full_metric` has it."""
+        return ((self.second / (1 - 0.999**self.steps)).sqrt() + 1e-8) ** -0.5
+
+
 def full_gradients(model: PreTrainedModel, rollouts: Rollouts, temperature: float) -> torch.Tensor:
     """∇ Σ_t log π_t of each completion with respect to all parameters. N rows -> (N, parameters)"""
     parameters = list(model.parameters())
@@ -83,12 +103,6 @@ def head_gradients(model: PreTrainedModel, rollouts: Rollouts, measure: Measure)
     """The same of what the scorer looks at, sketched. N rows -> (N, width·H)"""
     groups = token_gradients(model, sequences_of(rollouts), measure)
     return torch.stack([(sketched.T @ h).flatten() for tokens in groups for sketched, h in tokens])
-
-
-def sketched_momentum(model: PreTrainedModel, momentum: torch.Tensor, metric: HeadMetric, width: int) -> torch.Tensor:
-    """The head's first moments as `head_gradients` would have them in the metric. (V, H) -> (width·H,)"""
-    scaled = momentum * metric.rows[:, None] * metric.columns[None, :]
-    return sketch(scaled.T, width).T.flatten()  # (H, V) -> (H, width) -> (width, H)
 
 
 def sums_of(gram: torch.Tensor, pairs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -112,36 +126,48 @@ def flat_moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer, name:
 
 
 def predictors(
-    learner: dagrpo.Learner, part: Rollouts, pairs: torch.Tensor, gradients: torch.Tensor, config: Config, count: int
+    learner: dagrpo.Learner,
+    part: Rollouts,
+    pairs: torch.Tensor,
+    gradients: torch.Tensor,
+    of_state: tuple[torch.Tensor, Moments],
+    config: Config,
+    count: int,
 ) -> dict[str, torch.Tensor]:
     """Everything that is known before the step. N rows of groups whose rewards differ -> (N,) each
 
-    `gradients` are the full ones; `count` completions in the whole batch share the constant denominator of (8).
+    `gradients` are the full ones, `of_state` those of a map before the head with its moments; `count` completions in
+    the whole batch share the constant denominator of (8).
     """
     model, optimizer = learner.model, learner.optimizer
     found = {f"full, SGD, {unit}": v for unit, v in sums_of(gradients @ gradients.T, pairs).items()}
     for scorer in scoring.BY_GRADIENT:
         of_head = head_gradients(model, part, Measure(scorer, config.temperature))
         found |= {f"{scorer}, SGD, {unit}": v for unit, v in sums_of(of_head @ of_head.T, pairs).items()}
-    metric, scales = adam_metric(model, optimizer), full_metric(model, optimizer)
+    denominator = count * config.max_new_tokens  # of a completion's gradient in the loss
+    metric, scales = adam_metric(model, optimizer, denominator), full_metric(model, optimizer)
     if metric is None or scales is None:
         return found
-    share = (1 - config.beta1) / (count * config.max_new_tokens)  # of a completion's gradient in the new momentum
+    weight = config.beta1 / (1 - config.beta1) * denominator  # of the momentum beside a completion's gradient
     root = torch.cat([scale.flatten() for scale in scales])
     scaled = gradients * root
     sums = sums_of(scaled @ scaled.T, pairs)
     found |= {f"full, AdamW, {unit}": v for unit, v in sums.items()}
     momentum = flat_moments(model, optimizer, "exp_avg")
     assert momentum is not None
-    found["full, AdamW, batch and momentum"] = share * sums["batch"] - config.beta1 * (scaled @ (momentum * root))
+    found["full, AdamW, batch and momentum"] = sums["batch"] - weight * (scaled @ (momentum * root))
     of_head = head_gradients(model, part, Measure("gradient", config.temperature, metric))
     sums = sums_of(of_head @ of_head.T, pairs)
     found |= {f"gradient, AdamW, {unit}": v for unit, v in sums.items()}
-    weight = model.get_output_embeddings().weight
-    of_weight = sketched_momentum(
-        model, optimizer.state[weight]["exp_avg"], metric, of_head.shape[1] // weight.shape[1]
-    )
-    found["gradient, AdamW, batch and momentum"] = share * sums["batch"] - config.beta1 * (of_head @ of_weight)
+    products = gradient_products(model, sequences_of(part), Measure("gradient", config.temperature, metric))
+    assert products.drift is not None
+    found["gradient, AdamW, batch and momentum"] = sums["batch"] + products.drift
+    of_map, moments = of_state
+    root = moments.root_of_p()
+    scaled = of_map * root
+    sums = sums_of(scaled @ scaled.T, pairs)
+    found |= {f"state, AdamW, {unit}": v for unit, v in sums.items()}
+    found["state, AdamW, batch and momentum"] = sums["batch"] - weight * (scaled @ (moments.first * root))
     return found
 
 
@@ -180,11 +206,16 @@ def measure_step(
     learner: dagrpo.Learner,
     rollouts: Rollouts,
     rewards: torch.Tensor,  # (P, G)
+    moments: Moments,
+    measured: bool,
     config: Config,
     take: Any,
 ) -> dict[str, list[float]]:
-    """Columns over the better completions: predictors, the real change by `take()`, and its parts; and the groups."""
-    size, model = rollouts.group_size, learner.model
+    """Columns over the better completions: predictors, the real change by `take()`, and its parts; and the groups.
+
+    Nothing but the moments is looked at where the step is not to be measured.
+    """
+    size, model, count = rollouts.group_size, learner.model, len(rollouts.texts)
     scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)
     if len(scored) == 0:
         take()
@@ -192,8 +223,14 @@ def measure_step(
     rows = (scored[:, None] * size + torch.arange(size)).flatten()
     part = rollouts.rows(rows)
     pairs = pair_advantages(rewards[scored], scale=config.scale)
+    of_map = head_gradients(model, part, Measure("state", config.temperature))
+    before_step = replace(moments)
+    moments.add(-(pairs.sum(2).flatten() @ of_map) / (count * config.max_new_tokens), config.beta1)
+    if not measured:
+        take()
+        return {}
     gradients = full_gradients(model, part, config.temperature)
-    columns = predictors(learner, part, pairs, gradients, config, len(rollouts.texts))
+    columns = predictors(learner, part, pairs, gradients, (of_map, before_step), config, count)
     momentum = flat_moments(model, learner.optimizer, "exp_avg")
     if momentum is None:
         momentum = torch.zeros(gradients.shape[1])
@@ -205,7 +242,7 @@ def measure_step(
     after = log_likelihoods(model, part, everywhere, config)
     moved = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]) - weights
     columns["the step as taken"] = gradients @ moved
-    columns |= parts_of_the_step(learner, gradients, pairs, momentum, rate, config, len(rollouts.texts))
+    columns |= parts_of_the_step(learner, gradients, pairs, momentum, rate, config, count)
     better = (pairs.sum(2) > 0).flatten()
     result = {name: values[better].tolist() for name, values in columns.items()}
     result["change"] = (after - before)[better.numpy()].tolist()
@@ -237,6 +274,7 @@ def measure_training(options: argparse.Namespace, seed: int) -> list[dict[str, A
     lines: list[dict[str, Any]] = []
     rectify, update = scoring.rectify, dagrpo.update
     seen: dict[str, torch.Tensor] = {}
+    moments = Moments(torch.zeros(()), torch.zeros(()))
     taken = 0
 
     def remembering(model: Any, rollouts: Rollouts, rewards: torch.Tensor, *rest: Any) -> Any:
@@ -251,11 +289,10 @@ def measure_training(options: argparse.Namespace, seed: int) -> list[dict[str, A
         def take() -> None:
             sums.update(update(learner, rollouts, *rest))
 
-        if taken in options.steps:
-            columns = measure_step(learner, rollouts, seen["rewards"], config, take)
+        measured = taken in options.steps
+        columns = measure_step(learner, rollouts, seen["rewards"], moments, measured, config, take)
+        if measured:
             lines.append({"seed": seed, "steps": taken, "reward": seen["rewards"].mean().item(), "columns": columns})
-        else:
-            take()
         taken += 1
         return sums
 

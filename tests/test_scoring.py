@@ -347,6 +347,18 @@ def test_a_batch_is_a_group_in_which_completions_of_two_questions_make_no_pair()
         assert scoring.safe_sums(cross[:, p, p], pairs[:, p, p]).all()
 
 
+def test_what_no_pair_is_to_blame_for_masks_no_pair():
+    """An offset that lowers a better completion: only pairs that lower it too are masked, here one of two."""
+    cross = torch.tensor([[[1.0, 0.5, 2.0], [0.5, 9.0, 0.0], [2.0, 0.0, 9.0]]])
+    pairs = scoring.pair_advantages(torch.tensor([[1.0, 0.0, 0.0]]))
+    assert scoring.safe_sums(cross, pairs, torch.tensor([[1.0, 0.0, 0.0]])).all(), "lifted"
+    mask = scoring.safe_sums(cross, pairs, torch.tensor([[-9.0, 0.0, 0.0]]))
+    assert mask[0].tolist() == [[True, True, False], [True, True, True], [False, True, True]]
+    advantages = (pairs * mask).sum(2)
+    assert scoring.displaced(cross, advantages, pairs.sum(2), torch.tensor([[-9.0, 0.0, 0.0]]))[0, 0]
+    assert not scoring.displaced(cross, advantages, pairs.sum(2))[0, 0]
+
+
 def test_groups_all_right_or_all_wrong_are_never_masked():
     cross = random_grams(2, 4, seed=1)
     pairs = scoring.pair_advantages(torch.tensor([[1.0] * 4, [0.0] * 4]))

@@ -69,10 +69,13 @@ def test_a_fused_round_of_masking_equals_the_eager_one():
     for groups, size in ((6, 8), (1, 24), (4, 2)):
         gradients = torch.randn(groups, size, 12) + torch.randn(groups, 1, 12)
         cross = gradients @ gradients.transpose(1, 2)
-        pairs = scoring.pair_advantages(torch.rand(groups, size))
+        pairs, offset = scoring.pair_advantages(torch.rand(groups, size)), torch.randn(groups, size)
         mask = torch.ones_like(pairs, dtype=torch.bool)
         for _ in range(3):
-            (mask, done), (fused_mask, fused_done) = eager(cross, pairs, mask), fused(cross, pairs, mask)
+            (mask, done), (fused_mask, fused_done) = (
+                eager(cross, pairs, mask, offset),
+                fused(cross, pairs, mask, offset),
+            )
             assert torch.equal(mask, fused_mask) and torch.equal(done, fused_done)
         assert size == 2 or not mask.all()
 

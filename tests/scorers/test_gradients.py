@@ -281,6 +281,30 @@ def test_a_row_without_moments_does_not_make_the_metric_of_adam_infinite(model):
     assert bool(metric.rows.isfinite().all()) and float(metric.rows[7]) == pytest.approx(1e-8**-0.5)
 
 
+def test_momentum_drifts_against_the_gradient_of_the_loss(model):
+    """A step along β1 m + (1 − β1) G, with G = −Σ Ã_j g_j / denominator: in units of Σ Ã_j g_j, m counts
+    −β1/(1 − β1) times the denominator; and P multiplies it as it does all."""
+    batch = padded_batch(ROWS, 64)
+    weight = model.get_output_embeddings().weight
+    optimizer = torch.optim.AdamW([weight], lr=0.0, betas=(0.8, 0.999))
+    torch.manual_seed(1)
+    weight.grad = torch.randn(64, 32)
+    optimizer.step()
+    metric = gradients.adam_metric(model, optimizer, 50.0)
+    products = gradients.gradient_products(model, sequences_of(batch), gradients.Measure(metric=metric))
+    first = optimizer.state[weight]["exp_avg"]
+    torch.testing.assert_close(first, 0.2 * weight.grad)
+    p = (metric.rows[:, None] * metric.columns[None, :]) ** 2
+    expected = -(head_gradients(model, batch) * p * first).sum((1, 2)) * 4 * 50
+    torch.testing.assert_close(products.drift, expected, rtol=1e-3, atol=1e-2)
+    plain = gradients.gradient_products(model, sequences_of(batch), gradients.Measure())
+    assert plain.drift is None
+    for group in optimizer.param_groups:
+        group["betas"] = (0.0, 0.999)
+    metric = gradients.adam_metric(model, optimizer, 50.0)
+    assert gradients.gradient_products(model, sequences_of(batch), gradients.Measure(metric=metric)).drift is None
+
+
 # --- the whole batch ---------------------------------------------------------------------------------------------
 
 

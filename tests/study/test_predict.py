@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scorers.gradients import HeadMetric, Measure
+from scorers.gradients import Measure
 from scoring import pair_advantages
 from study import predict
 
@@ -29,17 +29,6 @@ def test_the_worst_pair_counts():
     gram = torch.tensor([[4.0, 1.0, 3.0], [1.0, 9.0, 0.0], [3.0, 0.0, 9.0]])
     found = predict.sums_of(gram, pair_advantages(torch.tensor([[1.0, 0.0, 0.0]])))
     assert found["pair"][0] == 1.0
-
-
-def test_the_momentum_of_the_head_meets_gradients_as_they_are_sketched(model):
-    """⟨G, P m⟩ of 64 × 32 weights, which need no sketch."""
-    torch.manual_seed(0)
-    metric = HeadMetric(torch.rand(64) + 0.1, torch.rand(32) + 0.1)
-    momentum, gradient = torch.randn(64, 32), torch.randn(64, 32)
-    root = metric.rows[:, None] * metric.columns[None, :]
-    of_weight = predict.sketched_momentum(model, momentum, metric, 64)
-    expected = (gradient * root**2 * momentum).sum()
-    torch.testing.assert_close((gradient * root).flatten() @ of_weight, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_head_gradients_have_the_products_of_the_scorer(model, tokenizer):
