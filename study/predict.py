@@ -61,6 +61,7 @@ FILE = ROOT / "study" / "predict.jsonl"
 SEEDS = (700, 701, 702)
 STEPS = (0, 10, 20, 40)  # taken before the measured one
 RATE = 4e-4
+CHUNK = 2**22  # parameters at a time
 PARTS = ("own group", "rest of the batch", "earlier batches", "neither")
 
 
@@ -97,6 +98,15 @@ def full_gradients(model: PreTrainedModel, rollouts: Rollouts, temperature: floa
         logps, _ = rollout.token_logps(model, *one.tokens, temperature=temperature)
         rows[i] = torch.cat([part.flatten() for part in torch.autograd.grad(logps.sum(), parameters)])
     return rows
+
+
+def gram_of(gradients: torch.Tensor, p: torch.Tensor | None = None) -> torch.Tensor:
+    """g_i·P·g_j, a part of the parameters at a time: there is no room for a second copy. (N, D), (D,) -> (N, N)"""
+    gram = torch.zeros(len(gradients), len(gradients))
+    for start in range(0, gradients.shape[1], CHUNK):
+        part = gradients[:, start : start + CHUNK]
+        gram += (part if p is None else part * p[start : start + CHUNK]) @ part.T
+    return gram
 
 
 def head_gradients(model: PreTrainedModel, rollouts: Rollouts, measure: Measure) -> torch.Tensor:
@@ -140,7 +150,7 @@ def predictors(
     the whole batch share the constant denominator of (8).
     """
     model, optimizer = learner.model, learner.optimizer
-    found = {f"full, SGD, {unit}": v for unit, v in sums_of(gradients @ gradients.T, pairs).items()}
+    found = {f"full, SGD, {unit}": v for unit, v in sums_of(gram_of(gradients), pairs).items()}
     for scorer in scoring.BY_GRADIENT:
         of_head = head_gradients(model, part, Measure(scorer, config.temperature))
         found |= {f"{scorer}, SGD, {unit}": v for unit, v in sums_of(of_head @ of_head.T, pairs).items()}
@@ -149,13 +159,12 @@ def predictors(
     if metric is None or scales is None:
         return found
     weight = config.beta1 / (1 - config.beta1) * denominator  # of the momentum beside a completion's gradient
-    root = torch.cat([scale.flatten() for scale in scales])
-    scaled = gradients * root
-    sums = sums_of(scaled @ scaled.T, pairs)
+    p = torch.cat([scale.flatten() for scale in scales]) ** 2
+    sums = sums_of(gram_of(gradients, p), pairs)
     found |= {f"full, AdamW, {unit}": v for unit, v in sums.items()}
     momentum = flat_moments(model, optimizer, "exp_avg")
     assert momentum is not None
-    found["full, AdamW, batch and momentum"] = sums["batch"] - weight * (scaled @ (momentum * root))
+    found["full, AdamW, batch and momentum"] = sums["batch"] - weight * (gradients @ (momentum * p))
     of_head = head_gradients(model, part, Measure("gradient", config.temperature, metric))
     sums = sums_of(of_head @ of_head.T, pairs)
     found |= {f"gradient, AdamW, {unit}": v for unit, v in sums.items()}
@@ -192,8 +201,7 @@ def parts_of_the_step(
     assert second is not None
     p = 1 / ((second / (1 - 0.999**steps)).sqrt() + optimizer.param_groups[0]["eps"])
     scale = rate / (1 - config.beta1**steps)
-    gram = (gradients * p) @ gradients.T
-    sums = sums_of(gram, pairs)
+    sums = sums_of(gram_of(gradients, p), pairs)
     new = scale * (1 - config.beta1) / (count * config.max_new_tokens)
     return {
         "own group": new * sums["group"],
@@ -312,10 +320,25 @@ def measure_training(options: argparse.Namespace, seed: int) -> list[dict[str, A
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def with_sum(line: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The columns of a line, and the sum of what the output embedding and the map before it predict, as of two layers.
+
+    P of the embedding lacks AdamW's correction for moments that begin at 0, that of the map has it.
+    """
+    columns = {name: np.array(values) for name, values in line["columns"].items()}
+    kind = "AdamW, batch and momentum"
+    if f"state, {kind}" in columns:
+        correction = math.sqrt(1 - 0.999 ** line["steps"])
+        of_both = correction * columns[f"gradient, {kind}"] + columns[f"state, {kind}"]
+        columns[f"gradient and state, {kind}"] = of_both
+    return columns
+
+
 def joined(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """The columns of several seeds, whose groups are different ones. Only what all have."""
-    names = set.intersection(*(set(line["columns"]) for line in lines))
-    columns = {name: np.concatenate([np.array(line["columns"][name]) for line in lines]) for name in sorted(names)}
+    of_lines = [with_sum(line) for line in lines]
+    names = set.intersection(*map(set, of_lines))
+    columns = {name: np.concatenate([each[name] for each in of_lines]) for name in sorted(names)}
     columns["group"] = np.concatenate([1_000 * n + np.array(line["columns"]["group"]) for n, line in enumerate(lines)])
     return columns
 
