@@ -13,6 +13,7 @@ from study.tables import (
     BASELINES,
     MEANS,
     METHODS,
+    ORIGINALS,
     REFERENCE,
     TASKS,
     Cell,
@@ -25,7 +26,10 @@ from study.tables import (
 )
 from study.tasks import BENCHMARKS, IN_DISTRIBUTION
 
-SHOWN = {"sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO", "luffy": "LUFFY", "dagrpo": "DaGRPO"}
+SHOWN = {
+    "sft": "SFT", "grpo": "GRPO", "dr_grpo": "Dr. GRPO", "dapo": "DAPO, 1 update", "luffy": "LUFFY, 1 update",
+    "dapo-4-updates": "DAPO", "luffy-2-updates": "LUFFY", "dagrpo": "DaGRPO",
+}  # fmt: skip
 
 
 def band(cells: dict[int, Cell], curve: str) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
@@ -62,7 +66,8 @@ def draw(cells: Cells, folder: Path) -> list[Path]:
 
 def learning_figure(cells: Cells, pyplot: Any) -> None:
     """DaGRPO beside each baseline: accuracy on the validation set; last, the length of right completions."""
-    panels = [(name, "accuracy") for name in BASELINES if cells.get(name)] + [(REFERENCE, "right_length")]
+    baselines = [ORIGINALS[name] if cells.get(ORIGINALS.get(name, "")) else name for name in BASELINES]
+    panels = [(name, "accuracy") for name in baselines if cells.get(name)] + [(REFERENCE, "right_length")]
     rows = math.ceil(len(panels) / 3)
     figure, axes = pyplot.subplots(rows, 3, figsize=(8, 2.3 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat[len(panels) :]:

@@ -54,6 +54,11 @@ def test_the_best_baseline_is_picked_on_validation_not_on_the_benchmarks(cells):
     assert tables.best_baseline(cells) == "luffy"
 
 
+def test_a_method_as_its_paper_has_it_can_be_the_best_baseline(cells):
+    cells["dapo-4-updates"] = by_seed("dapo-4-updates", [0.5, 0.5], 0.85)
+    assert tables.best_baseline(cells) == "dapo-4-updates"
+
+
 def test_the_table_holds_paired_differences_in_points(cells):
     rows = tables.difference_table(cells, "mean of nine", 8).splitlines()
     assert "avg@8 − grpo (95 %)" in rows[0] and "greedy − luffy (95 %)" in rows[0]
