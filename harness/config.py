@@ -102,6 +102,8 @@ class Config:
     system: str = flag("", "system prompt, for models with a chat template")
     enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
     out: str = flag("", "folder of the run; the default is a new one under runs/")
+    resume: str = flag("", "folder of a run that goes on where its newest checkpoint is, with its own settings")
+    force: bool = flag(False, "with --resume: go on although other settings have changed")
     seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0)
     device: str = flag("", "cpu or cuda; the default is the GPU where there is one")
 
@@ -155,7 +157,11 @@ class Config:
     token_budget: int = flag(4_096, "padded tokens in a micro-batch: bounds memory, not the result", least=1)
     checkpointing: bool = flag(False, "compute activations again in the backward pass: a third slower, far less memory")
 
-    eval_every: int = flag(50, "steps between held-out evaluations; 0: start and end", least=0, group="evaluation")
+    save_every: int = flag(50, "steps between checkpoints, beside those with an evaluation; 0: those alone", least=0,
+                           group="evaluation and checkpoints")
+    keep: int = flag(1, "newest checkpoints that stay; the best by held-out accuracy always does", least=1)
+    max_bad_steps: int = flag(3, "steps in a row without a finite gradient that end the run", least=1)
+    eval_every: int = flag(50, "steps between held-out evaluations; 0: start and end", least=0)
     eval_samples: int = flag(2, "completions of each held-out question", least=1)
     eval_temperature: float = flag(0.6, "of held-out completions", above=0)
     hold_out: int = flag(64, "questions kept back from --data, a fifth at most, without --eval-data", least=1)
@@ -176,6 +182,10 @@ class Config:
         if not self.reward:
             return 1.0
         return math.inf if self.right_at is None else self.right_at
+
+    def evaluates(self, step: int) -> bool:
+        """Is there a held-out evaluation after this step?"""
+        return step == self.steps or bool(self.eval_every and step % self.eval_every == 0)
 
     @property
     def prompt_style(self) -> PromptStyle:

@@ -11,6 +11,7 @@ from conftest import small_rollouts
 
 from harness import report
 from harness.config import Config
+from harness.run import Run
 from policy.decoding import cache_bytes
 from scoring import Rectified, rectified_advantages
 
@@ -176,7 +177,9 @@ def test_the_line_of_a_step_says_where_there_was_nothing_to_learn():
     assert "3/10" in line and "reward 0.250" in line and "trained  75%" in line and line.endswith("3.5 s")
     assert "nothing to learn" not in line
     assert "nothing to learn in this step" in report.step_line({**RECORD, "trained_sequences": 0.0}, 10)
-    assert "2 updates skipped: their gradient was not finite" in report.step_line({**RECORD, "bad_updates": 2}, 10)
+    assert "2 updates skipped: their gradient was not finite" in report.step_line(
+        {**RECORD, "bad_updates": 2, "bad_questions": ["q"]}, 10
+    )
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
@@ -222,7 +225,7 @@ def announced(model, tmp_path, monkeypatch, capsys, available=1e3, **flags):
         return {"total": 2.0, "available": available}
 
     monkeypatch.setattr(report, "memory_estimate", estimate)
-    report.announce(model, Config(model="m", data=["d"], questions=3, group_size=4, **flags), tmp_path)
+    report.announce(model, Config(model="m", data=["d"], questions=3, group_size=4, **flags), Run(tmp_path))
     return asked, capsys.readouterr().out
 
 
@@ -280,13 +283,12 @@ def test_the_step_line_says_what_was_skipped_and_why_nothing_was_learned():
         "trained_sequences": 0.0,
         "entropy": 0.0,
     }
-    record |= {"grad_norm": 0.0, "bad_updates": 2, "seconds/train": 1.0}
+    record |= {
+        "grad_norm": 0.0,
+        "bad_updates": 2,
+        "seconds/train": 1.0,
+        "bad_questions": ["a.jsonl:3", "b", "c", "d", "e"],
+    }
     line = report.step_line(record, 9)
-    assert "2 updates skipped: their gradient was not finite" in line and "nothing to learn in this step" in line
-
-
-def test_a_run_folder_is_named_after_model_method_and_seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    out = report.new_run_folder(Config(model="models/small.gguf", data=["d"], method="grpo", rectify="none", seed=7))
-    assert out.parent.name == "runs" and out.name.startswith("small-grpo-seed7-")
-    assert json.loads((out / "config.json").read_text())["seed"] == 7
+    assert "2 updates skipped: their gradient was not finite, on a.jsonl:3, b, c, d, ..." in line
+    assert "nothing to learn in this step" in line
