@@ -81,7 +81,7 @@ from harness import checkpoint, report
 from harness.config import Config, ConfigError, configure, not_defaults, parse
 from harness.report import progress, say, timed
 from harness.run import Run, open_run, resumed_config
-from harness.task import Task, held_out_accuracy, judged, read_task, verified_task
+from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from questions import DataError, Question, Reward, Stream, overlong_penalty, prompt_of
@@ -100,6 +100,7 @@ def train(config: Config) -> dict[str, Any]:
         learner = new_learner(config, run.resumed)
         task = verified_task(task, learner.model, learner.tokenizer, config)
         report.announce(learner.model, config, run)
+        run.knows(fingerprint(task), config.force)
         stream = Stream(task.questions, config.seed, run.taken)
         before = after = held_out_accuracy(learner.model, learner.tokenizer, task, config, run, step=0)
         if run.start:

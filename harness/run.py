@@ -60,6 +60,7 @@ class Run:
     failure: BaseException | None = None
     stood_still: float = 0.0  # seconds that the last checkpoint kept training waiting
     bad_steps: int = 0  # in a row, without a finite gradient
+    data: str = ""  # a hash of the questions
 
     def steps(self, last: int) -> Iterator[int]:
         """The steps from here to the last one; a signal waits until the step is done.
@@ -102,7 +103,7 @@ class Run:
                     "Lower --learning-rate, and go on from the last one with --resume."
                 )
         weights, tensors = copied(learner)
-        state = {"step": step, "taken": taken, "bad_steps": self.bad_steps, **values_of(learner)}
+        state = {"step": step, "taken": taken, "bad_steps": self.bad_steps, "data": self.data, **values_of(learner)}
         self.saved = step
         self.writer = threading.Thread(target=self.write, args=(step, learner, weights, tensors, state))
         self.writer.start()
@@ -152,6 +153,15 @@ class Run:
                 "reasons: a --learning-rate that is too high (the weights have run away), a model that overflows in "
                 "bf16, or a reward that is huge. The last checkpoint is from before; --max-bad-steps is the limit."
             )
+
+    def knows(self, data: str, force: bool) -> None:
+        """Remember the hash of the questions. Raises ConfigError where a resumed run had others, unless --force."""
+        if self.resumed is not None and self.resumed.state["data"] != data and not force:
+            raise ConfigError(
+                f"--resume {self.out}: the questions are not those that the run began with: a data file, or the "
+                "program's reading of it, has changed. --force goes on nevertheless, at the same place of the new ones."
+            )
+        self.data = data
 
     def is_due(self, step: int, config: Config) -> bool:
         """Is a checkpoint due after this step?"""

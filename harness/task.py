@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -98,6 +99,13 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
     for note in notes:
         say(note)
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
+
+
+def fingerprint(task: Task) -> str:
+    """A hash of all questions, of training and held out."""
+    fields = ("problem", "answer", "choices", "solution")
+    listed = [[question.get(name) for name in fields] for question in (*task.questions, *task.held_out)]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def held_out_accuracy(

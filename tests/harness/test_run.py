@@ -121,6 +121,18 @@ def test_other_settings_are_refused_unless_forced(tmp_path):
     assert resumed(tmp_path / "run", learning_rate=0.0, steps=3, force=True)["step"] == 3
 
 
+def test_a_resumed_run_with_other_questions_is_refused(tmp_path):
+    """The file may change while the run has it; a place in the stream says nothing of another file."""
+    data = tmp_path / "data.jsonl"
+    lines = (EXAMPLE / "train.jsonl").read_text().splitlines()[:40]
+    data.write_text("\n".join(lines))
+    dagrpo.train(settings(tmp_path / "run", steps=2, data=[str(data)]))
+    data.write_text("\n".join(lines[:-1]))
+    with pytest.raises(ConfigError, match="the questions are not those that the run began with"):
+        resumed(tmp_path / "run", steps=3)
+    assert resumed(tmp_path / "run", steps=3, force=True)["step"] == 3
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "there is no run in this folder"), ("{", "not one of this version"), ('{"old": 1}', "not one of this")],
