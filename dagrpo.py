@@ -474,7 +474,7 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
 
 def head_metric(learner: Learner, rollouts: Rollouts, config: Config) -> scoring.HeadMetric | None:
     """What --metric optimizer compares the gradients of N rows by; None without it, and before the first step."""
-    if config.metric != "optimizer":
+    if config.resolved_metric != "optimizer":
         return None
     lengths = rollouts.lengths
     denominators = loss_denominators(lengths, config.loss_norm, config.max_new_tokens) / config.updates

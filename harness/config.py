@@ -64,7 +64,10 @@ RECTIFY_REASON = (
     "what is masked: nothing; pairs below --threshold (3); pairs that lower their better completion (5); pairs until "
     "the group, or the batch, lowers no better completion (5'); the same by single tokens"
 )
-METRIC_REASON = "gradients are compared as they are, or with each weight scaled as AdamW's second moments will scale it"
+METRIC_REASON = (
+    "of (5'): gradients as they are, or as AdamW's moments will scale and move them; without the flag the second where "
+    "it can be, with --scorer gradient"
+)
 SCORER_REASON = "by what pairs are judged (2): " + ", ".join(scorer.reason for scorer in SCORERS.values())
 SCORER_REASON += ", a language model's scores, or a function from questions and texts to scores or distances"
 THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the flag " + ", ".join(
@@ -111,7 +114,7 @@ class Config:
     rollouts: bool = flag(True, "sample completions; without them each group is one anchor, which is imitated (sft)")
     rectify: str = flag("threshold", RECTIFY_REASON, choices=RULES)
     scorer: str = flag("gradient", SCORER_REASON, choices=(*SCORERS, "judge"), function=True)
-    metric: str = flag("gradient", METRIC_REASON, choices=("gradient", "optimizer"))
+    metric: str | None = flag(None, METRIC_REASON, choices=("gradient", "optimizer"))
     threshold: float | None = flag(None, THRESHOLD_REASON, least=0, most=1)
     judge_url: str = flag("", "with --scorer judge: the endpoint, to which /chat/completions is added; the key is in "
                           "JUDGE_API_KEY or OPENAI_API_KEY; without a URL the judge is a local model")
@@ -175,6 +178,11 @@ class Config:
         if self.scorer not in SCORERS and self.threshold is None:
             return JUDGED_THRESHOLD
         return SCORERS[self.scorer].threshold if self.threshold is None else self.threshold
+
+    @property
+    def resolved_metric(self) -> str:
+        """--metric, or what predicts best of what the scorer can (study/README.md)."""
+        return self.metric or ("optimizer" if self.scorer == "gradient" else "gradient")
 
     @property
     def right(self) -> float:

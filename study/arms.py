@@ -33,17 +33,18 @@ class Arm:
     change: str = ""  # of CHANGES, made to what the flags give
 
 
-CHEAP = {"rectify": "none", "scorer": "gradient"}
+PLAIN = {"metric": "gradient"}
+CHEAP = {"rectify": "none", "scorer": "gradient", **PLAIN}
 OPTIMIZER = {"metric": "optimizer"}
 ARMS = {
     "none": Arm(CHEAP),
     "positives": Arm(CHEAP, change="positives"),
-    "pair": Arm({"rectify": "pair"}),
-    "group": Arm({"rectify": "group"}),
-    "group, by chance": Arm({"rectify": "group"}, change="chance"),
-    "batch": Arm({"rectify": "batch"}),
-    "batch, by chance": Arm({"rectify": "batch"}, change="chance"),
-    "token": Arm({"rectify": "token"}),
+    "pair": Arm({"rectify": "pair", **PLAIN}),
+    "group": Arm({"rectify": "group", **PLAIN}),
+    "group, by chance": Arm({"rectify": "group", **PLAIN}, change="chance"),
+    "batch": Arm({"rectify": "batch", **PLAIN}),
+    "batch, by chance": Arm({"rectify": "batch", **PLAIN}, change="chance"),
+    "token": Arm({"rectify": "token", **PLAIN}),
     "group, optimizer": Arm({"rectify": "group", **OPTIMIZER}),
     "batch, optimizer": Arm({"rectify": "batch", **OPTIMIZER}),
     "shrink group": Arm(CHEAP, change="shrink group"),
@@ -51,7 +52,7 @@ ARMS = {
     "shrink group, optimizer": Arm(OPTIMIZER, change="shrink group"),
     "shrink batch, optimizer": Arm(OPTIMIZER, change="shrink batch"),
     "shrink batch, optimizer, by chance": Arm(OPTIMIZER, change="shrink chance"),
-    "full group": Arm({"rectify": "group"}, full=True),
+    "full group": Arm({"rectify": "group", **PLAIN}, full=True),
     "full batch, optimizer": Arm({"rectify": "batch", **OPTIMIZER}, full=True),
     "full shrink batch, optimizer": Arm(OPTIMIZER, full=True, change="shrink batch"),
 }
