@@ -102,9 +102,8 @@ def train(config: Config) -> dict[str, Any]:
         report.announce(learner.model, config, run)
         run.knows(fingerprint(task), config.force)
         stream = Stream(task.questions, config.seed, run.taken)
-        before = after = held_out_accuracy(learner.model, learner.tokenizer, task, config, run, step=0)
-        if run.start:
-            after = evaluate_where_due(learner, task, config, run, run.start, before)
+        before = evaluate_where_due(learner, task, config, run, 0, {})
+        after = evaluate_where_due(learner, task, config, run, run.start, before) if run.start else before
 
         record: dict[str, Any] = report.last_record(run.out)
         for step in run.steps(config.steps):
@@ -154,9 +153,10 @@ def train(config: Config) -> dict[str, Any]:
             after = evaluate_where_due(learner, task, config, run, step, after)
         run.wait()
 
-    say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
-    say(f"({before['questions'] * config.eval_samples} completions at temperature {config.eval_temperature:g}):\n")
-    say(comparison_table(before, after))
+    if before:
+        say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
+        say(f"({before['questions'] * config.eval_samples} completions at temperature {config.eval_temperature:g}):\n")
+        say(comparison_table(before, after))
     say(f"\nSaved in {run.out}: model/ (Hugging Face format), checkpoints/, metrics.jsonl, samples.jsonl, "
         "evaluations.jsonl, config.json")  # fmt: skip
     return {**record, "before": before, "after": after, "out": str(run.out)}

@@ -165,6 +165,7 @@ class Config:
     keep: int = flag(1, "newest checkpoints that stay; the best by held-out accuracy always does", least=1)
     max_bad_steps: int = flag(3, "steps in a row without a finite gradient that end the run", least=1)
     eval_every: int = flag(50, "steps between held-out evaluations; 0: start and end", least=0)
+    eval_at_start: bool = flag(True, "evaluate before the first step too")
     eval_samples: int = flag(2, "completions of each held-out question", least=1)
     eval_temperature: float = flag(0.6, "of held-out completions", above=0)
     hold_out: int = flag(64, "questions kept back from --data, a fifth at most, without --eval-data", least=1)
@@ -193,6 +194,8 @@ class Config:
 
     def evaluates(self, step: int) -> bool:
         """Is there a held-out evaluation after this step?"""
+        if step == 0:
+            return self.eval_at_start
         return step == self.steps or bool(self.eval_every and step % self.eval_every == 0)
 
     @property

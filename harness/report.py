@@ -30,6 +30,8 @@ from policy.model import layer_configs, text_config
 from rollout import Rollouts
 from scoring import Rectified
 
+NOTABLE = 0.2  # shares above this get a line of their own
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files of a run
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,27 +180,23 @@ def clock_metrics(seconds: dict[str, float], sampled_tokens: int, sums: dict[str
 
 
 def step_line(record: dict[str, Any], steps: int) -> str:
-    """The step in one line; it says so where there was nothing to learn."""
-    parts = [f"step {record['step']:>4}/{steps}"]
+    """The step in a line of 80 columns, and one more for each thing that somebody should look at."""
+    parts = [f"step {record['step']:>{len(str(steps))}}/{steps}"]
     if "reward" in record:
-        parts += [f"reward {record['reward']:.3f}", f"length {record['length/mean']:5.1f}"]
-    parts += [
-        f"no signal {record['no_signal']:4.0%}",
-        f"masked {record['masked_pairs']:4.0%}",
-        *([f"displaced {record['displaced']:4.0%}"] if "displaced" in record else []),
-        f"anchored {record['anchored']:4.0%}",
-        f"trained {record['trained_sequences']:4.0%}",
-        f"entropy {record['entropy']:.2f}",
-        f"grad {record['grad_norm']:.2f}",
-        f"{sum(value for name, value in record.items() if name.startswith('seconds/')):.1f} s",
-    ]
-    line = "  ".join(parts)
+        parts += [f"reward {record['reward']:.3f}", f"length {record['length/mean']:4.0f}"]
+    seconds = sum(value for name, value in record.items() if name.startswith("seconds/"))
+    parts += [f"no signal {record['no_signal']:4.0%}", f"masked {record['masked_pairs']:4.0%}", f"{seconds:.1f} s"]
+    notes = []
+    if record.get("truncated", 0.0) > NOTABLE:
+        notes.append(f"{record['truncated']:.0%} cut off at the limit: raise --max-new-tokens")
+    if record.get("displaced", 0.0) > NOTABLE:
+        notes.append(f"{record['displaced']:.0%} of the better answers displaced by their group (docs/metrics.md)")
     if record["bad_updates"]:
-        line += f"\n     {record['bad_updates']} updates skipped: their gradient was not finite, on "
-        line += ", ".join(record["bad_questions"][:4]) + (", ..." if len(record["bad_questions"]) > 4 else "")
+        named = ", ".join(record["bad_questions"][:4]) + (", ..." if len(record["bad_questions"]) > 4 else "")
+        notes.append(f"{record['bad_updates']} updates skipped: their gradient was not finite, on {named}")
     if record["trained_sequences"] == 0:
-        line += "\n     nothing to learn in this step: in every group all rewards are equal or all pairs are masked"
-    return line
+        notes.append("nothing to learn: in every group all rewards are equal or all pairs are masked")
+    return "\n     ".join(["  ".join(parts), *notes])
 
 
 def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
@@ -315,7 +313,8 @@ def say(line: str) -> None:
 
 
 def progress(label: str, unit: str, total: int | None = None) -> tqdm:
-    return tqdm(desc=label, unit=f" {unit}s", total=total, leave=False, file=sys.stderr)
+    """A bar where somebody looks: none in a file."""
+    return tqdm(desc=label, unit=f" {unit}s", total=total, leave=False, file=sys.stderr, disable=None)
 
 
 def synchronize(model: PreTrainedModel) -> None:
