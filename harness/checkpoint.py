@@ -134,7 +134,8 @@ def restore(learner: Trained, checkpoint: Checkpoint) -> None:
         moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
         for moment, value in moments.items():
             on_device = moment != "step" or learner.optimizer.param_groups[0].get("fused")
-            learner.optimizer.state[parameter][moment] = value.to(parameter.device) if on_device else value
+            value = value.to(parameter.device) if on_device else value
+            learner.optimizer.state[parameter][moment] = value.clone()  # out of the file's memory
     learner.schedule.load_state_dict({**learner.schedule.state_dict(), **state["schedule"]})
     for group, rate in zip(learner.optimizer.param_groups, state["rates"], strict=True):
         group["lr"] = rate

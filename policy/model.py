@@ -54,6 +54,10 @@ def load(
             f"{min(info['missing_keys'])}. Is it whole, and of this architecture?"
         )
     policy.to(device)
+    # Out of the file's memory: there a tensor may begin at any byte, and a matrix product rounds by where it does, so
+    # that a resumed run would not be equal to one that never stopped.
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.clone()
     policy.eval()  # no dropout: the ratio compares the policy with itself
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token_id is None:
