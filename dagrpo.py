@@ -112,10 +112,11 @@ def train(config: Config) -> dict[str, Any]:
             # Steps 1 to 3 of the algorithm: sample, reward, and bring anchors into hard groups.
             with run.saved_if_it_fails(step - 1, learner, stream.taken):
                 batch = collect(learner, task, stream, config, step, seconds)
+                with timed(seconds, "score", learner.model):
+                    by_judge = judged(task, batch.questions, batch.rollouts, batch.rewards)
 
             # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
             with timed(seconds, "score", learner.model):
-                by_judge = judged(task, batch.questions, batch.rollouts, batch.rewards)
                 rectified = scoring.rectify(
                     learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge.distances,
                     head_metric(learner, batch.rollouts, config),
@@ -147,9 +148,9 @@ def train(config: Config) -> dict[str, Any]:
                 run.out / "samples.jsonl", step, batch.questions, batch.rollouts, batch.rewards, rectified
             )
             say(report.step_line(record, config.steps))
-            run.stop_if_bad(config.max_bad_steps)
             if run.is_due(step, config):
                 run.save(step, learner, stream.taken)
+            run.stop_if_bad(config.max_bad_steps)
             after = evaluate_where_due(learner, task, config, run, step, after)
         run.wait()
 
@@ -474,7 +475,7 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
 
 def head_metric(learner: Learner, rollouts: Rollouts, config: Config) -> scoring.HeadMetric | None:
     """What --metric optimizer compares the gradients of N rows by; None without it, and before the first step."""
-    if config.resolved_metric != "optimizer":
+    if config.resolved_metric != "optimizer" or not config.rollouts:
         return None
     lengths = rollouts.lengths
     denominators = loss_denominators(lengths, config.loss_norm, config.max_new_tokens) / config.updates
@@ -496,7 +497,7 @@ class Learner:
     tokenizer: PreTrainedTokenizerBase
     reference: PreTrainedModel | None  # the start model, where --kl needs it
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: torch.optim.lr_scheduler.LambdaLR
 
 
 def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) -> Learner:

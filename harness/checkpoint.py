@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and going on from one: nothing that happens to a run costs more than the step that it was in.
+"""Checkpoints of a run, and going on from one: no accident costs more than the steps since the newest of them.
 
     RUN/checkpoints/step-50/model/                  an ordinary Hugging Face directory
                             optimizer.safetensors   AdamW's moments, and the states of random generators
@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Trained(Protocol):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: torch.optim.lr_scheduler.LambdaLR
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Checkpoint:
 
 
 def copied(learner: Trained) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Copies in memory: the weights, with what is tied still tied; moments by parameter, and states of generators."""
+    """Copies in memory: the weights, with what is tied still tied, and the moments by parameter."""
     copies: dict[int, torch.Tensor] = {}
     weights = {}
     for name, value in learner.model.state_dict().items():
@@ -76,28 +77,32 @@ def copied(learner: Trained) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
         if place not in copies or copies[place].shape != value.shape:
             copies[place] = value.detach().to("cpu", copy=True)
         weights[name] = copies[place]
-    tensors = {"random.torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors = {}
     for name, parameter in learner.model.named_parameters():
         for moment, value in learner.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value.detach().to("cpu", copy=True)
     return weights, tensors
 
 
-def values_of(learner: Trained) -> dict[str, Any]:
-    """What is no tensor: the schedule, and Python's and NumPy's generators."""
-    schedule = {
-        name: value for name, value in learner.schedule.state_dict().items() if isinstance(value, int | float | list)
-    }
-    del schedule["lr_lambdas"]  # functions, which the configuration gives
+def rates_of(learner: Trained) -> dict[str, Any]:
+    """How far the schedule is; the rates themselves follow from the configuration."""
+    return {"updates": learner.schedule.last_epoch}
+
+
+@dataclass(frozen=True)
+class Generators:
+    """The states of PyTorch's, NumPy's and Python's random numbers."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+
+def generators_of() -> Generators:
+    tensors = {"random.torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
     kind, keys, *rest = np.random.get_state()
-    return {
-        "schedule": schedule,
-        "rates": [group["lr"] for group in learner.optimizer.param_groups],
-        "random": random.getstate(),
-        "numpy": [kind, np.asarray(keys).tolist(), *rest],
-    }
+    return Generators(tensors, {"random": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *rest]})
 
 
 def write_checkpoint(
@@ -136,9 +141,12 @@ def restore(learner: Trained, checkpoint: Checkpoint) -> None:
             on_device = moment != "step" or learner.optimizer.param_groups[0].get("fused")
             value = value.to(parameter.device) if on_device else value
             learner.optimizer.state[parameter][moment] = value.clone()  # out of the file's memory
-    learner.schedule.load_state_dict({**learner.schedule.state_dict(), **state["schedule"]})
-    for group, rate in zip(learner.optimizer.param_groups, state["rates"], strict=True):
-        group["lr"] = rate
+    schedule = learner.schedule.state_dict()
+    learner.schedule.load_state_dict({**schedule, "last_epoch": state["updates"], "_step_count": state["updates"] + 1})
+    for group, first, rate in zip(
+        learner.optimizer.param_groups, learner.schedule.base_lrs, learner.schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = first * rate(state["updates"])
     torch.set_rng_state(tensors["random.torch"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
@@ -156,7 +164,7 @@ def restore(learner: Trained, checkpoint: Checkpoint) -> None:
 def kept_checkpoints(out: Path) -> list[Path]:
     """The folders of checkpoints, whole or damaged, the newest first."""
     folder = out / "checkpoints"
-    found = [path for path in folder.glob("step-*") if path.is_dir() and path.suffix != PART]
+    found = [path for path in folder.glob("step-*") if path.is_dir() and re.fullmatch(r"step-\d+", path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -236,20 +244,22 @@ def publish(model: Path, target: Path) -> None:
     part, old = target.with_name(target.name + PART), target.with_name(f"{target.name}.old{PART}")
     for path in (part, old):
         shutil.rmtree(path, ignore_errors=True)
-    part.mkdir()
-    for path in model.iterdir():
-        try:
-            os.link(path, part / path.name)
-        except OSError:
-            shutil.copy2(path, part / path.name)
+    shutil.copytree(model, part, copy_function=link_or_copy)
     if target.exists():
         target.rename(old)
     part.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def whole_lines(path: Path) -> list[str]:
-    """The lines that are JSON: the last one may be cut off. None where there is no file."""
+    """The lines that are JSON: a kill may have cut off the last one. Nothing where there is no file."""
     lines: list[str] = []
     for line in [] if not path.exists() else path.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError):

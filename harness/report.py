@@ -189,8 +189,6 @@ def step_line(record: dict[str, Any], steps: int) -> str:
     notes = []
     if record.get("truncated", 0.0) > NOTABLE:
         notes.append(f"{record['truncated']:.0%} cut off at the limit: raise --max-new-tokens")
-    if record.get("displaced", 0.0) > NOTABLE:
-        notes.append(f"{record['displaced']:.0%} of the better answers displaced by their group (docs/metrics.md)")
     if record["bad_updates"]:
         named = ", ".join(record["bad_questions"][:4]) + (", ..." if len(record["bad_questions"]) > 4 else "")
         notes.append(f"{record['bad_updates']} updates skipped: their gradient was not finite, on {named}")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,21 +18,26 @@ from typing import Any
 from harness.checkpoint import (
     PART,
     Checkpoint,
+    Generators,
     Trained,
     copied,
     flush_file,
+    generators_of,
     kept_checkpoints,
     newest,
     publish,
+    rates_of,
     step_of,
-    values_of,
     whole_lines,
     write_checkpoint,
     write_whole,
 )
 from harness.config import Config, ConfigError, flag_name, shown
 
-MAY_CHANGE = ("steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "resume", "force")
+# What says how long, how often, where, and with how much memory: never what is learned.
+MAY_CHANGE = (
+    "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing",
+)  # fmt: skip
 LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
 
 
@@ -68,26 +74,37 @@ class Run:
         Raises Interrupted then, with what goes on from there.
         """
         for step in range(self.start + 1, last + 1):
+            if self.writer is not None and not self.writer.is_alive():
+                self.wait()  # raises what went wrong there
             self.in_step = True
             yield step
             if self.saved == step:  # else the signal came behind the last chance to save: after the next step
                 self.stop_if_asked()
+        self.in_step = False
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
         """Inside, a signal ends the run at once: the step is saved, and what is done here can be done again."""
         self.stop_if_asked()
-        self.in_step = False
+        before, self.in_step = self.in_step, False
         yield
-        self.in_step = True
+        self.in_step = before
 
     def stop_if_asked(self) -> None:
         if self.interrupted:
             self.wait()
-            raise Interrupted(f"Stopped after step {self.saved}. Go on with: python dagrpo.py --resume {self.out}")
+            raise Interrupted(self.last_words())
 
-    def save(self, step: int, learner: Trained, taken: int) -> None:
-        """Copy what the checkpoint needs, and let a thread write it. `taken`: questions from the stream so far.
+    def last_words(self) -> str:
+        """What is said where a signal ends the run."""
+        if self.saved < 0:
+            return f"Stopped before the first checkpoint. Begin again with: python dagrpo.py --resume {self.out}"
+        return f"Stopped; saved after step {self.saved}. Go on with: python dagrpo.py --resume {self.out}"
+
+    def save(self, step: int, learner: Trained, taken: int, generators: Generators | None = None) -> None:
+        """Copy what the checkpoint needs, and let a thread write it.
+
+        `taken` are the questions from the stream so far; `generators` states from before, where they have moved since.
 
         Raises OSError where the checkpoint before could not be written, FloatingPointError for weights that are not
         finite: the checkpoint before stays.
@@ -100,10 +117,13 @@ class Run:
             if not bool(parameter.isfinite().all()):
                 raise FloatingPointError(
                     f"step {step}: {name} has values that are not finite, so that no checkpoint is made of this step. "
-                    "Lower --learning-rate, and go on from the last one with --resume."
+                    "Go on from the last one with --resume, --force and a lower --learning-rate."
                 )
         weights, tensors = copied(learner)
-        state = {"step": step, "taken": taken, "bad_steps": self.bad_steps, "data": self.data, **values_of(learner)}
+        random_states = generators or generators_of()
+        tensors |= random_states.tensors
+        state = {"step": step, "taken": taken, "bad_steps": self.bad_steps, "data": self.data}
+        state |= {**rates_of(learner), **random_states.values}
         self.saved = step
         self.writer = threading.Thread(target=self.write, args=(step, learner, weights, tensors, state))
         self.writer.start()
@@ -166,7 +186,8 @@ class Run:
     def is_due(self, step: int, config: Config) -> bool:
         """Is a checkpoint due after this step?"""
         by_count = bool(config.save_every) and step % config.save_every == 0
-        return self.interrupted or by_count or config.evaluates(step)
+        ends = self.interrupted or self.bad_steps >= config.max_bad_steps
+        return ends or by_count or config.evaluates(step)
 
     def seconds_of_saving(self) -> dict[str, float]:
         """What the checkpoint after the step before cost training, for the log; nothing where there was none."""
@@ -175,12 +196,13 @@ class Run:
 
     @contextmanager
     def saved_if_it_fails(self, step: int, learner: Trained, taken: int) -> Iterator[None]:
-        """Save the last whole step where what is inside raises: a reward function, say. Nothing inside changes it."""
+        """Save the last whole step where what is inside raises: a reward function, say. Weights stay inside."""
+        generators = generators_of()
         try:
             yield
         except Exception:
             if step > 0:
-                self.save(step, learner, taken)
+                self.save(step, learner, taken, generators)
                 self.wait()
             raise
 
@@ -215,30 +237,34 @@ def open_run(config: Config) -> Iterator[Run]:
 
     Raises ConfigError for a folder that is in use, not empty, or has nothing to resume.
     """
-    out = Path(config.out) if config.resume else new_folder(config)
+    here = bool(config.resume) and Path(config.resume).resolve() == Path(config.out).resolve()
+    out = Path(config.out) if here else new_folder(config)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         run = Run(out, keep=config.keep)
         if config.resume:
             source = Path(config.resume)
             run.resumed, run.notes = newest(source)
-            if source.resolve() != out.resolve():
+            if not here:
                 copy_logs(source, out)
             clean(out, run.resumed.step if run.resumed else -1)
             if run.resumed is not None:
-                run.saved = run.resumed.step if source.resolve() == out.resolve() else -1
+                run.saved = run.resumed.step if here else -1
                 publish(run.resumed.path / "model", out / "model")
                 run.bad_steps = run.resumed.state["bad_steps"]
                 for line in whole_lines(out / "evaluations.jsonl"):
                     result = json.loads(line)
                     run.evaluated(result["step"], result)
-        write_whole(out / "config.json", json.dumps({**asdict(config), "resume": ""}, indent=1) + "\n")
+        kept = {**asdict(config), "resume": "", "force": False}  # they are of this one command
+        write_whole(out / "config.json", json.dumps(kept, indent=1) + "\n")
         with signals_to(run):
             try:
                 yield run
             finally:
                 if run.writer is not None:
                     run.writer.join()
+                if run.failure is not None:  # another error ends the run, which must not hide this one
+                    print(f"{out}/checkpoints: step {run.saved} could not be written: {run.failure}", file=sys.stderr)
 
 
 def new_folder(config: Config) -> Path:
@@ -272,16 +298,12 @@ def locked(out: Path) -> Iterator[None]:
     except ImportError:  # not every system has such locks
         yield
         return
-    path = out / ".lock"
-    with path.open("a+") as file:
+    with (out / ".lock").open("a+") as file:  # it stays: were it deleted, two runs could hold two files of that name
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(f"--out {out}: another run is writing into this folder. Give another one.") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        yield
 
 
 @contextmanager
@@ -292,7 +314,7 @@ def signals_to(run: Run) -> Iterator[None]:
         if run.in_step and not run.interrupted:
             run.interrupted = True
             return
-        raise KeyboardInterrupt
+        raise Interrupted(run.last_words())
 
     if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
         yield
@@ -306,17 +328,15 @@ def signals_to(run: Run) -> Iterator[None]:
 
 
 def copy_logs(source: Path, out: Path) -> None:
-    """The lines of a run that goes on in another folder. Raises ConfigError where that one has a run of its own."""
+    """The lines of a run that goes on in another folder."""
     for name in LOGS:
-        if (out / name).exists():
-            raise ConfigError(f"--out {out}: there is a run in this folder already. Give another one.")
         if (source / name).exists():
             shutil.copy2(source / name, out / name)
 
 
 def clean(out: Path, step: int) -> None:
     """Take out of a run's folder what a kill has left half-written, and all lines of steps behind `step`."""
-    for path in out.rglob(f"*{PART}"):
+    for path in (*out.glob(f"*{PART}"), *(out / "checkpoints").glob(f"*{PART}")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in LOGS:
         path = out / name
@@ -353,10 +373,10 @@ def resumed_config(flags: dict[str, Any]) -> Config:
     changed = [
         f"{flag_name(name)} {shown(kept[name])} -> {shown(value)}"
         for name, value in flags.items()
-        if name not in MAY_CHANGE and kept.get(name) != value
+        if name not in (*MAY_CHANGE, "resume", "force") and kept.get(name) != value
     ]
     if changed and not config.force:
-        allowed = ", ".join(flag_name(name) for name in MAY_CHANGE[:5])
+        allowed = ", ".join(map(flag_name, MAY_CHANGE))
         raise ConfigError(
             f"--resume {folder}: with {'; '.join(changed)} it would be another run. {allowed} may change; --force goes "
             "on nevertheless."

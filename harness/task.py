@@ -102,9 +102,10 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def fingerprint(task: Task) -> str:
-    """A hash of all questions, of training and held out."""
+    """A hash of all questions and solutions, of training and held out."""
     fields = ("problem", "answer", "choices", "solution")
-    listed = [[question.get(name) for name in fields] for question in (*task.questions, *task.held_out)]
+    sets = (task.questions, task.held_out, task.anchor_source)
+    listed = [[[question.get(name) for name in fields] for question in questions] for questions in sets]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 

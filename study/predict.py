@@ -421,7 +421,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="", help="as dagrpo.py takes it; the embedded model without it")
     parser.add_argument("--data", default="", help="with --model: the JSONL file of its questions")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="taken before the measured ones")
+    parser.add_argument("--steps", type=int, nargs="+", help="taken before the measured ones; 0 and 2 with --model")
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate")
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--group-size", type=int, default=8)
@@ -431,12 +431,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.model and not options.data:
         parser.error("--data is missing: with --model, name the JSONL file of its questions.")
+    options.steps = options.steps or ([0, 2] if options.model else list(STEPS))
     name = Path(options.model).name or "the embedded model"
     settings = {key: vars(options)[key] for key in ("questions", "group_size", "max_new_tokens", "rate")}
     if not options.report:
-        kept = {(line["model"], line["seed"]) for line in read_kept(options.json)}
+        kept = [
+            (line["model"], line["seed"], line["steps"])
+            for line in read_kept(options.json)
+            if line["settings"] == settings
+        ]
         for seed in options.seeds:
-            if (name, seed) in kept:
+            if all((name, seed, steps) in kept for steps in options.steps):
                 continue
             for line in measure_training(options, seed):
                 described = {"model": name, "settings": settings, "commit": commit(), "machine": machine()}

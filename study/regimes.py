@@ -8,7 +8,7 @@ The regimes, each of GRPO with a constant loss norm on the embedded task, withou
 
     R0      no momentum (--beta1 0), 20 steps of 24 questions × 8 completions
     R0-0.9  the same with the usual momentum
-    R1-24   60 further steps from a model that has had 20: questions that are nearly solved
+    R1-24   60 further steps from a model that has had 20, with another seed: questions that are nearly solved
     R1-4    the same with 4 questions a step
     R2-E    a batch gone through E times (--epochs), E = 1, 2, 4, 8, and R2-E-unclipped
 
@@ -126,7 +126,7 @@ def start_model(run: Run, folder: Path) -> str:
         return str(EXAMPLE)
     kept = STARTS / f"{'quick-' if run.quick else ''}{steps}-seed{run.seed}"
     if not (kept / "model").is_dir():
-        before = Run("R0-0.9", "none", run.seed, run.quick)
+        before = Run("R0-0.9", "none", run.seed + 1_000, run.quick)  # other questions first, and other noise
         config = configuration(before, folder)
         config.out, config.steps, config.eval_every = str(folder / "start"), 2 if run.quick else steps, 0
         dagrpo.train(config)
@@ -210,7 +210,10 @@ def difference(values: dict[int, float], arms: dict[str, Any], other: str, arm: 
 
 
 def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """By arm, in percent: better completions displaced before and after, pairs masked, and how far runs fell."""
+    """By arm, in percent: better completions displaced before and after, pairs masked, and how far runs fell.
+
+    What is displaced is told by the arm's own gradients and metric: it compares along a line, not down a column.
+    """
     names = ("displaced", "displaced_left", "displaced_by_batch", "displaced_by_batch_left", "masked_pairs")
     rows = []
     for arm, runs in arms.items():
@@ -218,7 +221,7 @@ def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
         for name in names:
             values = np.array([[np.nan if v is None else v for v in run["curves"][name]] for run in runs.values()])
             row.append("–" if np.isnan(values).all() else number(100 * float(np.nanmean(values))))
-        falls = [max(run["validation"]["accuracy"]) - MEASURES["at the end"](run) for run in runs.values()]
+        falls = [max(run["validation"]["accuracy"]) - run["validation"]["accuracy"][-1] for run in runs.values()]
         row.append(f"{sum(fall > 0.1 for fall in falls)} of {len(falls)}")
         norms = [np.array(run["curves"]["grad_norm"], dtype=float) for run in runs.values()]
         row.append(number(max(float(np.nanmax(of) / np.nanmedian(of)) for of in norms)))

@@ -33,7 +33,9 @@ def step(learner):
 
 def written(learner, path, **state):
     weights, tensors = checkpoint.copied(learner)
-    state = {"step": 3, "taken": 12, **checkpoint.values_of(learner), **state}
+    generators = checkpoint.generators_of()
+    tensors |= generators.tensors
+    state = {"step": 3, "taken": 12, **checkpoint.rates_of(learner), **generators.values, **state}
     checkpoint.write_checkpoint(path, learner, weights, tensors, state)
     return path
 
@@ -153,6 +155,14 @@ def test_a_model_is_published_without_a_copy_and_in_place_of_the_one_before(tmp_
         assert (tmp_path / "model" / "weights").read_text() == str(number)
     assert (tmp_path / "2" / "weights").samefile(tmp_path / "model" / "weights")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "model"]
+
+
+def test_a_model_with_subfolders_is_published_too(tmp_path):
+    """Tokenizers with several chat templates have one."""
+    (tmp_path / "one" / "additional_chat_templates").mkdir(parents=True)
+    (tmp_path / "one" / "additional_chat_templates" / "tool.jinja").write_text("x")
+    checkpoint.publish(tmp_path / "one", tmp_path / "model")
+    assert (tmp_path / "model" / "additional_chat_templates" / "tool.jinja").read_text() == "x"
 
 
 def test_lines_that_a_kill_cut_off_are_no_lines(tmp_path):

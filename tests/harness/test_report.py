@@ -188,15 +188,14 @@ def test_the_line_of_a_step_fits_a_terminal_and_has_no_notes_where_all_is_well()
 
 
 def test_what_somebody_should_look_at_gets_a_line_of_its_own():
-    bad = {"bad_updates": 2, "bad_questions": ["a.jsonl:3", *"bcde"], "truncated": 0.5, "displaced": 0.3}
+    bad = {"bad_updates": 2, "bad_questions": ["a.jsonl:3", *"bcde"], "truncated": 0.5}
     lines = report.step_line({**RECORD, **bad, "trained_sequences": 0.0}, 10).splitlines()
     assert lines[1:] == [
         "     50% cut off at the limit: raise --max-new-tokens",
-        "     30% of the better answers displaced by their group (docs/metrics.md)",
         "     2 updates skipped: their gradient was not finite, on a.jsonl:3, b, c, d, ...",
         "     nothing to learn: in every group all rewards are equal or all pairs are masked",
     ]
-    assert len(report.step_line({**RECORD, "truncated": 0.2, "displaced": 0.2}, 10).splitlines()) == 1
+    assert len(report.step_line({**RECORD, "truncated": 0.2}, 10).splitlines()) == 1
 
 
 def test_there_are_no_bars_in_a_file(capsys):

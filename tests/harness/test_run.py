@@ -82,7 +82,7 @@ def test_a_run_that_was_broken_off_ends_as_one_that_never_was(unbroken, tmp_path
     broken_at(tmp_path / "run", step, monkeypatch)
     resumed(tmp_path / "run")
     assert left_by(tmp_path / "run") == left_by(unbroken)
-    assert not list((tmp_path / "run").rglob("*.part")) and not (tmp_path / "run" / ".lock").exists()
+    assert not list((tmp_path / "run").rglob("*.part"))
 
 
 def test_every_method_that_draws_or_remembers_something_resumes_to_the_bit(tmp_path, monkeypatch):
@@ -111,6 +111,61 @@ def test_a_resumed_run_can_go_on_in_another_folder(unbroken, tmp_path, monkeypat
     resumed(tmp_path / "run", out=str(tmp_path / "other"))
     assert left_by(tmp_path / "other") == left_by(unbroken)
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_resumed_run_writes_over_nothing_that_is_not_its_own(tmp_path):
+    dagrpo.train(settings(tmp_path / "run", steps=2))
+    other = tmp_path / "other" / "model"
+    other.mkdir(parents=True)
+    (other / "precious.bin").write_text("mine")
+    (other.parent / "film.part").write_text("mine")
+    with pytest.raises(ConfigError, match="this is no empty folder"):
+        resumed(tmp_path / "run", steps=3, out=str(other.parent))
+    assert (other / "precious.bin").read_text() == (other.parent / "film.part").read_text() == "mine"
+    (tmp_path / "run" / "checkpoints" / "step-2-backup").mkdir()
+    (tmp_path / "run" / "sub").mkdir()
+    (tmp_path / "run" / "sub" / "film.part").write_text("mine")
+    assert resumed(tmp_path / "run", steps=3)["step"] == 3
+    assert (tmp_path / "run" / "sub" / "film.part").exists()
+
+
+def test_force_is_of_one_command_and_a_forced_rate_is_the_one_that_trains(tmp_path):
+    dagrpo.train(settings(tmp_path / "run", steps=4))
+    resumed(tmp_path / "run", learning_rate=1e-7, steps=8, force=True)
+    rates = {line["learning_rate"] for line in lines_of(tmp_path / "run" / "metrics.jsonl") if line.get("step", 0) > 4}
+    assert rates - {0.0} == {1e-7}, "0 is of steps without a signal"
+    with pytest.raises(ConfigError, match="it would be another run"):
+        resumed(tmp_path / "run", learning_rate=0.5, steps=9)
+
+
+def test_random_numbers_that_a_failing_reward_drew_are_drawn_again(tmp_path, monkeypatch):
+    """The generators are saved as they were after the last whole step."""
+    import random
+
+    calls = []
+
+    def collect(learner, task, stream, config, step, seconds):
+        drawn = random.random()
+        calls.append((step, drawn))
+        if len(calls) == 3:
+            raise ZeroDivisionError
+        return plain(learner, task, stream, config, step, seconds)
+
+    plain = dagrpo.collect
+    monkeypatch.setattr(dagrpo, "collect", collect)
+    random.seed(1)
+    with pytest.raises(ZeroDivisionError):
+        dagrpo.train(settings(tmp_path / "run", steps=4))
+    random.seed(99)
+    resumed(tmp_path / "run")
+    assert calls[2] == calls[3] and [step for step, _ in calls] == [1, 2, 3, 3, 4]
+
+
+def test_a_checkpoint_that_fails_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="checkpoint of step 2 could not be written"):
+        dagrpo.train(settings(tmp_path / "run", save_every=2, eval_every=0, steps=30))
+    assert len(lines_of(tmp_path / "run" / "metrics.jsonl")) <= 5
 
 
 def test_other_settings_are_refused_unless_forced(tmp_path):
@@ -255,7 +310,7 @@ def test_a_signal_ends_the_run_after_its_step_with_the_line_that_goes_on(unbroke
         return plain(*arguments)
 
     monkeypatch.setattr(dagrpo, "collect", collect)
-    with pytest.raises(Interrupted, match=f"Stopped after step 3. Go on with: python dagrpo.py --resume {tmp_path}"):
+    with pytest.raises(Interrupted, match=f"saved after step 3. Go on with: python dagrpo.py --resume {tmp_path}"):
         dagrpo.train(settings(tmp_path / "run"))
     assert checkpoint.newest(tmp_path / "run")[0].step == 3
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -271,9 +326,8 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
         time.sleep(5)
 
     monkeypatch.setattr(dagrpo, "collect", collect)
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    with pytest.raises(Interrupted, match=r"Stopped before the first checkpoint\. Begin again with: .* --resume"):
         dagrpo.train(settings(tmp_path / "run"))
-    assert not isinstance(stopped.value, Interrupted)
 
 
 def test_a_signal_during_an_evaluation_stops_at_once_and_loses_nothing(unbroken, tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ from scorers.gradients import Measure
 from scoring import pair_advantages
 from study import predict
 
+TINY = ["--seeds", "3", "--steps", "0", "2", "--questions", "6", "--group-size", "6"]
+
 
 def test_sums_by_unit_by_hand():
     """Two groups of two; the first completion of each is right, A = (1, −1)."""
@@ -46,7 +48,7 @@ def test_head_gradients_have_the_products_of_the_scorer(model, tokenizer):
 def measured(tmp_path_factory):
     """A tiny training, measured before its first and its third step."""
     file = tmp_path_factory.mktemp("predict") / "predict.jsonl"
-    predict.main(["--seeds", "3", "--steps", "0", "2", "--questions", "6", "--group-size", "6", "--json", str(file)])
+    predict.main([*TINY, "--json", str(file)])
     return file, [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -74,8 +76,11 @@ def test_predictors_in_the_metric_of_adam_need_its_moments(measured):
 def test_what_is_kept_is_not_measured_again(measured, monkeypatch, capsys):
     file, _ = measured
     monkeypatch.setattr(predict, "measure_training", lambda *_: pytest.fail("measured again"))
-    predict.main(["--seeds", "3", "--json", str(file)])
+    predict.main([*TINY, "--json", str(file)])
     printed = capsys.readouterr().out
+    for other in (["--rate", "0.1"], ["--seeds", "4"], ["--steps", "0", "5"]):
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            predict.main([*TINY, *other, "--json", str(file)])
     assert "| the step as taken |" in printed and "| full, AdamW, batch | – | – |" in printed
 
 
