@@ -78,12 +78,14 @@ import rollout
 import scoring
 from evaluate import comparison_table
 from harness import report
-from harness.config import Config, ConfigError, configure, not_defaults, parse
+from harness.command import one_sentence
+from harness.config import Config, configure, not_defaults, parse
 from harness.report import progress, say, timed
 from harness.task import Task, held_out_accuracy, judged, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
-from questions import DataError, Question, Reward, overlong_penalty, prompt_of, question_stream
+from policy.model import check_files
+from questions import Question, Reward, overlong_penalty, prompt_of, question_stream
 from rollout import Rollouts
 
 
@@ -437,7 +439,7 @@ class Learner:
 
 def new_learner(config: Config) -> Learner:
     torch.manual_seed(config.seed)
-    model, tokenizer = rollout.load(config.model, config.device or None)
+    model, tokenizer = rollout.load(config.model, config.device or None, trust_remote_code=config.trust_remote_code)
     reference = copy.deepcopy(model).requires_grad_(False) if config.kl else None
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -451,13 +453,12 @@ def new_learner(config: Config) -> Learner:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    try:
+    with one_sentence("dagrpo.py"):
         flags = parse(sys.argv[1:] if arguments is None else arguments)
         config = configure(**flags)
         say(not_defaults(flags))
+        check_files(config.model, "--model")
         train(config)
-    except (ConfigError, DataError, OSError, ImportError, NotImplementedError, FloatingPointError) as error:
-        sys.exit(f"dagrpo.py: {error}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ A setting comes from the first of these that has it: its flag, the row of METHOD
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import re
@@ -19,6 +18,8 @@ from typing import Any
 
 import torch
 
+from harness.command import OF_TRAINING, Parser, parsed
+from harness.command import ConfigError as ConfigError  # a name that others import from here
 from rollout import PromptStyle
 from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
 from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
@@ -73,10 +74,6 @@ THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the fl
 THRESHOLD_REASON += f", {JUDGED_THRESHOLD:g} for judge and for a function"
 
 
-class ConfigError(ValueError):
-    """A flag that is unknown or out of range; the message names flag, value and what is allowed."""
-
-
 def flag(default: Any, reason: str, **rules: Any) -> Any:
     """A field of Config: its default and its reason, the text of --help.
 
@@ -102,8 +99,10 @@ class Config:
     system: str = flag("", "system prompt, for models with a chat template")
     enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
     out: str = flag("", "folder of the run; the default is a new one under runs/")
-    seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0)
-    device: str = flag("", "cpu or cuda; the default is the GPU where there is one")
+    seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0, most=2**63 - 1)
+    device: str = flag("", "cpu, cuda or cuda:N; the default is the GPU where there is one")
+    trust_remote_code: bool = flag(False, "run Python code that comes with the model; read it first")
+    skip_bad: bool = flag(False, "leave out lines of data that cannot be used, and count them, in place of stopping")
 
     method: str = flag("dagrpo", "a set of defaults; single flags override it", choices=tuple(METHODS), group="method")
     rollouts: bool = flag(True, "sample completions; without them each group is one anchor, which is imitated (sft)")
@@ -241,10 +240,20 @@ def check(config: Config) -> None:
         raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
     if config.anchors not in ("data", None) and not Path(config.anchors).is_file():
         raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {config.device}: PyTorch finds no GPU here; leave the flag out to run on the CPU.")
+    check_device(config.device)
     if config.updates > config.questions:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError for a device that is not there."""
+    if not re.fullmatch(r"(cpu|cuda(:\d+)?)?", device):
+        raise ConfigError(f"--device {device}: it must be cpu, cuda, or cuda:N for the GPU number N.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: PyTorch finds no GPU here; leave the flag out to run on the CPU.")
+    if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+        raise ConfigError(f"--device {device}: there is no such GPU; there are {there}.")
 
 
 def check_judge(config: Config) -> None:
@@ -397,7 +406,7 @@ def flag_name(name: str) -> str:
 
 def parse(arguments: list[str]) -> dict[str, Any]:
     """The settings that a command line gives, by name. Raises ConfigError for an unknown flag."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dagrpo.py",
         usage="python dagrpo.py [--model MODEL --data FILE] [flags]",
         description="Train a language model with DaGRPO or a baseline. Without --model, the embedded example runs, "
@@ -420,16 +429,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         help_text = rules["reason"] + (f" [{default}]" if default != "" else "")
         options = {"nargs": "+"} if item.type == "list[str]" else {}
         group.add_argument(flag_name(item.name), metavar=metavar, help=help_text, **options)
-    given = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
-    twice = next((name for name in given if given.count(name) > 1), None)
-    if twice:
-        raise ConfigError(f"{twice}: it is given twice; leave one of them out.")
-    found, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        names = [flag_name(item.name) for item in fields(Config)]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else " --help lists them all."
-        raise ConfigError(f"{unknown[0]}: there is no such flag.{hint}")
+    found = parsed(parser, arguments, OF_TRAINING)
     values = vars(found)
     return {item.name: converted(item, values[item.name]) for item in fields(Config) if item.name in values}
 

@@ -150,7 +150,7 @@ class Worker:
 
 
 def environment() -> dict[str, str]:
-    """That of a worker: it finds this package from any working directory, no module in that directory, and no secret."""
+    """That of a worker: from any directory it finds this package, but no module of the directory, and no secret."""
     folders = [str(Path(__file__).absolute().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     # An empty entry would stand for the working directory.
     kept = {name: os.environ[name] for name in NEEDED if name in os.environ}
