@@ -326,7 +326,7 @@ def test_every_flag_reaches_the_evaluation(model, tokenizer, tmp_path, monkeypat
     """The limit of a completion is what the model has room for behind the longest prompt: 256 − 19 positions."""
     data = tmp_path / "small.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    monkeypatch.setattr(evaluate.rollout, "load", lambda name: (model, tokenizer))
+    monkeypatch.setattr(evaluate.rollout, "load", lambda name, **_: (model, tokenizer))
     asked = []
 
     def stand_in(model, tokenizer, questions, **options):

@@ -172,7 +172,7 @@ def test_the_example_by_name_has_the_settings_of_the_example():
 )
 def test_a_wrong_flag_stops_at_once_and_says_what_is_allowed(arguments, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit) as stop:
         dagrpo.main(arguments.split())
     assert str(stop.value).startswith(f"dagrpo.py: {message}")
@@ -181,7 +181,7 @@ def test_a_wrong_flag_stops_at_once_and_says_what_is_allowed(arguments, message,
 def test_a_broken_anchor_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
     anchor_file = tmp_path / "anchors.jsonl"
     anchor_file.write_text('{"problem": "1+2?"}\n')
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=r"anchors\.jsonl:1: the field `answer` is missing"):
         dagrpo.main(["--anchors", str(anchor_file)])
 
@@ -189,7 +189,7 @@ def test_a_broken_anchor_line_stops_before_the_model_is_loaded(monkeypatch, tmp_
 def test_a_broken_data_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?"}\n')
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=r"data\.jsonl:2: the field `answer` is missing"):
         dagrpo.main(["--model", "m", "--data", str(data)])
 

@@ -393,7 +393,7 @@ def test_the_function_of_the_page_is_a_scorer(tmp_path):
 )
 def test_a_function_that_is_not_there_stops_before_the_model_is_loaded(tmp_path, monkeypatch, source, fault):
     own(tmp_path, "return 1")
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=fault):
         dagrpo.main(["--scorer", source.format(tmp_path)])
 
@@ -403,7 +403,7 @@ def test_a_function_that_is_not_there_stops_before_the_model_is_loaded(tmp_path,
 
 def test_a_missing_client_stops_before_the_model_is_loaded(monkeypatch):
     monkeypatch.setattr(asking.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match="pip install httpx"):
         dagrpo.main(["--scorer", "judge", "--judge-url", "http://127.0.0.1:1/v1", "--judge-model", "m"])
 
@@ -411,7 +411,7 @@ def test_a_missing_client_stops_before_the_model_is_loaded(monkeypatch):
 def test_a_local_judge_is_loaded_by_its_directory(monkeypatch, tmp_path, model, tokenizer):
     """The run's own --model may be it: then the same directory is loaded a second time."""
     loaded = []
-    monkeypatch.setattr(rollout, "load", lambda *source: loaded.append(source) or (model, tokenizer))
+    monkeypatch.setattr(rollout, "load", lambda *source, **_: loaded.append(source) or (model, tokenizer))
     monkeypatch.setattr(rollout, "sample", lambda *_, **__: pytest.fail("no room, but asked"))
     config = configure(scorer="judge", judge_model=str(EXAMPLE), device="cpu", judge_cache=str(tmp_path))
     distances = read_task(config).distances
