@@ -15,7 +15,7 @@ from anchors import Anchors
 from evaluate import evaluate
 from harness.config import Config
 from harness.report import append_json, evaluation_line, say
-from questions import DataError, Question, Reward, fitting, load_reward, read_questions, split_questions
+from questions import DataError, Question, Reward, fitting, load_reward, read_data, split_questions
 from rollout import Rollouts, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
 from scoring import SCORERS
@@ -39,10 +39,15 @@ def read_task(config: Config) -> Task:
     A judge that is a local model is loaded here, last of all.
     """
     reward = load_reward(config.reward)
-    split = split_questions(config.data, config.eval_data, config.hold_out, check_golds=not config.reward)
-    for note in split.notes:
+    split = split_questions(
+        config.data, config.eval_data, config.hold_out, check_golds=not config.reward, skip_bad=config.skip_bad
+    )
+    source, notes = split.training, split.notes
+    if config.anchors not in ("data", None):
+        source, further = read_data([config.anchors], "--anchors", skip_bad=config.skip_bad)
+        notes = notes + further
+    for note in notes:
         say(note)
-    source = split.training if config.anchors in ("data", None) else read_questions([config.anchors])
     solved = [question for question in source if question.get("solution")]
     if config.anchors is not None and not solved:
         where = ", ".join(config.data if config.anchors == "data" else [config.anchors])

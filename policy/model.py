@@ -144,13 +144,18 @@ def cause(error: Exception) -> str:
     return f"cannot be read ({type(error).__name__}: {line[:200]}). Is it whole? Copy or download it again."
 
 
-def looks_like_path(source: str) -> bool:
-    """Is it meant as a path? A Hub name is `name` or `owner/name`, and nothing on this machine begins like it."""
+def looks_like_path(source: str, slashes: int = 1) -> bool:
+    """Is it meant as a path, not as a Hub name, which is `name` or `owner/name` (of data with a configuration behind)?
+
+    A name that begins with a folder of this machine is a path.
+    """
     first = re.split(r"[/\\]", source)[0]
-    return bool(
-        re.match(r"[./~]|[A-Za-z]:", source) or "\\" in source or source.count("/") > 1
-        or not re.fullmatch(r"[\w.\-/]+", source) or ("/" in source and os.path.isdir(first))
-    )  # fmt: skip
+    return (
+        not re.fullmatch(r"[\w.\-/]+", source)
+        or source.startswith((".", "/"))
+        or source.count("/") > slashes
+        or ("/" in source and os.path.isdir(first))
+    )
 
 
 def check_files(model: str, flag: str) -> None:
