@@ -453,9 +453,10 @@ def without_contradictions(
     pairs = [(group[0], other) for group in copies.values() for other in group[1:]]
     notes = []
     if pairs:
-        first, second = (place_of(question) for question in pairs[0])
+        one, other = pairs[0]
         notes.append(
-            f"{len(pairs)} questions repeat another one ({second} that of {first}): each copy counts by itself."
+            f"{len(pairs)} questions repeat another one ({place_of(other)} that of {place_of(one)}): each copy counts "
+            "by itself."
         )
     ids: dict[tuple[str, str], Question] = {}  # of each file: two files may count alike
     named = [
@@ -465,10 +466,9 @@ def without_contradictions(
     ]
     shared = [(one, first) for one, first in named if key_of(one) != key_of(first)]
     if shared:
-        second, first = (place_of(question) for question in shared[0])
-        notes.append(
-            f"{len(shared)} questions have the `id` of another one ({second} that of {first}): ids are not used."
-        )
+        other, one = shared[0]
+        where = f"{place_of(other)} that of {place_of(one)}"
+        notes.append(f"{len(shared)} questions have the `id` of another one ({where}): ids are not used.")
     differ = [pair for pair in pairs if pair[0]["answer"].strip() != pair[1]["answer"].strip()] if graded else []
     verdicts = verify.grade(
         [f"\\boxed{{{second['answer']}}}" for _, second in differ],
