@@ -11,14 +11,16 @@ With `choices`, `answer` is a letter. An answer may be a number, which is read a
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import math
 import os
 import random
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +276,7 @@ def rows_of_hub(source: str, flag: str) -> Iterator[Question | Fault]:
         yield checked(from_hub(dict(fields)), f"{source}:{number}")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {short((str(error).strip().splitlines() or ['no message'])[0].rstrip('.'), 160)}"
 
 
@@ -330,34 +332,142 @@ def gold_answers(questions: list[Question]) -> tuple[list[str], list[list[str] |
     return [question["answer"] for question in questions], [question.get("choices") for question in questions]
 
 
-def load_reward(source: str) -> Reward:
-    """The verifier, or the function that --reward file.py:function names. Raises DataError where it is not there."""
-    if not source:
+LARGEST_REWARD = 1e18  # its square, in the deviation of a group, is still a number in fp32
+
+
+def load_reward(sources: list[str]) -> Reward:
+    """The verifier, or the sum of the functions that --reward file.py:function[=WEIGHT] names.
+
+    Raises DataError where one of them is not there.
+    """
+    if not sources:
         return correctness
-    function = load_function("--reward", source)
+    parts: list[Part] = []
+    for source in sources:
+        spelled = re.fullmatch(r"(.*):(\w+)(?:=([^=:]*))?", source)
+        path, name, written = spelled.groups() if spelled else (source, "", None)
+        try:
+            weight = 1.0 if written is None else float(written)
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight) or weight == 0:
+            raise DataError(f"--reward {source}: the weight is {written!r}; it must be a number that is not 0.")
+        function = load_function("--reward", f"{path}:{name}" if spelled else source)
+        parts.append(Part(name, path, weight, function))
+    if len({(part.path, part.name) for part in parts}) < len(parts):
+        raise DataError(f"--reward {' '.join(sources)}: one function is named twice; give it one weight.")
+    names = [part.name for part in parts]
+    parts = [
+        replace(part, name=f"{Path(part.path).stem}.{part.name}") if names.count(part.name) > 1 else part
+        for part in parts
+    ]
+    return OwnReward(parts)
 
-    def reward(texts: list[str], questions: list[Question]) -> list[float]:
-        rewards = [float(value) for value in function(texts, questions)]
-        if len(rewards) != len(texts) or not all(map(math.isfinite, rewards)):
-            raise ValueError(f"--reward {source}: it must give one finite float for each of the {len(texts)} texts.")
-        return rewards
 
-    return reward
+@dataclass(frozen=True)
+class Part:
+    """A function of --reward."""
+
+    name: str
+    path: str
+    weight: float
+    function: Callable[..., Any]
+
+    def values(self, texts: list[str], questions: list[Question]) -> list[float]:
+        """What the function gives for N completions, before its weight. Raises DataError where that is not N floats."""
+        source = f"--reward {self.path}:{self.name.rpartition('.')[2]}"
+        try:
+            found = list(self.function(list(texts), list(questions)))
+        except Exception as error:
+            n = first_that_raises(self.function, texts, questions)
+            at = "with all of them, but with none alone" if n is None else f"at {shown(texts[n], questions[n])}"
+            raise DataError(
+                f"{source}: it raised {first_line(error)} ({line_of(error, self.path)}) for {len(texts)} answers, {at}."
+            ) from error
+        must = f"it must give one finite float for each of the {len(texts)} texts."
+        if len(found) != len(texts):
+            at = shown(texts[0], questions[0])
+            raise DataError(f"{source}: it gave {len(found)} values for {len(texts)} answers, the first {at}; {must}")
+        for value, text, question in zip(found, texts, questions, strict=True):
+            try:
+                number = math.nan if isinstance(value, str | bytes) else float(value)
+            except (TypeError, ValueError, RuntimeError, OverflowError):
+                number = math.nan
+            if not abs(number) <= LARGEST_REWARD:
+                raise DataError(f"{source}: it gave {short(repr(value), 40)} at {shown(text, question)}; {must}")
+        return [float(value) for value in found]
+
+
+@dataclass
+class OwnReward:
+    """The reward of --reward: the weighted sum of what its functions give."""
+
+    parts: list[Part]
+    means: dict[str, float] = field(default_factory=dict)  # of each function, before its weight, in the last call
+
+    def __call__(self, texts: list[str], questions: list[Question]) -> list[float]:
+        """N completions, the question of each -> N rewards. Raises DataError where a function gives anything else."""
+        if not texts:
+            return []
+        values = {part.name: part.values(texts, questions) for part in self.parts}
+        self.means = {name: sum(given) / len(given) for name, given in values.items()}
+        weights = [part.weight for part in self.parts]
+        return [
+            sum(weight * value for weight, value in zip(weights, row, strict=True))
+            for row in zip(*values.values(), strict=True)
+        ]
+
+
+def shown(text: str, question: Question) -> str:
+    """A completion, for messages."""
+    return f"{place_of(question)}, {short(repr(text), 60)}"
+
+
+def first_that_raises(function: Callable[..., Any], texts: list[str], questions: list[Question]) -> int | None:
+    """The first completion with which alone the function raises; None where there is none."""
+    for n in range(len(texts)):
+        try:
+            list(function(texts[n : n + 1], questions[n : n + 1]))
+        except Exception:
+            return n
+    return None
+
+
+def line_of(error: BaseException, path: str) -> str:
+    """Where in a user's file an error comes from: "mine.py, line 3"."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{Path(error.filename or path).name}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]
+    return f"{Path(path).name}, line {own[-1].lineno}" if own else Path(path).name
 
 
 def load_function(flag: str, source: str) -> Callable[..., Any]:
-    """The function that a flag names as file.py:function. Raises DataError where it is not there."""
+    """The function that a flag names as file.py:function. Raises DataError where it is not there.
+
+    The file runs, as a script would: modules beside it are found.
+    """
     path, _, name = source.rpartition(":")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{flag} {source}: it must be file.py:function, and there is no file {path or source!r}.")
     spec = importlib.util.spec_from_file_location(f"{flag.strip('-')}_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
+    if spec is None or spec.loader is None or Path(path).suffix != ".py":
         raise DataError(f"{flag} {source}: {path} is no Python file; it must be file.py:function.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
-    spec.loader.exec_module(module)
+    folder = str(Path(path).absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: a file of the user named like one of the program must not replace it
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise DataError(
+            f"{flag} {source}: {path} cannot be run: it raised {first_line(error)} ({line_of(error, path)})."
+        ) from error
     if not callable(getattr(module, name, None)):
-        raise DataError(f"{flag} {source}: {path} has no function {name!r}.")
+        there = [each for each, value in vars(module).items() if inspect.isfunction(value) and each[0] != "_"]
+        has = f" It has {', '.join(there[:5])}." if there else ""
+        raise DataError(f"{flag} {source}: {path} has no function {name!r}.{has}")
     function: Callable[..., Any] = getattr(module, name)
     return function
 

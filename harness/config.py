@@ -94,7 +94,8 @@ class Config:
     model: str = flag("", "Hub name, local directory or .gguf file; without it the embedded example runs", group="what")
     data: list[str] = flag([], "training questions: JSONL files or Hub sets, name[:split]")
     eval_data: list[str] = flag([], "held-out questions; without them --hold-out of --data are kept back")
-    reward: str = flag("", "file.py:function, from texts and questions to floats, in place of the verifier")
+    reward: list[str] = flag([], "file.py:function, from texts and questions to floats, in place of the verifier; of "
+                             "several, each with =WEIGHT behind it or 1, the sum")
     right_at: float | None = flag(None, "with --reward: what a right completion earns at least; anchors need it")
     system: str = flag("", "system prompt, for models with a chat template")
     enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
@@ -160,6 +161,8 @@ class Config:
     hold_out: int = flag(64, "questions kept back from --data, a fifth at most, without --eval-data", least=1)
 
     def __post_init__(self) -> None:
+        if isinstance(self.reward, str):  # one function, as config.json of older runs has it
+            self.reward = [self.reward] if self.reward else []
         check(self)
 
     @property
