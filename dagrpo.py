@@ -79,7 +79,7 @@ import scoring
 from evaluate import comparison_table
 from harness import report
 from harness.command import one_sentence
-from harness.config import Config, configure, not_defaults, parse
+from harness.config import Config, check_effects, configure, not_defaults, parse
 from harness.report import progress, say, timed
 from harness.task import Task, held_out_accuracy, judged, read_task, verified_task
 from policy.compiling import compiled
@@ -456,6 +456,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_sentence("dagrpo.py"):
         flags = parse(sys.argv[1:] if arguments is None else arguments)
         config = configure(**flags)
+        check_effects(config, flags)
         say(not_defaults(flags))
         check_files(config.model, "--model")
         train(config)

@@ -12,7 +12,8 @@ import math
 import re
 import textwrap
 import urllib.parse
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,47 @@ def configure(**flags: Any) -> Config:
     if not config.data:
         raise ConfigError("--data is missing: with --model, name the JSONL file or Hub set to train on.")
     return config
+
+
+# Flags that change nothing where something else is so: (flags, is it so, why).
+WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
+    (
+        ("top_p", "resample", "overlong", "hard_below", "anchors_per_group"),
+        lambda config: not config.rollouts,
+        "without rollouts (--method sft) nothing is sampled, and each group is one anchor",
+    ),
+    (
+        ("scale", "scorer", "metric", "rectify"),
+        lambda config: not config.rollouts,
+        "without rollouts (--method sft) a group has no pair to compare",
+    ),
+    (
+        ("gamma", "anchor_objective", "hard_below", "anchors_per_group"),
+        lambda config: config.anchors is None,
+        "without anchors nothing of theirs counts",
+    ),
+    (("gamma",), lambda config: config.anchor_objective == "sft", "with --anchor-objective sft anchors have no f(π)"),
+    (("hard_below",), lambda config: config.every_group, "with --every-group anchors join every group, hard or not"),
+    (
+        ("scorer",),
+        lambda config: config.rectify == "none" and config.scorer not in BY_GRADIENT,
+        "with --rectify none no pair is compared by it",
+    ),
+    (
+        ("clip_low", "clip_high"),
+        lambda config: config.updates * config.epochs == 1,
+        "with one update of each batch every ratio is 1 and no clip acts; add --updates or --epochs",
+    ),
+]
+
+
+def check_effects(config: Config, flags: dict[str, Any]) -> None:
+    """Raise ConfigError for a flag of a command line that would change nothing."""
+    without_flags = {**asdict(Config()), **METHODS[config.method]}
+    for names, is_so, why in WITHOUT_EFFECT:
+        for name in names:
+            if name in flags and flags[name] != without_flags[name] and is_so(config):
+                raise ConfigError(f"{flag_name(name)} {shown(flags[name])}: {why}; leave it out.")
 
 
 def not_defaults(flags: dict[str, Any]) -> str:
