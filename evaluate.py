@@ -199,7 +199,7 @@ def style_of(options: argparse.Namespace) -> PromptStyle:
     thinking = trained.get("enable_thinking") if options.enable_thinking is None else options.enable_thinking
     style = PromptStyle(str(system), thinking)
     if style != PLAIN:
-        print(f"system prompt {system!r}, enable_thinking {thinking}")
+        print(printable(f"system prompt {system!r}, enable_thinking {thinking}"))
     return style
 
 
