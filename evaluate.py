@@ -206,8 +206,8 @@ def style_of(options: argparse.Namespace) -> PromptStyle:
 def options_of(arguments: list[str]) -> argparse.Namespace:
     """The flags of a command line. Raises ConfigError for what is unknown, out of range, or does not go together."""
     parser = Parser(prog="evaluate.py", description="Measure a model on questions.", allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="Hub name, local directory, or .gguf file")
-    parser.add_argument("--data", required=True, nargs="+", help="JSONL files or Hub sets, one benchmark each")
+    parser.add_argument("--model", help="Hub name, local directory, or .gguf file")
+    parser.add_argument("--data", nargs="+", help="JSONL files or Hub sets, one benchmark each")
     parser.add_argument(
         "--samples", type=int, default=1, help="completions of each question: the k of avg@k and pass@k"
     )
@@ -224,6 +224,10 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
     options = parsed(parser, arguments, OF_EVALUATION)
+    if options.model is None:
+        raise ConfigError("--model is missing: name the model to measure, a Hub name, local directory, or .gguf file.")
+    if options.data is None:
+        raise ConfigError("--data is missing: name the JSONL files or Hub sets to measure it on.")
     if not 0 < options.top_p <= 1:
         raise ConfigError(f"--top-p {options.top_p:g}: it must be above 0 and at most 1.")
     if not 0 <= options.temperature < math.inf:

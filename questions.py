@@ -124,7 +124,11 @@ def rows_of(source: str, flag: str) -> Iterator[Question | Fault]:
         return rows_of_file(Path(source), flag)
     if not source.strip():
         raise DataError(f"{flag}: the name of the file is empty.")
-    if source.lower().endswith(DATA_FILES) or "\\" in source or looks_like_path(source.partition(":")[0], 2):
+    if (
+        source.partition(":")[0].lower().endswith(DATA_FILES)
+        or "\\" in source
+        or looks_like_path(source.partition(":")[0], 2)
+    ):
         raise DataError(f"{flag} {source}: there is no such file.")
     return rows_of_hub(source, flag)
 
@@ -380,10 +384,9 @@ class Part:
             found = list(self.function(list(texts), list(questions)))
         except Exception as error:
             n = first_that_raises(self.function, texts, questions)
-            at = "with all of them, but with none alone" if n is None else f"at {shown(texts[n], questions[n])}"
-            raise DataError(
-                f"{source}: it raised {first_line(error)} ({line_of(error, self.path)}) for {len(texts)} answers, {at}."
-            ) from error
+            all_alone = f"with {len(texts)} answers at once, but with none of them alone"
+            at = all_alone if n is None else f"at {shown(texts[n], questions[n])}"
+            raise DataError(f"{source}: it raised {first_line(error)} ({line_of(error, self.path)}) {at}.") from error
         must = f"it must give one finite float for each of the {len(texts)} texts."
         if len(found) != len(texts):
             at = shown(texts[0], questions[0])
@@ -448,8 +451,9 @@ def load_function(flag: str, source: str) -> Callable[..., Any]:
     The file runs, as a script would: modules beside it are found.
     """
     path, _, name = source.rpartition(":")
-    if not os.path.isfile(path):
-        raise DataError(f"{flag} {source}: it must be file.py:function, and there is no file {path or source!r}.")
+    if not os.path.isfile(path) or not name.isidentifier():
+        absent = "" if os.path.isfile(path) else f", and there is no file {path or source!r}"
+        raise DataError(f"{flag} {source}: it must be file.py:function{absent}.")
     spec = importlib.util.spec_from_file_location(f"{flag.strip('-')}_{Path(path).stem}", path)
     if spec is None or spec.loader is None or Path(path).suffix != ".py":
         raise DataError(f"{flag} {source}: {path} is no Python file; it must be file.py:function.")

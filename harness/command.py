@@ -187,8 +187,6 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(f"{flag} {complaint.partition('value: ')[2].strip(chr(39))}: it must be {kind}.")
         if complaint.startswith("ignored explicit argument"):
             raise ConfigError(f"{flag}: it takes no value; leave out what stands behind the =.")
-        if message.startswith("the following arguments are required"):
-            raise ConfigError(f"{complaint.partition(',')[0]} is missing: --help says what it takes.")
         raise ConfigError(f"{message}.")
 
 

@@ -167,11 +167,11 @@ def check_files(model: str, flag: str) -> None:
     if model.endswith(".gguf"):
         if not os.path.isfile(model):
             raise ModelError(f"{named_so}: there is no such file.")
+        if first_bytes(path, 4) != b"GGUF":
+            raise ModelError(f"{named_so}: it is no GGUF file. Was it downloaded whole, and not as a web page?")
         missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
         if missing:
             raise ModelError(f"{named_so}: to read a .gguf file, run: pip install {' '.join(missing)}")
-        if first_bytes(path, 4) != b"GGUF":
-            raise ModelError(f"{named_so}: it is no GGUF file. Was it downloaded whole, and not as a web page?")
     elif os.path.isfile(model):
         raise ModelError(f"{named_so}: it is a file. Name the folder with config.json, or a .gguf file.")
     elif os.path.isdir(model):

@@ -346,7 +346,7 @@ def test_a_function_that_raises_is_named_with_its_line_and_the_answer_that_it_fa
     (tmp_path / "mine.py").write_text(
         "def f(texts, questions):\n    return [len(texts) / (len(texts) < 3)] * len(texts)\n"
     )
-    with pytest.raises(DataError, match="with all of them, but with none alone"):
+    with pytest.raises(DataError, match="with 3 answers at once, but with none of them alone"):
         questions.load_reward([f"{tmp_path / 'mine.py'}:f"])(["a", "b", "c"], [SOLVED] * 3)
 
 
