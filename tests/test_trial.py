@@ -501,6 +501,15 @@ def one_argument(texts):
 def many_lines(texts, questions):
     raise ValueError("first\\nsecond")
 
+def scores(questions, texts):
+    return [[0.5] * (len(group) + 1) for group in texts]
+
+def scores_raise(questions, texts):
+    return questions[0]["nowhere"]
+
+def differing(texts, questions):
+    return [float(n % 2) for n in range(len(texts))]
+
 value = 3
 """
 REWARDS = [  # before the model is loaded
@@ -618,7 +627,7 @@ def held(
     assert named or " is missing" in said or "is empty" in said, "it names a flag or a file of the command"
     assert {path: seen for path, seen in after.items() if path in before} == before, "what was there is as it was"
     assert {Path(path).name for path in set(after) - set(before)} <= may_leave
-    assert seconds < 5
+    assert seconds < 20  # a tenth of one, on a machine that has nothing else to do
 
 
 @pytest.mark.parametrize(("command", "message"), FLAGS)
@@ -705,6 +714,23 @@ def test_a_reward_that_fails(world, capsys, sources, message):
     command = f"--model m --data good.jsonl --reward {sources} --anchors none --out new {TINY} --max-new-tokens 6"
     left = frozenset({"config.json", "metrics.jsonl", "evaluations.jsonl"})
     held(world, capsys, "dagrpo", command, 1, message, may_leave=left)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("scores", "--scorer mine.py:scores: at good.jsonl:"),
+        (
+            "scores_raise",
+            "--scorer mine.py:scores_raise: it raised KeyError: 'nowhere' (mine.py, line 47) at good.jsonl:",
+        ),
+        ("few", "--scorer mine.py:few: it gave 1 rows for 2 questions"),
+    ],
+)
+def test_a_scorer_that_fails(world, capsys, function, message):
+    command = f"--model m --data good.jsonl --reward mine.py:differing --scorer mine.py:{function} --anchors none"
+    left = frozenset({"config.json", "metrics.jsonl", "evaluations.jsonl"})
+    held(world, capsys, "dagrpo", f"{command} --out new {TINY} --max-new-tokens 6", 1, message, may_leave=left)
 
 
 @pytest.mark.parametrize(
