@@ -367,7 +367,7 @@ def test_a_function_gives_scores_or_distances(tmp_path, body, expected):
         ("return [[0.5, 0.5], None]", r"at data.jsonl:8 it gave what is no table of numbers \(NoneType\)"),
         ("return None", "it gave no rows, but NoneType, for 2 questions"),
         ("return [[1 / (len(t) - 3) for t in g] for g in texts]", r"by zero \(mine.py, line 3\) at data.jsonl:8"),
-        ("assert len(texts) == 1\nreturn [[0, 0]]", r"AssertionError: .*line 3\) with all 2 questions, but with none alone"),
+        ("assert len(texts) == 1\nreturn [[0, 0]]", r"line 3\) with all 2 questions, but with none alone"),
     ],
 )  # fmt: skip
 def test_what_a_function_must_not_give_is_named_by_function_and_question(tmp_path, body, fault):
