@@ -77,79 +77,103 @@ import anchors
 import rollout
 import scoring
 from evaluate import comparison_table
-from harness import report
+from harness import checkpoint, report
 from harness.command import one_sentence
 from harness.config import Config, check_effects, configure, not_defaults, parse
 from harness.report import progress, say, timed
-from harness.task import Task, held_out_accuracy, judged, read_task, verified_task
+from harness.run import Run, open_run, resumed_config
+from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
-from questions import Question, Reward, overlong_penalty, prompt_of, question_stream
+from questions import Question, Reward, Stream, overlong_penalty, prompt_of
 from rollout import Rollouts
 
 
 def train(config: Config) -> dict[str, Any]:
     """Run a whole training; returns the last step's metrics with `before` and `after`, the held-out evaluations.
 
-    Writes config.json, metrics.jsonl, samples.jsonl, evaluations.jsonl and the checkpoint model/ into its folder.
+    Writes config.json, metrics.jsonl, samples.jsonl, evaluations.jsonl, checkpoints/ and model/ into its folder.
 
-    Raises DataError for a broken data line, before any model is loaded.
+    Raises DataError for a broken data line, before any model is loaded, and Interrupted where a signal ended it.
     """
     task = read_task(config)
-    out = report.new_run_folder(config)
-    learner = new_learner(config)
-    task = verified_task(task, learner.model, learner.tokenizer, config)
-    report.announce(learner.model, config, out)
+    with open_run(config) as run:  # from its newest checkpoint, where it is resumed
+        learner = new_learner(config, run.resumed)
+        task = verified_task(task, learner.model, learner.tokenizer, config)
+        report.announce(learner.model, config, run)
+        run.knows(fingerprint(task), config.force)
+        stream = Stream(task.questions, config.seed, run.taken)
+        before = evaluate_where_due(learner, task, config, run, 0, {})
+        after = evaluate_where_due(learner, task, config, run, run.start, before) if run.start else before
 
-    before = after = held_out_accuracy(learner.model, learner.tokenizer, task, config, out, step=0)
-    stream = question_stream(task.questions, config.seed)
-    record: dict[str, Any] = {}
-    for step in range(1, config.steps + 1):
-        seconds: dict[str, float] = {}
+        record: dict[str, Any] = report.last_record(run.out)
+        for step in run.steps(config.steps):
+            seconds = run.seconds_of_saving()
 
-        # Steps 1 to 3 of the algorithm: sample, reward, and bring anchors into hard groups.
-        batch = collect(learner, task, stream, config, step, seconds)
+            # Steps 1 to 3 of the algorithm: sample, reward, and bring anchors into hard groups.
+            with run.saved_if_it_fails(step - 1, learner, stream.taken):
+                batch = collect(learner, task, stream, config, step, seconds)
 
-        # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
-        with timed(seconds, "score", learner.model):
-            by_judge = judged(task, batch.questions, batch.rollouts, batch.rewards)
-            rectified = scoring.rectify(
-                learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge.distances,
-                head_metric(learner, batch.rollouts, config),
-            )  # fmt: skip
-            if not config.rollouts:  # an anchor alone has nothing to be compared with: it is imitated
-                rectified = replace(rectified, advantages=torch.ones_like(batch.rewards))
-            batch = replace(batch, rollouts=batch.rollouts.without_hidden())  # their memory is the update's from here
+            # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
+            with timed(seconds, "score", learner.model):
+                by_judge = judged(task, batch.questions, batch.rollouts, batch.rewards)
+                rectified = scoring.rectify(
+                    learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge.distances,
+                    head_metric(learner, batch.rollouts, config),
+                )  # fmt: skip
+                if not config.rollouts:  # an anchor alone has nothing to be compared with: it is imitated
+                    rectified = replace(rectified, advantages=torch.ones_like(batch.rewards))
+                batch = replace(batch, rollouts=batch.rollouts.without_hidden())  # their memory is the update's now
 
-        # Steps 6 and 7: completions without advantage are left out, unless a KL or entropy term needs them.
-        with timed(seconds, "train", learner.model):
-            trained = rectified.has_advantage
-            if config.kl or config.entropy_bonus:
-                trained = torch.ones_like(trained)
-            sums = update(learner, batch.rollouts, rectified.token_advantages, trained, config, f"step {step}: update")
+            # Steps 6 and 7: completions without advantage are left out, unless a KL or entropy term needs them.
+            with timed(seconds, "train", learner.model):
+                trained = rectified.has_advantage
+                if config.kl or config.entropy_bonus:
+                    trained = torch.ones_like(trained)
+                label, advantages = f"step {step}: update", rectified.token_advantages
+                sums = update(learner, batch.rollouts, advantages, trained, config, label)
 
-        record = {
-            "step": step,
-            **batch.metrics,
-            **by_judge.metrics,
-            **report.group_metrics(batch.rewards, batch.rollouts, rectified, trained),
-            **report.token_metrics(sums, config.updates * config.epochs),
-            **report.clock_metrics(seconds, batch.metrics["sampled_tokens"], sums),
-            "peak_memory_gb": report.peak_memory_gb(learner.model),
-        }
-        report.append_json(out / "metrics.jsonl", record)
-        report.write_samples(out / "samples.jsonl", step, batch.questions, batch.rollouts, batch.rewards, rectified)
-        say(report.step_line(record, config.steps))
-        if step == config.steps or (config.eval_every and step % config.eval_every == 0):
-            report.save(learner.model, learner.tokenizer, out)
-            after = held_out_accuracy(learner.model, learner.tokenizer, task, config, out, step)
+            record = {
+                "step": step,
+                **batch.metrics,
+                **by_judge.metrics,
+                **report.group_metrics(batch.rewards, batch.rollouts, rectified, trained),
+                **report.token_metrics(sums, config.updates * config.epochs),
+                **report.clock_metrics(seconds, batch.metrics["sampled_tokens"], sums),
+                **run.bad_questions(sums, batch.questions),
+                "peak_memory_gb": report.peak_memory_gb(learner.model),
+            }
+            report.append_json(run.out / "metrics.jsonl", record)
+            report.write_samples(
+                run.out / "samples.jsonl", step, batch.questions, batch.rollouts, batch.rewards, rectified
+            )
+            say(report.step_line(record, config.steps))
+            run.stop_if_bad(config.max_bad_steps)
+            if run.is_due(step, config):
+                run.save(step, learner, stream.taken)
+            after = evaluate_where_due(learner, task, config, run, step, after)
+        run.wait()
 
-    say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
-    say(f"({before['questions'] * config.eval_samples} completions at temperature {config.eval_temperature:g}):\n")
-    say(comparison_table(before, after))
-    say(f"\nSaved in {out}: model/ (Hugging Face format), metrics.jsonl, samples.jsonl, evaluations.jsonl, config.json")
-    return {**record, "before": before, "after": after, "out": str(out)}
+    if before:
+        say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
+        say(f"({before['questions'] * config.eval_samples} completions at temperature {config.eval_temperature:g}):\n")
+        say(comparison_table(before, after))
+    say(f"\nSaved in {run.out}: model/ (Hugging Face format), checkpoints/, metrics.jsonl, samples.jsonl, "
+        "evaluations.jsonl, config.json")  # fmt: skip
+    return {**record, "before": before, "after": after, "out": str(run.out)}
+
+
+def evaluate_where_due(
+    learner: Learner, task: Task, config: Config, run: Run, step: int, last: dict[str, Any]
+) -> dict[str, Any]:
+    """The held-out evaluation after a step; the last one where none is due."""
+    if not config.evaluates(step):
+        return last
+    with run.stoppable():
+        result = held_out_accuracy(learner.model, learner.tokenizer, task, config, run, step)
+    run.evaluated(step, result)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -257,9 +281,8 @@ def update(
     label: str,
 ) -> dict[str, float]:
     """The optimizer steps of one batch, each on its share of the questions; returns sums for the log."""
-    model, objective = learner.model, Objective.of(config)
-    repeated = config.updates * config.epochs > 1
-    if repeated:
+    model = learner.model
+    if config.updates * config.epochs > 1:
         rollouts = replace(rollouts, logps=old_logps(model, rollouts, trained, config))
     sums: dict[str, Any] = defaultdict(float)
     row_numbers = torch.arange(len(trained), device=trained.device).view(-1, rollouts.group_size)  # (N,) -> (P, G)
@@ -270,38 +293,15 @@ def update(
         learning = members[trained[members]]
         if len(learning) == 0:
             continue
-        # The bonus is of the mean over tokens: this is each token's part.
-        entropy_weight = config.entropy_bonus / rollouts.lengths[learning].sum()
-        with progress(label, "completion", len(learning)) as bar, checkpointed(model, config.checkpointing):
-            for micro in rollout.micro_batches(model, rollouts, learning, config.token_budget):
-                part = rollouts.rows(micro.rows)
-                options: dict[str, Any] = {"temperature": config.temperature, "packing": micro.packing}
-                logps, entropies = rollout.token_logps(model, *part.tokens, **options)
-                reference_logps = None
-                if learner.reference is not None:
-                    with torch.no_grad():
-                        reference_logps, _ = rollout.token_logps(learner.reference, *part.tokens, **options)
-                loss, counted = policy_loss(  # (7), (8)
-                    logps,
-                    part.logps if repeated else logps.detach(),
-                    rollouts.moved(token_advantages, micro.rows),
-                    part.prediction_mask,
-                    part.anchor_mask,
-                    denominators[micro.rows],
-                    objective,
-                    reference_logps=reference_logps,
-                    entropies=entropies if config.entropy_bonus else entropies.detach(),
-                    entropy_weight=entropy_weight if config.entropy_bonus else None,
-                )
-                loss.backward()
-                on_policy = part.prediction_mask & ~part.anchor_mask[:, None]
-                counted["loss"] = loss.detach()
-                counted["sampler_gap"] = (logps.detach() - part.logps)[on_policy].abs().sum()
-                for name, value in counted.items():
-                    sums[name] += value.double()  # stays on the device: reading it would make a GPU wait
-                sums["model_tokens"] += micro.tokens
-                sums["padded_tokens"] += micro.padded_tokens
-                bar.update(len(micro.rows))
+        counted = None
+        while counted is None:
+            try:
+                counted = backward(learner, rollouts, token_advantages, learning, denominators, config, label)
+            except torch.OutOfMemoryError as error:
+                learner.optimizer.zero_grad(set_to_none=True)  # of the micro-batches that there was room for
+                config.token_budget = smaller_budget(config.token_budget, rollouts, learning, error)
+        for name, value in counted.items():
+            sums[name] += value
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
         sums["learning_rate"] = learner.optimizer.param_groups[0]["lr"]
         if math.isfinite(norm):  # else a step would write it into every weight and moment
@@ -312,6 +312,70 @@ def update(
         sums["updates"] += 1
         sums["grad_norm"] = norm if math.isnan(norm) else max(sums["grad_norm"], norm)  # max would forget a NaN
     return {name: float(value) for name, value in sums.items()}
+
+
+def backward(
+    learner: Learner,
+    rollouts: Rollouts,  # N rows
+    token_advantages: torch.Tensor,  # Ã (N, S)
+    learning: torch.Tensor,  # (B,) the rows of one optimizer step that are trained on
+    denominators: torch.Tensor,  # (N,)
+    config: Config,
+    label: str,
+) -> dict[str, Any]:
+    """The gradient of the loss (8) of one optimizer step, in micro-batches; returns sums for the log."""
+    model, objective = learner.model, Objective.of(config)
+    sums: dict[str, Any] = defaultdict(float)
+    # The bonus is of the mean over tokens: this is each token's part.
+    entropy_weight = config.entropy_bonus / rollouts.lengths[learning].sum()
+    with progress(label, "completion", len(learning)) as bar, checkpointed(model, config.checkpointing):
+        for micro in rollout.micro_batches(model, rollouts, learning, config.token_budget):
+            part = rollouts.rows(micro.rows)
+            options: dict[str, Any] = {"temperature": config.temperature, "packing": micro.packing}
+            logps, entropies = rollout.token_logps(model, *part.tokens, **options)
+            reference_logps = None
+            if learner.reference is not None:
+                with torch.no_grad():
+                    reference_logps, _ = rollout.token_logps(learner.reference, *part.tokens, **options)
+            loss, counted = policy_loss(  # (7), (8)
+                logps,
+                part.logps if config.updates * config.epochs > 1 else logps.detach(),
+                rollouts.moved(token_advantages, micro.rows),
+                part.prediction_mask,
+                part.anchor_mask,
+                denominators[micro.rows],
+                objective,
+                reference_logps=reference_logps,
+                entropies=entropies if config.entropy_bonus else entropies.detach(),
+                entropy_weight=entropy_weight if config.entropy_bonus else None,
+            )
+            loss.backward()
+            on_policy = part.prediction_mask & ~part.anchor_mask[:, None]
+            counted["loss"] = loss.detach()
+            counted["sampler_gap"] = (logps.detach() - part.logps)[on_policy].abs().sum()
+            for name, value in counted.items():
+                sums[name] += value.double()  # stays on the device: reading it would make a GPU wait
+            sums["model_tokens"] += micro.tokens
+            sums["padded_tokens"] += micro.padded_tokens
+            bar.update(len(micro.rows))
+    return sums
+
+
+def smaller_budget(budget: int, rollouts: Rollouts, learning: torch.Tensor, error: torch.OutOfMemoryError) -> int:
+    """Half of the tokens in a micro-batch, after a GPU ran out of memory. N rows, (B,)
+
+    Raises the error where the longest row is a micro-batch of its own already.
+    """
+    longest = int(rollouts.attention_mask[learning].sum(1).max())
+    if budget <= longest:
+        raise torch.OutOfMemoryError(
+            f"Out of memory with one completion at a time ({longest} tokens). Try --checkpointing, lower "
+            "--max-new-tokens, or take a smaller model."
+        ) from error
+    half = max(longest, budget // 2)
+    say(f"Out of memory: from here on with --token-budget {half} in place of {budget}; the result stays the same.")
+    torch.cuda.empty_cache()
+    return half
 
 
 @dataclass(frozen=True)
@@ -412,7 +476,7 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
 
 def head_metric(learner: Learner, rollouts: Rollouts, config: Config) -> scoring.HeadMetric | None:
     """What --metric optimizer compares the gradients of N rows by; None without it, and before the first step."""
-    if config.metric != "optimizer":
+    if config.resolved_metric != "optimizer":
         return None
     lengths = rollouts.lengths
     denominators = loss_denominators(lengths, config.loss_norm, config.max_new_tokens) / config.updates
@@ -437,10 +501,18 @@ class Learner:
     schedule: torch.optim.lr_scheduler.LRScheduler
 
 
-def new_learner(config: Config) -> Learner:
+def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) -> Learner:
+    """The start model with a fresh optimizer, or both as a checkpoint has them."""
     torch.manual_seed(config.seed)
-    model, tokenizer = rollout.load(config.model, config.device or None, trust_remote_code=config.trust_remote_code)
-    reference = copy.deepcopy(model).requires_grad_(False) if config.kl else None
+    code = config.trust_remote_code
+    source = resumed.model if resumed else config.model
+    model, tokenizer = rollout.load(source, config.device or None, trust_remote_code=code)
+    reference = None
+    if config.kl:
+        reference = copy.deepcopy(model)
+        if resumed:
+            reference, _ = rollout.load(config.model, config.device or None, trust_remote_code=code)
+        reference.requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -449,16 +521,20 @@ def new_learner(config: Config) -> Learner:
         fused=model.device.type == "cuda",  # otherwise a copy of all states would be made at every step
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / max(1, config.warmup)))
-    return Learner(model, tokenizer, reference, optimizer, schedule)
+    learner = Learner(model, tokenizer, reference, optimizer, schedule)
+    if resumed:
+        checkpoint.restore(learner, resumed)
+    return learner
 
 
 def main(arguments: list[str] | None = None) -> None:
     with one_sentence("dagrpo.py"):
         flags = parse(sys.argv[1:] if arguments is None else arguments)
-        config = configure(**flags)
+        config = resumed_config(flags) if "resume" in flags else configure(**flags)
         check_effects(config, flags)
         say(not_defaults(flags))
-        check_files(config.model, "--model")
+        if "resume" not in flags or config.kl:  # else the checkpoint is the model
+            check_files(config.model, "--model")
         train(config)
 
 

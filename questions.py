@@ -646,3 +646,20 @@ def question_stream(questions: list[Question], seed: int) -> Iterator[Question]:
     rng = random.Random(seed)
     while True:
         yield from rng.sample(questions, len(questions))
+
+
+class Stream:
+    """`question_stream`, which knows how many questions were taken from it; a resumed run has taken some before."""
+
+    def __init__(self, questions: list[Question], seed: int, taken: int = 0) -> None:
+        self.questions = question_stream(questions, seed)
+        self.taken = 0
+        for _ in range(taken):
+            next(self)
+
+    def __iter__(self) -> Iterator[Question]:
+        return self
+
+    def __next__(self) -> Question:
+        self.taken += 1
+        return next(self.questions)

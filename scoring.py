@@ -204,7 +204,7 @@ def withheld_from_tokens(
     lengths = part.lengths.tolist()
     weights = push_weights(model, part, how)[part.prediction_mask].split(lengths)
     groups = token_gradients(model, sequences_of(part), measure)
-    for n, (p, tokens) in enumerate(zip(harmed.tolist(), groups, strict=True)):
+    for n, (p, (tokens, _)) in enumerate(zip(harmed.tolist(), groups, strict=True)):
         better = (advantages[p] > 0).nonzero().squeeze(1).tolist()
         worse = (advantages[p] < 0).nonzero().squeeze(1).tolist()
         gradients = torch.stack([tokens[i][0].T @ tokens[i][1] for i in better])  # (B, width, H)

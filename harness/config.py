@@ -66,7 +66,10 @@ RECTIFY_REASON = (
     "what is masked: nothing; pairs below --threshold (3); pairs that lower their better completion (5); pairs until "
     "the group, or the batch, lowers no better completion (5'); the same by single tokens"
 )
-METRIC_REASON = "gradients are compared as they are, or with each weight scaled as AdamW's second moments will scale it"
+METRIC_REASON = (
+    "of (5'): gradients as they are, or as AdamW's moments will scale and move them; without the flag the second where "
+    "it can be, with --scorer gradient"
+)
 SCORER_REASON = "by what pairs are judged (2): " + ", ".join(scorer.reason for scorer in SCORERS.values())
 SCORER_REASON += ", a language model's scores, or a function from questions and texts to scores or distances"
 THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the flag " + ", ".join(
@@ -101,6 +104,8 @@ class Config:
     system: str = flag("", "system prompt, for models with a chat template")
     enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
     out: str = flag("", "folder of the run; the default is a new one under runs/")
+    resume: str = flag("", "folder of a run that goes on where its newest checkpoint is, with its own settings")
+    force: bool = flag(False, "with --resume: go on although other settings have changed")
     seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0, most=2**63 - 1)
     device: str = flag("", "cpu, cuda or cuda:N; the default is the GPU where there is one")
     trust_remote_code: bool = flag(False, "run Python code that comes with the model; read it first")
@@ -110,7 +115,7 @@ class Config:
     rollouts: bool = flag(True, "sample completions; without them each group is one anchor, which is imitated (sft)")
     rectify: str = flag("threshold", RECTIFY_REASON, choices=RULES)
     scorer: str = flag("gradient", SCORER_REASON, choices=(*SCORERS, "judge"), function=True)
-    metric: str = flag("gradient", METRIC_REASON, choices=("gradient", "optimizer"))
+    metric: str | None = flag(None, METRIC_REASON, choices=("gradient", "optimizer"))
     threshold: float | None = flag(None, THRESHOLD_REASON, least=0, most=1)
     judge_url: str = flag("", "with --scorer judge: the endpoint, to which /chat/completions is added; the key is in "
                           "JUDGE_API_KEY or OPENAI_API_KEY; without a URL the judge is a local model")
@@ -156,7 +161,12 @@ class Config:
     token_budget: int = flag(4_096, "padded tokens in a micro-batch: bounds memory, not the result", least=1)
     checkpointing: bool = flag(False, "compute activations again in the backward pass: a third slower, far less memory")
 
-    eval_every: int = flag(50, "steps between held-out evaluations; 0: start and end", least=0, group="evaluation")
+    save_every: int = flag(50, "steps between checkpoints, beside those with an evaluation; 0: those alone", least=0,
+                           group="evaluation and checkpoints")
+    keep: int = flag(1, "newest checkpoints that stay; the best by held-out accuracy always does", least=1)
+    max_bad_steps: int = flag(3, "steps in a row without a finite gradient that end the run", least=1)
+    eval_every: int = flag(50, "steps between held-out evaluations; 0: start and end", least=0)
+    eval_at_start: bool = flag(True, "evaluate before the first step too")
     eval_samples: int = flag(2, "completions of each held-out question", least=1)
     eval_temperature: float = flag(0.6, "of held-out completions", above=0)
     hold_out: int = flag(64, "questions kept back from --data, a fifth at most, without --eval-data", least=1)
@@ -174,11 +184,22 @@ class Config:
         return SCORERS[self.scorer].threshold if self.threshold is None else self.threshold
 
     @property
+    def resolved_metric(self) -> str:
+        """--metric, or what predicts best of what the scorer can (study/README.md)."""
+        return self.metric or ("optimizer" if self.scorer == "gradient" else "gradient")
+
+    @property
     def right(self) -> float:
         """What a right completion earns at least; infinite where nothing says so."""
         if not self.reward:
             return 1.0
         return math.inf if self.right_at is None else self.right_at
+
+    def evaluates(self, step: int) -> bool:
+        """Is there a held-out evaluation after this step?"""
+        if step == 0:
+            return self.eval_at_start
+        return step == self.steps or bool(self.eval_every and step % self.eval_every == 0)
 
     @property
     def prompt_style(self) -> PromptStyle:

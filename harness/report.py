@@ -14,51 +14,49 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from harness.command import printable
-from harness.config import Config, ConfigError
+from harness.config import Config
+from harness.run import Run
 from policy.decoding import cache_bytes, rows_at_once
 from policy.logprobs import CHUNK_ELEMENTS
 from policy.model import layer_configs, text_config
 from rollout import Rollouts
 from scoring import Rectified
 
+NOTABLE = 0.2  # shares above this get a line of their own
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files of a run
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def new_run_folder(config: Config) -> Path:
-    """The folder of the run, with config.json. Raises ConfigError where another run's results are in it."""
-    model = Path(config.model).name.removesuffix(".gguf")
-    name = f"{model}-{config.method}-seed{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    out = Path(config.out or Path("runs") / name)
-    if (out / "metrics.jsonl").exists():
-        raise ConfigError(f"--out {out}: there is a run in this folder already. Give another one, or delete it.")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
-    return out
-
-
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """The checkpoint model/, an ordinary Hugging Face directory."""
-    model.save_pretrained(out / "model")
-    tokenizer.save_pretrained(out / "model")
-
-
 def append_json(path: Path, record: dict[str, Any]) -> None:
     """Add a line; figures that are not finite become null, because JSON has no word for them."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(each_value(record, with_null)) + "\n")
+    line = (json.dumps(each_value(record, with_null)) + "\n").encode()
+    with path.open("ab") as file:
+        end = file.tell()
+        try:
+            file.write(line)
+            file.flush()
+        except OSError:  # a full disk: a file of lines has no half of one
+            os.truncate(path, end)
+            raise
+
+
+def last_record(out: Path) -> dict[str, Any]:
+    """The metrics of the last step so far; nothing before the first."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    record: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    return record if "step" in record else {}
 
 
 def with_null(value: Any) -> Any:
@@ -183,26 +181,23 @@ def clock_metrics(seconds: dict[str, float], sampled_tokens: int, sums: dict[str
 
 
 def step_line(record: dict[str, Any], steps: int) -> str:
-    """The step in one line; it says so where there was nothing to learn."""
-    parts = [f"step {record['step']:>4}/{steps}"]
+    """The step in a line of 80 columns, and one more for each thing that somebody should look at."""
+    parts = [f"step {record['step']:>{len(str(steps))}}/{steps}"]
     if "reward" in record:
-        parts += [f"reward {record['reward']:.3f}", f"length {record['length/mean']:5.1f}"]
-    parts += [
-        f"no signal {record['no_signal']:4.0%}",
-        f"masked {record['masked_pairs']:4.0%}",
-        *([f"displaced {record['displaced']:4.0%}"] if "displaced" in record else []),
-        f"anchored {record['anchored']:4.0%}",
-        f"trained {record['trained_sequences']:4.0%}",
-        f"entropy {record['entropy']:.2f}",
-        f"grad {record['grad_norm']:.2f}",
-        f"{sum(value for name, value in record.items() if name.startswith('seconds/')):.1f} s",
-    ]
-    line = "  ".join(parts)
+        parts += [f"reward {record['reward']:.3f}", f"length {record['length/mean']:4.0f}"]
+    seconds = sum(value for name, value in record.items() if name.startswith("seconds/"))
+    parts += [f"no signal {record['no_signal']:4.0%}", f"masked {record['masked_pairs']:4.0%}", f"{seconds:.1f} s"]
+    notes = []
+    if record.get("truncated", 0.0) > NOTABLE:
+        notes.append(f"{record['truncated']:.0%} cut off at the limit: raise --max-new-tokens")
+    if record.get("displaced", 0.0) > NOTABLE:
+        notes.append(f"{record['displaced']:.0%} of the better answers displaced by their group (docs/metrics.md)")
     if record["bad_updates"]:
-        line += f"\n     {record['bad_updates']} updates skipped: their gradient was not finite"
+        named = ", ".join(record["bad_questions"][:4]) + (", ..." if len(record["bad_questions"]) > 4 else "")
+        notes.append(f"{record['bad_updates']} updates skipped: their gradient was not finite, on {named}")
     if record["trained_sequences"] == 0:
-        line += "\n     nothing to learn in this step: in every group all rewards are equal or all pairs are masked"
-    return line
+        notes.append("nothing to learn: in every group all rewards are equal or all pairs are masked")
+    return "\n     ".join(["  ".join(parts), *notes])
 
 
 def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
@@ -220,8 +215,14 @@ def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def announce(model: PreTrainedModel, config: Config, out: Path) -> None:
+def announce(model: PreTrainedModel, config: Config, run: Run) -> None:
     """Say, and write as the first line of metrics.jsonl, what the run will need against what there is."""
+    for note in run.notes:
+        say(note)
+    run.notes.clear()
+    if run.start:
+        say(f"Resumed after step {run.start}: {run.out}")
+        return
     estimate = memory_estimate(
         model,
         sequences=config.questions * config.group_size,
@@ -229,8 +230,9 @@ def announce(model: PreTrainedModel, config: Config, out: Path) -> None:
         token_budget=config.token_budget,
         reference=config.kl > 0,
     )
-    append_json(out / "metrics.jsonl", {"memory_estimate_gb": estimate})
-    say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are. Run folder: {out}")
+    append_json(run.out / "metrics.jsonl", {"memory_estimate_gb": estimate})
+    say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are.")
+    say(f"Run folder: {run.out}")
     if 0 < estimate["available"] < estimate["total"]:
         say("That is too much: try --checkpointing, lower --token-budget or --max-new-tokens, or take a smaller model.")
     if config.top_p < 1:
@@ -312,7 +314,8 @@ def say(line: str) -> None:
 
 
 def progress(label: str, unit: str, total: int | None = None) -> tqdm:
-    return tqdm(desc=label, unit=f" {unit}s", total=total, leave=False, file=sys.stderr)
+    """A bar where somebody looks: none in a file."""
+    return tqdm(desc=label, unit=f" {unit}s", total=total, leave=False, file=sys.stderr, disable=None)
 
 
 def synchronize(model: PreTrainedModel) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import anchors
 from anchors import Anchors
 from evaluate import evaluate
+from harness.checkpoint import whole_lines
 from harness.config import Config
 from harness.report import append_json, evaluation_line, say
+from harness.run import Run
 from questions import DataError, OwnReward, Question, Reward, fitting, load_reward, read_data, split_questions
 from rollout import Rollouts, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
@@ -109,18 +112,32 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
 
 
+def fingerprint(task: Task) -> str:
+    """A hash of all questions, of training and held out."""
+    fields = ("problem", "answer", "choices", "solution")
+    listed = [[question.get(name) for name in fields] for question in (*task.questions, *task.held_out)]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
 def held_out_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, out: Path, step: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, run: Run, step: int
 ) -> dict[str, Any]:
-    """Evaluate, add the result to evaluations.jsonl, and print a line. The result comes back without completions."""
+    """Evaluate, add the result to evaluations.jsonl, and print a line. The result comes back without completions.
+
+    A resumed run has some evaluations already.
+    """
     start = time.perf_counter()
+    for line in whole_lines(run.out / "evaluations.jsonl"):
+        known = json.loads(line)
+        if known["step"] == step:
+            return {name: value for name, value in known.items() if name not in ("step", "rows")}
     result = evaluate(
         model, tokenizer, task.held_out,
         k=config.eval_samples, temperature=config.eval_temperature, max_new_tokens=config.max_new_tokens,
         seed=config.seed, reward=task.reward, right=config.right, style=config.prompt_style,
         label=f"step {step}: held out",
     )  # fmt: skip
-    append_json(out / "evaluations.jsonl", {"step": step, **result})
+    append_json(run.out / "evaluations.jsonl", {"step": step, **result})
     say(evaluation_line(step, result, time.perf_counter() - start))
     del result["rows"]
     return result

@@ -24,6 +24,9 @@ ROW_TOKENS = 16_384  # padded tokens that `completion_states` runs through the m
 BATCH_ELEMENTS = 2**27  # floats that the narrow gradients of a whole batch share: 512 MB
 
 
+Factors = list[tuple[torch.Tensor, torch.Tensor]]  # of each completion of a group: δ (M, width) and h (M, H)
+
+
 @dataclass(frozen=True)
 class Sequences:
     """What a scorer may look at: N sequences, those of a question together."""
@@ -61,9 +64,9 @@ class Measure:
 class Products:
     """What gradients and pushes (5) of completions have in common."""
 
-    gram: torch.Tensor  # (P, G, G) g_i·g_j in each group
-    cross: torch.Tensor  # (P, G, G) g_i·g̃_j in each group
-    batch: torch.Tensor  # (N, N) g_i·g̃_j over all of them, with a larger sketching error
+    gram: torch.Tensor  # (P, G, G) g_i·g_j in each group, as they are: for (2), whatever the metric
+    cross: torch.Tensor  # (P, G, G) g_i·P·g̃_j in each group
+    batch: torch.Tensor  # (N, N) g_i·P·g̃_j over all of them, with a larger sketching error
     drift: torch.Tensor | None = None  # (N,) what the optimizer's momentum adds to v_i; None: nothing
 
 
@@ -78,7 +81,6 @@ def gradient_gram(
     token_weights: torch.Tensor | None = None,  # (N, S)
     hidden: list[torch.Tensor | None] | None = None,
     scorer: str = "gradient",
-    metric: HeadMetric | None = None,
 ) -> torch.Tensor:  # (P, G, G), or with token_weights (2, P, G, G)
     """Inner products ⟨G_i, G_j⟩ of the completions' gradients, without a backward pass. Equation (2).
 
@@ -101,7 +103,7 @@ def gradient_gram(
     Raises TypeError for a response mask that is not bool.
     """
     sequences = Sequences(input_ids, attention_mask, response_mask, group_size, hidden=hidden)
-    products = gradient_products(model, sequences, Measure(scorer, temperature, metric), token_weights)
+    products = gradient_products(model, sequences, Measure(scorer, temperature), token_weights)
     return products.gram if token_weights is None else torch.stack([products.gram, products.cross])
 
 
@@ -122,11 +124,14 @@ def gradient_products(
         weights = token_weights[response_mask[:, 1:]].float().split(response_mask.sum(1).tolist())
     grams, crosses, drifts, narrow, narrow_pushes = [], [], [], [], {}
     momentum = None
-    for first, tokens in enumerate(token_gradients(model, sequences, measure)):
+    for first, (tokens, plain) in enumerate(token_gradients(model, sequences, measure)):
         gradients = torch.stack([sketched.T @ h for sketched, h in tokens])  # G times (width, H) -> (G, width, H)
         flat = gradients.flatten(1)
-        grams.append(flat @ flat.T)
-        crosses.append(grams[-1].clone())
+        crosses.append(flat @ flat.T)
+        grams.append(crosses[-1].clone())
+        if plain is not tokens:
+            unscaled = torch.stack([(sketched.T @ h).flatten() for sketched, h in plain])
+            grams[-1] = unscaled @ unscaled.T
         if measure.metric is not None and measure.metric.momentum is not None:
             if momentum is None:
                 momentum = sketched_momentum(measure.metric, gradients.shape[1])
@@ -156,10 +161,11 @@ def sketched_momentum(metric: HeadMetric, width: int) -> torch.Tensor:
 @torch.no_grad()
 def token_gradients(
     model: PreTrainedModel, sequences: Sequences, measure: Measure
-) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+) -> Iterator[tuple[Factors, Factors]]:
     """For each group, for each completion, the two factors of its tokens' gradients: δ (M, width), h (M, H).
 
-    Both are scaled as the metric says, so that plain inner products of them are those of the metric.
+    Both scaled as the metric says, so that inner products of them are those of the metric; and as they are, which
+    without a metric is the same list.
     """
     check_response_mask(sequences.response_mask)
     lengths = sequences.response_mask.sum(1).tolist()
@@ -168,11 +174,13 @@ def token_gradients(
     targets = sequences.input_ids[sequences.response_mask].split(lengths)  # (N, T) -> N times (M,)
     for start in range(0, len(lengths), sequences.group_size):
         group = slice(start, start + sequences.group_size)
-        sketches = token_sketches(model, torch.cat(states[group]), torch.cat(targets[group]), measure)
-        scaled = states[group]
-        if measure.metric is not None:
-            scaled = [h * measure.metric.columns for h in scaled]
-        yield list(zip(sketches.split(lengths[group]), scaled, strict=True))
+        scaled, sketches = token_sketches(model, torch.cat(states[group]), torch.cat(targets[group]), measure)
+        plain = list(zip(sketches.split(lengths[group]), states[group], strict=True))
+        if measure.metric is None:
+            yield plain, plain
+            continue
+        columns = [h * measure.metric.columns for h in states[group]]
+        yield list(zip(scaled.split(lengths[group]), columns, strict=True)), plain
 
 
 @torch.no_grad()
@@ -199,25 +207,26 @@ def completion_states(
 
 def token_sketches(
     model: PreTrainedModel, states: torch.Tensor, targets: torch.Tensor, measure: Measure
-) -> torch.Tensor:
-    """What h_t is multiplied by in G_i of (2), a chunk of tokens at a time. (M, H), (M,) -> (M, width)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What h_t is multiplied by in G_i of (2), a chunk of tokens at a time, by the metric's rows and as it is.
 
     With `gradient` ∂ℓ_t/∂z_t, the vocabulary side in at most SKETCH_WIDTH buckets; with `state`
-    ∂ℓ_t/∂h_t = Wᵀ ∂ℓ_t/∂z_t, where the width is H.
+    ∂ℓ_t/∂h_t = Wᵀ ∂ℓ_t/∂z_t, where the width is H. (M, H), (M,) -> (M, width), (M, width)
     """
     width = min(SKETCH_WIDTH, text_config(model).vocab_size)
     weight = model.get_output_embeddings().weight
     size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
-    sketches = []
+    scaled, plain = [], []
     for h, chosen in zip(states.split(size), targets.split(size), strict=True):
         gradients = vocabulary_gradients(model, h, chosen, measure.temperature)
         if measure.scorer == "state":
-            sketches.append((gradients.to(weight.dtype) @ weight).float())
+            plain.append((gradients.to(weight.dtype) @ weight).float())
             continue
+        plain.append(sketch(gradients, width))
         if measure.metric is not None:
-            gradients = gradients * measure.metric.rows
-        sketches.append(sketch(gradients, width))
-    return torch.cat(sketches)
+            scaled.append(sketch(gradients * measure.metric.rows, width))
+    as_it_is = torch.cat(plain)
+    return (torch.cat(scaled) if scaled else as_it_is), as_it_is
 
 
 def narrowed(gradients: torch.Tensor, count: int) -> torch.Tensor:

@@ -33,17 +33,18 @@ class Arm:
     change: str = ""  # of CHANGES, made to what the flags give
 
 
-CHEAP = {"rectify": "none", "scorer": "gradient"}
+PLAIN = {"metric": "gradient"}
+CHEAP = {"rectify": "none", "scorer": "gradient", **PLAIN}
 OPTIMIZER = {"metric": "optimizer"}
 ARMS = {
     "none": Arm(CHEAP),
     "positives": Arm(CHEAP, change="positives"),
-    "pair": Arm({"rectify": "pair"}),
-    "group": Arm({"rectify": "group"}),
-    "group, by chance": Arm({"rectify": "group"}, change="chance"),
-    "batch": Arm({"rectify": "batch"}),
-    "batch, by chance": Arm({"rectify": "batch"}, change="chance"),
-    "token": Arm({"rectify": "token"}),
+    "pair": Arm({"rectify": "pair", **PLAIN}),
+    "group": Arm({"rectify": "group", **PLAIN}),
+    "group, by chance": Arm({"rectify": "group", **PLAIN}, change="chance"),
+    "batch": Arm({"rectify": "batch", **PLAIN}),
+    "batch, by chance": Arm({"rectify": "batch", **PLAIN}, change="chance"),
+    "token": Arm({"rectify": "token", **PLAIN}),
     "group, optimizer": Arm({"rectify": "group", **OPTIMIZER}),
     "batch, optimizer": Arm({"rectify": "batch", **OPTIMIZER}),
     "shrink group": Arm(CHEAP, change="shrink group"),
@@ -51,7 +52,7 @@ ARMS = {
     "shrink group, optimizer": Arm(OPTIMIZER, change="shrink group"),
     "shrink batch, optimizer": Arm(OPTIMIZER, change="shrink batch"),
     "shrink batch, optimizer, by chance": Arm(OPTIMIZER, change="shrink chance"),
-    "full group": Arm({"rectify": "group"}, full=True),
+    "full group": Arm({"rectify": "group", **PLAIN}, full=True),
     "full batch, optimizer": Arm({"rectify": "batch", **OPTIMIZER}, full=True),
     "full shrink batch, optimizer": Arm(OPTIMIZER, full=True, change="shrink batch"),
 }
@@ -102,35 +103,34 @@ def shrunk_by_chance(advantages: torch.Tensor, amount: float, generator: torch.G
 def changed(
     change: str, rectified: Rectified, rewards: torch.Tensor, products: Products, scale: str, generator: torch.Generator
 ) -> Rectified:
-    """What the arm makes of the rectified advantages. (P, G)"""
+    """What the arm makes of the rectified advantages, with what is displaced then. (P, G)"""
     scored = (rewards != rewards[:, :1]).any(1).nonzero().squeeze(1)
-    whole = rectified.advantages
-    if change == "positives":
-        return replace(rectified, advantages=whole.clamp(min=0))
-    if change == "chance":
-        differ = rewards[:, :, None] != rewards[:, None, :]
-        mask = ~by_chance(~rectified.pair_mask & differ, differ, generator)
-        return replace(rectified, pair_mask=mask, advantages=scoring.rectified_advantages(rewards, mask, scale=scale))
     if len(scored) == 0:
         return rectified
-    plain = pair_advantages(rewards[scored], scale=scale).sum(2)
+    mask, plain = rectified.pair_mask, pair_advantages(rewards[scored], scale=scale).sum(2)
     drift = None if products.drift is None else products.drift[None]
-    if change == "shrink group":
+    if change == "positives":
+        left = rectified.advantages[scored].clamp(min=0)
+    elif change == "chance":
+        differ = rewards[:, :, None] != rewards[:, None, :]
+        mask = ~by_chance(~mask & differ, differ, generator)
+        left = scoring.rectified_advantages(rewards, mask, scale=scale)[scored]
+    elif change == "shrink group":
         left = shrunk(products.cross, plain)
     else:
         left = shrunk(products.batch[None], plain.flatten()[None], drift).view_as(plain)
     if change == "shrink chance":
         left = shrunk_by_chance(plain, float((left - plain).sum()), generator)
-    advantages = whole.clone()
+    advantages = torch.zeros_like(rectified.advantages)
     advantages[scored] = left
-    flat, was = left.flatten()[None], plain.flatten()[None]
     assert rectified.witness is not None
+    of_batch = displaced(products.batch[None], left.flatten()[None], plain.flatten()[None], drift)
     witness = replace(
         rectified.witness,
         displaced_left=displaced(products.cross, left, plain),
-        displaced_by_batch_left=displaced(products.batch[None], flat, was, drift).view_as(plain),
+        displaced_by_batch_left=of_batch.view_as(plain),
     )
-    return replace(rectified, advantages=advantages, witness=witness)
+    return replace(rectified, pair_mask=mask, advantages=advantages, witness=witness)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def is_finished(cells: dict[Key, Cell], request: Request) -> bool:
 
 def is_made_from(cell: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Was the cell made from what is wanted? A field that Config got since then must have its default."""
-    defaults = {field.name: field.default for field in fields(Config)}
+    defaults = {field.name: field.default for field in fields(Config)} | {"metric": "gradient"}  # before there was one
     there = cell["configuration"]
     new = wanted["configuration"].keys() - there.keys()
     then = {**there, **{name: defaults.get(name) for name in new}}
@@ -107,12 +107,15 @@ def is_made_from(cell: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def effective(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The same without γ where no anchor is shaped by it, and without the scorer where no pair is judged."""
+    """The same without γ where no anchor is shaped by it, without the scorer where no pair is judged, and without the
+    metric where no sum is."""
     unused = set()
     if configuration.get("anchors") is None or configuration.get("anchor_objective") != "shaped":
         unused.add("gamma")
     if configuration.get("rectify") == "none":
         unused.add("scorer")
+    if configuration.get("rectify") in ("none", "threshold"):
+        unused.add("metric")
     return {name: value for name, value in configuration.items() if name not in unused}
 
 

@@ -112,7 +112,7 @@ def gram_of(gradients: torch.Tensor, p: torch.Tensor | None = None) -> torch.Ten
 def head_gradients(model: PreTrainedModel, rollouts: Rollouts, measure: Measure) -> torch.Tensor:
     """The same of what the scorer looks at, sketched. N rows -> (N, width·H)"""
     groups = token_gradients(model, sequences_of(rollouts), measure)
-    return torch.stack([(sketched.T @ h).flatten() for tokens in groups for sketched, h in tokens])
+    return torch.stack([(sketched.T @ h).flatten() for tokens, _ in groups for sketched, h in tokens])
 
 
 def sums_of(gram: torch.Tensor, pairs: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -82,9 +82,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Does it matter how distinctiveness is scored, and what is masked?
     "dagrpo-state": {"scorer": "state"},
     "dagrpo-token": {"scorer": "token"},
-    "dagrpo-token-rectify": {"rectify": "token"},
+    "dagrpo-token-rectify": {"rectify": "token", "metric": "gradient"},
     **{f"dagrpo-threshold-{value}": {"threshold": value} for value in (0.2, 0.45)},
-    "dagrpo-threshold-auto": {"rectify": "pair"},
+    "dagrpo-threshold-auto": {"rectify": "pair", "metric": "gradient"},
     # The other tasks. What learns from no solution is the same in all of them, and is not run again.
     **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
@@ -98,11 +98,11 @@ START: dict[str, Any] = {"scorer": "gradient", "gamma": 0.1, "loss_norm": "token
 CHANGES: dict[str, dict[str, Any]] = {
     START_NAME: {},
     **{f"threshold {value}": {"threshold": value} for value in (0.2, 0.3, 0.45)},
-    "threshold auto": {"rectify": "pair"},
+    "threshold auto": {"rectify": "pair", "metric": "gradient"},
     **{f"scorer {name}": {"scorer": name} for name in ("state", "token")},
     "scorer none": {"rectify": "none"},
     "scorer state 0.3": {"scorer": "state", "threshold": 0.3},
-    "rectify token": {"rectify": "token"},
+    "rectify token": {"rectify": "token", "metric": "gradient"},
     **{f"hard-below {value}": {"hard_below": value} for value in (0.125, 0.25)},
     **{f"gamma {value}": {"gamma": value} for value in (0.01, 0.03, 0.3, 1.0)},
     "anchor-objective sft": {"anchor_objective": "sft"},

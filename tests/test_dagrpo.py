@@ -20,8 +20,8 @@ import questions
 import rollout
 import scoring
 from dagrpo import Batch, Learner, Objective, Task
-from harness import report
-from harness.config import EXAMPLE, Config, ConfigError, configure
+from harness.config import EXAMPLE, Config, configure
+from harness.run import Run
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
 NO_ANCHORS = torch.tensor([False, False])
@@ -604,7 +604,15 @@ def test_held_out_completions_have_flags_of_their_own(model, tokenizer, tmp_path
 
     def stand_in(model, tokenizer, questions, **options):
         asked_for.update(options)
-        return {"accuracy": 0.5, "interval": (0.4, 0.6), "levels": {}, "length": 1.0, "questions": 2, "rows": []}
+        return {
+            "accuracy": 0.5,
+            "reward": 0.5,
+            "interval": (0.4, 0.6),
+            "levels": {},
+            "length": 1.0,
+            "questions": 2,
+            "rows": [],
+        }
 
     monkeypatch.setattr(harness.task, "evaluate", stand_in)
     config = Config(
@@ -618,7 +626,7 @@ def test_held_out_completions_have_flags_of_their_own(model, tokenizer, tmp_path
         system="s",
     )
     task = task_of(reward := (lambda texts, questions: [1.0] * len(texts)))
-    result = dagrpo.held_out_accuracy(model, tokenizer, task, config, tmp_path, 2)
+    result = dagrpo.held_out_accuracy(model, tokenizer, task, config, Run(tmp_path), 2)
     del asked_for["label"]
     assert asked_for == {"k": 3, "temperature": 0.4, "max_new_tokens": 9, "seed": 5, "reward": reward,
                          "right": 1.0, "style": config.prompt_style}  # fmt: skip
@@ -887,12 +895,6 @@ def test_warm_up_is_logged_as_it_was_used(small_data, tmp_path):
 def test_top_p_below_one_is_warned_of(small_data, tmp_path, capsys):
     run(small_data, tmp_path, steps=1, top_p=0.9, method="grpo")
     assert "--top-p 0.9: completions come from a narrower policy" in capsys.readouterr().out
-
-
-def test_a_run_folder_is_never_written_over(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match="there is a run in this folder already"):
-        report.new_run_folder(configure(out=str(tmp_path)))
 
 
 def test_the_loss_by_itself_has_the_defaults_of_a_run():

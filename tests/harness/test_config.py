@@ -217,7 +217,7 @@ def test_help_gives_every_flag_its_reason(capsys):
     for item in fields(Config):
         reason = " ".join(item.metadata["reason"].split())
         assert re.search(f"--{item.name.replace('_', '-')}[ ,]", shown) and reason in shown
-    for heading in ("what:", "method:", "sampling:", "optimization:", "evaluation:"):
+    for heading in ("what:", "method:", "sampling:", "optimization:", "evaluation and checkpoints:"):
         assert heading in shown
 
 

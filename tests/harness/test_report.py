@@ -11,6 +11,7 @@ from conftest import small_rollouts
 
 from harness import report
 from harness.config import Config
+from harness.run import Run
 from policy.decoding import cache_bytes
 from scoring import Rectified, rectified_advantages
 
@@ -171,12 +172,37 @@ RECORD = {
 }  # fmt: skip
 
 
-def test_the_line_of_a_step_says_where_there_was_nothing_to_learn():
-    line = report.step_line(RECORD, 10)
-    assert "3/10" in line and "reward 0.250" in line and "trained  75%" in line and line.endswith("3.5 s")
-    assert "nothing to learn" not in line
-    assert "nothing to learn in this step" in report.step_line({**RECORD, "trained_sequences": 0.0}, 10)
-    assert "2 updates skipped: their gradient was not finite" in report.step_line({**RECORD, "bad_updates": 2}, 10)
+def test_the_line_of_a_step_fits_a_terminal_and_has_no_notes_where_all_is_well():
+    assert report.step_line(RECORD, 10) == " ".join(
+        ["step  3/10 ", "reward 0.250 ", "length   12 ", "no signal  50% ", "masked  25% ", "3.5 s"]
+    )
+    longest = {
+        **RECORD,
+        "step": 150,
+        "length/mean": 8192.0,
+        "no_signal": 1.0,
+        "masked_pairs": 1.0,
+        "seconds/train": 99.0,
+    }
+    assert len(report.step_line(longest, 200)) <= 80
+
+
+def test_what_somebody_should_look_at_gets_a_line_of_its_own():
+    bad = {"bad_updates": 2, "bad_questions": ["a.jsonl:3", *"bcde"], "truncated": 0.5, "displaced": 0.3}
+    lines = report.step_line({**RECORD, **bad, "trained_sequences": 0.0}, 10).splitlines()
+    assert lines[1:] == [
+        "     50% cut off at the limit: raise --max-new-tokens",
+        "     30% of the better answers displaced by their group (docs/metrics.md)",
+        "     2 updates skipped: their gradient was not finite, on a.jsonl:3, b, c, d, ...",
+        "     nothing to learn: in every group all rewards are equal or all pairs are masked",
+    ]
+    assert len(report.step_line({**RECORD, "truncated": 0.2, "displaced": 0.2}, 10).splitlines()) == 1
+
+
+def test_there_are_no_bars_in_a_file(capsys):
+    with report.progress("step 1", "token") as bar:
+        bar.update(3)
+    assert capsys.readouterr().err == ""
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
@@ -222,7 +248,7 @@ def announced(model, tmp_path, monkeypatch, capsys, available=1e3, **flags):
         return {"total": 2.0, "available": available}
 
     monkeypatch.setattr(report, "memory_estimate", estimate)
-    report.announce(model, Config(model="m", data=["d"], questions=3, group_size=4, **flags), tmp_path)
+    report.announce(model, Config(model="m", data=["d"], questions=3, group_size=4, **flags), Run(tmp_path))
     return asked, capsys.readouterr().out
 
 
@@ -269,24 +295,3 @@ def test_an_evaluation_is_told_in_percent_only_where_right_is_known():
     assert report.evaluation_line(4, unknown, 1.0) == (
         "held out at step 4: reward 1.5 (1 to 2)  length 9.0  1.0 s  by level 1: 2.5"
     )
-
-
-def test_the_step_line_says_what_was_skipped_and_why_nothing_was_learned():
-    record = {
-        "step": 3,
-        "no_signal": 1.0,
-        "masked_pairs": 0.0,
-        "anchored": 0.0,
-        "trained_sequences": 0.0,
-        "entropy": 0.0,
-    }
-    record |= {"grad_norm": 0.0, "bad_updates": 2, "seconds/train": 1.0}
-    line = report.step_line(record, 9)
-    assert "2 updates skipped: their gradient was not finite" in line and "nothing to learn in this step" in line
-
-
-def test_a_run_folder_is_named_after_model_method_and_seed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    out = report.new_run_folder(Config(model="models/small.gguf", data=["d"], method="grpo", rectify="none", seed=7))
-    assert out.parent.name == "runs" and out.name.startswith("small-grpo-seed7-")
-    assert json.loads((out / "config.json").read_text())["seed"] == 7

@@ -35,6 +35,21 @@ def test_loaded_weights_are_fp32_whatever_the_file_holds(model, tokenizer, tmp_p
     assert loaded_tokenizer.decode(loaded_tokenizer("x+1")["input_ids"]) == "x+1"
 
 
+def test_loaded_weights_begin_where_a_vector_can(model, tokenizer, tmp_path):
+    """A file may place them at any byte, and products round by it: two files of one model would not be equal."""
+    for number in range(1, 5):  # the header of the file, and with it the place of all tensors, grows
+        model.generation_config.max_length = 10**number
+        model.save_pretrained(tmp_path / str(number))
+        tokenizer.save_pretrained(tmp_path / str(number))
+        content = (tmp_path / str(number) / "model.safetensors").read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        padded = content[8 : 8 + size] + b" " * 8 * number
+        whole = len(padded).to_bytes(8, "little") + padded + content[8 + size :]
+        (tmp_path / str(number) / "model.safetensors").write_bytes(whole)
+        loaded, _ = rollout.load(str(tmp_path / str(number)))
+        assert {parameter.data_ptr() % 64 for parameter in loaded.parameters()} == {0}
+
+
 def test_missing_gguf_file_and_missing_gguf_package(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="no such file"):
         policy_model.load(str(tmp_path / "model.gguf"))

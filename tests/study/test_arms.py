@@ -90,7 +90,7 @@ def test_the_full_metric_is_what_adam_multiplies_a_gradient_with(model):
         torch.testing.assert_close(scale**2, torch.full_like(scale, 1 / (0.001**0.5 * 3)), rtol=1e-4, atol=0)
 
 
-def changed_by(change, rewards, monkeypatch, mask=None, cross=None):
+def changed_by(change, rewards, mask=None, cross=None, seed=0):
     """The advantages of two groups of three under an arm, with given products."""
     groups, size = rewards.shape
     cross = torch.eye(size).expand(groups, size, size) if cross is None else cross
@@ -101,31 +101,47 @@ def changed_by(change, rewards, monkeypatch, mask=None, cross=None):
     witness = scoring.Witness(better, better, better, better, better)
     rectified = scoring.Rectified(mask, cross, advantages, torch.zeros(groups * size, 2), witness)
     products = scoring.Products(cross, cross, batch)
-    return arms.changed(change, rectified, rewards, products, "std", torch.Generator().manual_seed(0))
+    return arms.changed(change, rectified, rewards, products, "std", torch.Generator().manual_seed(seed))
 
 
-def test_positives_only_are_never_pushed_down(monkeypatch):
+def test_positives_only_are_never_pushed_down():
     rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
-    found = changed_by("positives", rewards, monkeypatch).advantages
+    found = changed_by("positives", rewards).advantages
     plain = scoring.pair_advantages(rewards).sum(2)
     torch.testing.assert_close(found, plain.clamp(min=0))
 
 
-def test_chance_masks_as_many_pairs_of_each_group_among_those_that_differ(monkeypatch):
+def test_a_witness_tells_of_what_the_arm_left():
+    """Pairs drawn by chance leave others displaced than those that the rule masks."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    collides = torch.eye(4)
+    collides[0, 1] = collides[1, 0] = 9.0
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    mask[0, 0, 1] = mask[0, 1, 0] = False
+    lefts = {
+        bool(changed_by("chance", rewards, mask=mask, cross=collides[None], seed=seed).witness.displaced_left[0, 0])
+        for seed in range(20)
+    }
+    assert lefts == {True, False}
+    found = changed_by("positives", rewards, cross=collides[None]).witness
+    assert not found.displaced_left.any() and not found.displaced_by_batch_left.any()
+
+
+def test_chance_masks_as_many_pairs_of_each_group_among_those_that_differ():
     rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     mask = torch.ones(2, 3, 3, dtype=torch.bool)
     mask[0, 0, 1] = mask[0, 1, 0] = False
-    found = changed_by("chance", rewards, monkeypatch, mask=mask)
+    found = changed_by("chance", rewards, mask=mask)
     assert int((~found.pair_mask[0]).sum()) == 2 and found.pair_mask[1].all() and found.pair_mask[0, 1, 2]
     torch.testing.assert_close(found.advantages, scoring.rectified_advantages(rewards, found.pair_mask))
 
 
 @pytest.mark.parametrize("change", ["shrink group", "shrink batch"])
-def test_a_witness_of_what_was_shrunk_tells_of_what_is_left(change, monkeypatch):
+def test_a_witness_of_what_was_shrunk_tells_of_what_is_left(change):
     rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     collides = torch.tensor([[1.0, 3.0, 0.0], [3.0, 20.0, 0.0], [0.0, 0.0, 1.0]])
     cross = torch.stack([collides, torch.eye(3)])
-    found = changed_by(change, rewards, monkeypatch, cross=cross)
+    found = changed_by(change, rewards, cross=cross)
     plain = scoring.pair_advantages(rewards).sum(2)
     assert found.advantages[0, 1] > plain[0, 1] and torch.equal(found.advantages[1], plain[1])
     assert not found.witness.displaced_left.any() and not found.witness.displaced_by_batch_left.any()

@@ -1,0 +1,364 @@
+"""A run: its folder, which no other run has meanwhile, signals, when a checkpoint is due, and going on from one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.checkpoint import (
+    PART,
+    Checkpoint,
+    Trained,
+    copied,
+    flush_file,
+    kept_checkpoints,
+    newest,
+    publish,
+    step_of,
+    values_of,
+    whole_lines,
+    write_checkpoint,
+    write_whole,
+)
+from harness.config import Config, ConfigError, flag_name, shown
+
+MAY_CHANGE = ("steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "resume", "force")
+LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run after a whole step, which is saved."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run and its folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A run that has begun: its folder, what it goes on from, and who writes its checkpoints."""
+
+    out: Path
+    resumed: Checkpoint | None = None
+    keep: int = 1
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False  # a signal asks the run to end after its step
+    in_step: bool = False
+    saved: int = -1  # the step of the newest checkpoint, or of that being written
+    best: tuple[float, int] | None = None  # held-out accuracy and its step
+    writer: threading.Thread | None = None
+    failure: BaseException | None = None
+    stood_still: float = 0.0  # seconds that the last checkpoint kept training waiting
+    bad_steps: int = 0  # in a row, without a finite gradient
+    data: str = ""  # a hash of the questions
+
+    def steps(self, last: int) -> Iterator[int]:
+        """The steps from here to the last one; a signal waits until the step is done.
+
+        Raises Interrupted then, with what goes on from there.
+        """
+        for step in range(self.start + 1, last + 1):
+            self.in_step = True
+            yield step
+            if self.saved == step:  # else the signal came behind the last chance to save: after the next step
+                self.stop_if_asked()
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Inside, a signal ends the run at once: the step is saved, and what is done here can be done again."""
+        self.stop_if_asked()
+        self.in_step = False
+        yield
+        self.in_step = True
+
+    def stop_if_asked(self) -> None:
+        if self.interrupted:
+            self.wait()
+            raise Interrupted(f"Stopped after step {self.saved}. Go on with: python dagrpo.py --resume {self.out}")
+
+    def save(self, step: int, learner: Trained, taken: int) -> None:
+        """Copy what the checkpoint needs, and let a thread write it. `taken`: questions from the stream so far.
+
+        Raises OSError where the checkpoint before could not be written, FloatingPointError for weights that are not
+        finite: the checkpoint before stays.
+        """
+        start = time.perf_counter()
+        if step == self.saved:
+            return
+        self.wait()
+        for name, parameter in learner.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise FloatingPointError(
+                    f"step {step}: {name} has values that are not finite, so that no checkpoint is made of this step. "
+                    "Lower --learning-rate, and go on from the last one with --resume."
+                )
+        weights, tensors = copied(learner)
+        state = {"step": step, "taken": taken, "bad_steps": self.bad_steps, "data": self.data, **values_of(learner)}
+        self.saved = step
+        self.writer = threading.Thread(target=self.write, args=(step, learner, weights, tensors, state))
+        self.writer.start()
+        self.stood_still = time.perf_counter() - start
+
+    def write(self, step: int, learner: Trained, weights: Any, tensors: Any, state: dict[str, Any]) -> None:
+        """The thread's work: a whole checkpoint, model/, and no more checkpoints than --keep asks for."""
+        whole = self.out / "checkpoints" / f"step-{step}"
+        try:
+            for path in (self.out / name for name in LOGS):
+                if path.exists():
+                    flush_file(path)
+            write_checkpoint(whole, learner, weights, tensors, state)
+            publish(whole / "model", self.out / "model")
+            self.drop_old(step)
+        except BaseException as error:  # of a full disk, say: told to the run at its next step
+            self.failure = error
+
+    def drop_old(self, newest: int) -> None:
+        """Delete all checkpoints but the newest `keep` and the best."""
+        steps = sorted((step_of(path) for path in kept_checkpoints(self.out)), reverse=True)
+        best = self.best[1] if self.best else None
+        for step in steps[self.keep :]:
+            if step not in (best, newest):
+                path = self.out / "checkpoints" / f"step-{step}"
+                shutil.rmtree(path.rename(path.with_name(path.name + PART)))  # by that name no half of it is looked at
+
+    def evaluated(self, step: int, result: dict[str, Any]) -> None:
+        """Remember the best held-out accuracy, or reward where nothing says what is right; of equal ones, the first."""
+        value = result["accuracy"] if "accuracy" in result else result["reward"]
+        if step > 0 and (self.best is None or value > self.best[0]):
+            self.best = (value, step)
+
+    def bad_questions(self, sums: dict[str, float], questions: list[dict[str, Any]]) -> dict[str, list[str]]:
+        """The questions of a step that was left out for a gradient that is not finite; counts such steps in a row."""
+        if not sums.get("bad_updates"):
+            self.bad_steps = 0
+            return {}
+        self.bad_steps += 1
+        return {"bad_questions": [str(question.get("where") or question["problem"]) for question in questions]}
+
+    def stop_if_bad(self, limit: int) -> None:
+        """Raises FloatingPointError after so many such steps in a row, with the likely reasons."""
+        if self.bad_steps >= limit:
+            raise FloatingPointError(
+                f"{limit} steps in a row had a gradient that is not finite: nothing is learned any more. Likely "
+                "reasons: a --learning-rate that is too high (the weights have run away), a model that overflows in "
+                "bf16, or a reward that is huge. The last checkpoint is from before; --max-bad-steps is the limit."
+            )
+
+    def knows(self, data: str, force: bool) -> None:
+        """Remember the hash of the questions. Raises ConfigError where a resumed run had others, unless --force."""
+        if self.resumed is not None and self.resumed.state["data"] != data and not force:
+            raise ConfigError(
+                f"--resume {self.out}: the questions are not those that the run began with: a data file, or the "
+                "program's reading of it, has changed. --force goes on nevertheless, at the same place of the new ones."
+            )
+        self.data = data
+
+    def is_due(self, step: int, config: Config) -> bool:
+        """Is a checkpoint due after this step?"""
+        by_count = bool(config.save_every) and step % config.save_every == 0
+        return self.interrupted or by_count or config.evaluates(step)
+
+    def seconds_of_saving(self) -> dict[str, float]:
+        """What the checkpoint after the step before cost training, for the log; nothing where there was none."""
+        seconds, self.stood_still = self.stood_still, 0.0
+        return {"save": seconds} if seconds else {}
+
+    @contextmanager
+    def saved_if_it_fails(self, step: int, learner: Trained, taken: int) -> Iterator[None]:
+        """Save the last whole step where what is inside raises: a reward function, say. Nothing inside changes it."""
+        try:
+            yield
+        except Exception:
+            if step > 0:
+                self.save(step, learner, taken)
+                self.wait()
+            raise
+
+    @property
+    def start(self) -> int:
+        """The step that the run goes on from; 0: it begins."""
+        return self.resumed.step if self.resumed else 0
+
+    @property
+    def taken(self) -> int:
+        """Questions that were taken from the stream until then."""
+        return self.resumed.taken if self.resumed else 0
+
+    def wait(self) -> None:
+        """Until the thread has written. Raises what went wrong there, an OSError with what to do."""
+        if self.writer is not None:
+            self.writer.join()
+            self.writer = None
+        failure, self.failure = self.failure, None
+        if isinstance(failure, OSError) or (failure is not None and "No space left" in str(failure)):
+            raise OSError(
+                f"{self.out}/checkpoints: the checkpoint of step {self.saved} could not be written ({failure}). The "
+                "one before it is whole. Make room, or take another folder (--out), and go on with --resume."
+            ) from failure
+        if failure is not None:
+            raise failure
+
+
+@contextmanager
+def open_run(config: Config) -> Iterator[Run]:
+    """A new folder, or that of --resume; no other run may have it meanwhile. Signals are the run's while it is open.
+
+    Raises ConfigError for a folder that is in use, not empty, or has nothing to resume.
+    """
+    out = Path(config.out) if config.resume else new_folder(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        run = Run(out, keep=config.keep)
+        if config.resume:
+            source = Path(config.resume)
+            run.resumed, run.notes = newest(source)
+            if source.resolve() != out.resolve():
+                copy_logs(source, out)
+            clean(out, run.resumed.step if run.resumed else -1)
+            if run.resumed is not None:
+                run.saved = run.resumed.step if source.resolve() == out.resolve() else -1
+                publish(run.resumed.path / "model", out / "model")
+                run.bad_steps = run.resumed.state["bad_steps"]
+                for line in whole_lines(out / "evaluations.jsonl"):
+                    result = json.loads(line)
+                    run.evaluated(result["step"], result)
+        write_whole(out / "config.json", json.dumps({**asdict(config), "resume": ""}, indent=1) + "\n")
+        with signals_to(run):
+            try:
+                yield run
+            finally:
+                if run.writer is not None:
+                    run.writer.join()
+
+
+def new_folder(config: Config) -> Path:
+    """The folder of a new run. Raises ConfigError where there is something in it already."""
+    if not config.out:
+        model = Path(config.model).name.removesuffix(".gguf")
+        name = f"{model}-{config.method}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for number in range(1, 1_000):  # runs that begin in one second
+            out = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                out.mkdir(parents=True)
+                return out
+    out = Path(config.out)
+    if (out / "metrics.jsonl").exists() or (out / "checkpoints").exists():
+        raise ConfigError(
+            f"--out {out}: there is a run in this folder already. Go on with it by --resume {out}, give another "
+            "folder, or delete it."
+        )
+    if out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+        raise ConfigError(
+            f"--out {out}: this is no empty folder, and a run would write over what is there. Give a new one."
+        )
+    return out
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Inside, no other run can have the folder. The lock of a process that died holds nothing."""
+    try:
+        import fcntl
+    except ImportError:  # not every system has such locks
+        yield
+        return
+    path = out / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"--out {out}: another run is writing into this folder. Give another one.") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def signals_to(run: Run) -> Iterator[None]:
+    """SIGINT and SIGTERM end the run after its step, and at once outside of a step or when they come again."""
+
+    def ask(number: int, _: Any) -> None:
+        if run.in_step and not run.interrupted:
+            run.interrupted = True
+            return
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def copy_logs(source: Path, out: Path) -> None:
+    """The lines of a run that goes on in another folder. Raises ConfigError where that one has a run of its own."""
+    for name in LOGS:
+        if (out / name).exists():
+            raise ConfigError(f"--out {out}: there is a run in this folder already. Give another one.")
+        if (source / name).exists():
+            shutil.copy2(source / name, out / name)
+
+
+def clean(out: Path, step: int) -> None:
+    """Take out of a run's folder what a kill has left half-written, and all lines of steps behind `step`."""
+    for path in out.rglob(f"*{PART}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in LOGS:
+        path = out / name
+        if path.exists():
+            write_whole(
+                path, "".join(f"{line}\n" for line in whole_lines(path) if json.loads(line).get("step", 0) <= step)
+            )
+    if step < 0:
+        (out / "metrics.jsonl").unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The settings of a resumed run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def resumed_config(flags: dict[str, Any]) -> Config:
+    """The settings of the run that --resume names, with those flags changed that only say how long or how often.
+
+    Raises ConfigError for a folder without a run, and for any other change, unless --force.
+    """
+    folder = Path(flags["resume"])
+    try:
+        kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = Config(**{**kept, "out": str(folder), **flags})
+    except FileNotFoundError:
+        raise ConfigError(f"--resume {folder}: there is no run in this folder (config.json is missing).") from None
+    except (ValueError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"--resume {folder}: config.json is not one of this version of the program ({error})."
+        ) from None
+    changed = [
+        f"{flag_name(name)} {shown(kept[name])} -> {shown(value)}"
+        for name, value in flags.items()
+        if name not in MAY_CHANGE and kept.get(name) != value
+    ]
+    if changed and not config.force:
+        allowed = ", ".join(flag_name(name) for name in MAY_CHANGE[:5])
+        raise ConfigError(
+            f"--resume {folder}: with {'; '.join(changed)} it would be another run. {allowed} may change; --force goes "
+            "on nevertheless."
+        )
+    return config

@@ -1,0 +1,435 @@
+"""A run and its folder: resuming to the bit, signals, locks, what is kept, and what ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+
+import dagrpo
+import rollout
+from harness import checkpoint, run
+from harness.config import EXAMPLE, Config, ConfigError, configure
+from harness.run import Interrupted, Run, open_run
+
+CLOCK = ("seconds/", "tokens_per_s/", "peak_memory_gb")  # what no two runs have in common
+
+
+def settings(out, **changes):
+    """A run of the embedded model that takes a second."""
+    data = str(EXAMPLE / "train.jsonl")
+    return configure(**{
+        "model": str(EXAMPLE), "data": [data], "out": str(out), "steps": 6, "questions": 3, "group_size": 4,
+        "max_new_tokens": 40, "hold_out": 4, "eval_samples": 1, "eval_every": 4, "save_every": 2, "anchors": None,
+        "learning_rate": 1e-3, "warmup": 3, **changes,
+    })  # fmt: skip
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def left_by(out):
+    """What must be the same: metrics without the clock, samples, evaluations, weights."""
+    records = [
+        {name: value for name, value in record.items() if not name.startswith(CLOCK)}
+        for record in lines_of(out / "metrics.jsonl")
+        if "step" in record
+    ]
+    weights = (out / "model" / "model.safetensors").read_bytes()
+    return records, lines_of(out / "samples.jsonl"), lines_of(out / "evaluations.jsonl"), weights
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "unbroken"
+    dagrpo.train(settings(out))
+    return out
+
+
+def resumed(folder, **flags):
+    return dagrpo.train(run.resumed_config({"resume": str(folder), **flags}))
+
+
+def broken_at(out, step, monkeypatch, **changes):
+    """A run that an exception ends behind the given step, as a kill would."""
+    plain = Run.stop_if_bad
+
+    def stop(self, limit):
+        plain(self, limit)
+        if len(lines_of(out / "metrics.jsonl")) == step + 1:  # the first line is of memory
+            raise MemoryError
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Run, "stop_if_bad", stop)
+        with pytest.raises(MemoryError):
+            dagrpo.train(settings(out, **changes))
+
+
+# --- resuming ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6])
+def test_a_run_that_was_broken_off_ends_as_one_that_never_was(unbroken, tmp_path, monkeypatch, step):
+    """Behind step 1 nothing is saved yet; behind 2 and 4 the checkpoint is older than the log by a step or two."""
+    broken_at(tmp_path / "run", step, monkeypatch)
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(unbroken)
+    assert not list((tmp_path / "run").rglob("*.part")) and not (tmp_path / "run" / ".lock").exists()
+
+
+def test_every_method_that_draws_or_remembers_something_resumes_to_the_bit(tmp_path, monkeypatch):
+    """Anchors, the start model as reference, several updates, resampling, and the metric of the optimizer."""
+    changes = {"anchors": "data", "kl": 0.1, "updates": 3, "epochs": 2, "resample": 2, "rectify": "batch",
+               "metric": "optimizer", "max_new_tokens": 100, "steps": 4}  # fmt: skip
+    dagrpo.train(settings(tmp_path / "unbroken", **changes))
+    broken_at(tmp_path / "run", 3, monkeypatch, **changes)
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(tmp_path / "unbroken")
+
+
+def test_a_run_can_be_resumed_twice_and_made_longer(unbroken, tmp_path):
+    dagrpo.train(settings(tmp_path / "run", steps=2))
+    resumed(tmp_path / "run", steps=4)
+    result = resumed(tmp_path / "run", steps=6)
+    ours, theirs = left_by(tmp_path / "run"), left_by(unbroken)
+    assert ours[0] == theirs[0] and ours[1] == theirs[1] and ours[3] == theirs[3]
+    assert [line["step"] for line in ours[2]] == [0, 2, 4, 6], "each had its last step evaluated"
+    assert result["step"] == 6 and result["before"]["questions"] == 4
+
+
+def test_a_resumed_run_can_go_on_in_another_folder(unbroken, tmp_path, monkeypatch):
+    broken_at(tmp_path / "run", 5, monkeypatch)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    resumed(tmp_path / "run", out=str(tmp_path / "other"))
+    assert left_by(tmp_path / "other") == left_by(unbroken)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_other_settings_are_refused_unless_forced(tmp_path):
+    dagrpo.train(settings(tmp_path / "run", steps=2))
+    with pytest.raises(ConfigError, match=r"--learning-rate 0\.001 -> 0\.5") as stopped:
+        resumed(tmp_path / "run", learning_rate=0.5, steps=3)
+    assert "--force goes on nevertheless" in str(stopped.value) and "--steps" in str(stopped.value)
+    assert resumed(tmp_path / "run", learning_rate=0.0, steps=3, force=True)["step"] == 3
+
+
+def test_a_resumed_run_with_other_questions_is_refused(tmp_path):
+    """The file may change while the run has it; a place in the stream says nothing of another file."""
+    data = tmp_path / "data.jsonl"
+    lines = (EXAMPLE / "train.jsonl").read_text().splitlines()[:40]
+    data.write_text("\n".join(lines))
+    dagrpo.train(settings(tmp_path / "run", steps=2, data=[str(data)]))
+    data.write_text("\n".join(lines[:-1]))
+    with pytest.raises(ConfigError, match="the questions are not those that the run began with"):
+        resumed(tmp_path / "run", steps=3)
+    assert resumed(tmp_path / "run", steps=3, force=True)["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no run in this folder"), ("{", "not one of this version"), ('{"old": 1}', "not one of this")],
+)
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        run.resumed_config({"resume": str(tmp_path)})
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(unbroken, tmp_path, monkeypatch, capsys):
+    broken_at(tmp_path / "run", 5, monkeypatch, keep=2)
+    (tmp_path / "run" / "checkpoints" / "step-4" / "optimizer.safetensors").write_bytes(b"")
+    resumed(tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "step-4: this checkpoint is damaged" in said and "Resumed after step 2" in said
+    assert left_by(tmp_path / "run") == left_by(unbroken)
+
+
+def test_lines_that_were_cut_off_are_gone_after_resuming(unbroken, tmp_path, monkeypatch):
+    broken_at(tmp_path / "run", 5, monkeypatch)
+    for name in run.LOGS:
+        with (tmp_path / "run" / name).open("a") as file:
+            file.write('{"step": 5, "half')
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(unbroken)
+
+
+# --- what is kept ------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_and_the_best_stay(tmp_path, monkeypatch, model, tokenizer):
+    now = Run(tmp_path, keep=2)
+    monkeypatch.setattr(run, "write_checkpoint", lambda whole, *_: (whole / "model").mkdir(parents=True))
+    for step, accuracy in [(1, 0.1), (2, 0.9), (3, 0.5), (4, 0.9), (5, 0.2)]:
+        learner = dagrpo.Learner(model, tokenizer, None, *optimizer_of(model))
+        now.save(step, learner, taken=0)
+        now.wait()
+        now.evaluated(step, {"accuracy": accuracy})
+    assert [checkpoint.step_of(path) for path in checkpoint.kept_checkpoints(tmp_path)] == [5, 4, 2]
+
+
+def optimizer_of(model):
+    optimizer = torch.optim.AdamW(model.parameters())
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0)
+
+
+def test_a_checkpoint_is_due_every_so_many_steps_at_evaluations_and_before_the_end_of_an_interrupted_run(tmp_path):
+    config = Config(model="m", data=["d"], steps=11, save_every=4, eval_every=6)
+    now = Run(tmp_path)
+    assert [step for step in range(1, 12) if now.is_due(step, config)] == [4, 6, 8, 11]
+    now.interrupted = True
+    assert now.is_due(1, config)
+
+
+def test_training_stands_still_for_the_copy_and_the_log_says_how_long(unbroken):
+    records = [record for record in lines_of(unbroken / "metrics.jsonl") if "step" in record]
+    assert [record["step"] for record in records if "seconds/save" in record] == [3, 5]
+    assert all(0 < record["seconds/save"] < 1 for record in records if "seconds/save" in record)
+
+
+# --- folders and locks -------------------------------------------------------------------------------------------
+
+
+def test_two_runs_cannot_have_one_folder(tmp_path):
+    first = settings(tmp_path / "run")
+    again = settings(tmp_path / "run", resume=str(tmp_path / "run"))
+    message = "another run is writing into this folder"
+    with open_run(first), pytest.raises(ConfigError, match=message), open_run(again):
+        pytest.fail("both have it")
+
+
+def test_the_lock_of_a_process_that_died_holds_nothing(tmp_path):
+    (tmp_path / "run").mkdir()
+    script = "import fcntl, os, sys; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX); os._exit(9)"
+    subprocess.run(["python3", "-c", script, str(tmp_path / "run" / ".lock")], check=False)
+    assert (tmp_path / "run" / ".lock").exists()
+    with open_run(settings(tmp_path / "run")) as now:
+        assert now.out == tmp_path / "run"
+
+
+def test_runs_that_begin_in_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run.time, "strftime", lambda _: "now")
+    config = Config(model="models/small.gguf", data=["d"], method="grpo", rectify="none", seed=7)
+    names = []
+    for _ in range(3):
+        with open_run(config) as now:
+            names.append(str(now.out))
+            assert json.loads((now.out / "config.json").read_text())["seed"] == 7
+    assert names == [f"runs/small-grpo-seed7-now{ending}" for ending in ("", "-2", "-3")]
+
+
+@pytest.mark.parametrize("there", ["config.json", "model/model.safetensors", "notes.txt"])
+def test_a_folder_with_something_in_it_is_never_written_over(tmp_path, there):
+    path = tmp_path / "own" / there
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="this is no empty folder"), open_run(settings(tmp_path / "own")):
+        pass
+    assert path.read_text() == "mine" and [each for each in path.parents[-1].glob("x")] == []
+
+
+def test_a_folder_with_a_run_in_it_says_how_to_go_on(tmp_path, unbroken):
+    with pytest.raises(ConfigError, match=f"--resume {unbroken}"), open_run(settings(unbroken)):
+        pass
+
+
+# --- signals -----------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_ends_the_run_after_its_step_with_the_line_that_goes_on(unbroken, tmp_path, monkeypatch):
+    plain, asked = dagrpo.collect, []
+
+    def collect(*arguments):
+        asked.append(arguments)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*arguments)
+
+    monkeypatch.setattr(dagrpo, "collect", collect)
+    with pytest.raises(Interrupted, match=f"Stopped after step 3. Go on with: python dagrpo.py --resume {tmp_path}"):
+        dagrpo.train(settings(tmp_path / "run"))
+    assert checkpoint.newest(tmp_path / "run")[0].step == 3
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(unbroken)
+
+
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
+    def collect(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(dagrpo, "collect", collect)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        dagrpo.train(settings(tmp_path / "run"))
+    assert not isinstance(stopped.value, Interrupted)
+
+
+def test_a_signal_during_an_evaluation_stops_at_once_and_loses_nothing(unbroken, tmp_path, monkeypatch):
+    plain = dagrpo.held_out_accuracy
+
+    def evaluate(*arguments, **options):
+        if (arguments[5] if len(arguments) > 5 else options["step"]) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        return plain(*arguments, **options)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(dagrpo, "held_out_accuracy", evaluate)
+        with pytest.raises(KeyboardInterrupt):
+            dagrpo.train(settings(tmp_path / "run"))
+    assert checkpoint.newest(tmp_path / "run")[0].step == 4
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(unbroken)
+
+
+def test_the_command_ends_with_130_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dagrpo, "train", lambda _: (_ for _ in ()).throw(Interrupted("Go on with: ...")))
+    with pytest.raises(SystemExit) as stopped:
+        dagrpo.main(["--out", str(tmp_path / "run")])
+    assert stopped.value.code == 130 and "Go on with: ..." in capsys.readouterr().out
+
+
+# --- faults ------------------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_that_is_not_finite_reaches_nothing_and_ends_the_run_in_time(tmp_path, monkeypatch, capsys):
+    """Two bad steps are left out and named; three in a row end it, and the checkpoint is from before."""
+    plain, count = dagrpo.policy_loss, []
+
+    def loss(*arguments, **options):
+        value, counted = plain(*arguments, **options)
+        count.append(value)
+        return (value * float("nan") if len(count) > 2 else value), counted
+
+    monkeypatch.setattr(dagrpo, "policy_loss", loss)
+    with pytest.raises(FloatingPointError, match="3 steps in a row had a gradient that is not finite"):
+        dagrpo.train(settings(tmp_path / "run", steps=30, save_every=1, eval_every=0, token_budget=100_000))
+    records = [record for record in lines_of(tmp_path / "run" / "metrics.jsonl") if "step" in record]
+    bad = [record for record in records if record["bad_updates"]]
+    assert len(bad) == 3 and all(str(EXAMPLE) in place for record in bad for place in record["bad_questions"])
+    assert "their gradient was not finite, on " in capsys.readouterr().out
+    saved, _ = rollout.load(str(tmp_path / "run" / "model"))
+    assert all(bool(parameter.isfinite().all()) for parameter in saved.parameters())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, tokenizer):
+    model = random_model()
+    now = Run(tmp_path)
+    learner = dagrpo.Learner(model, tokenizer, None, *optimizer_of(model))
+    now.save(1, learner, taken=0)
+    now.wait()
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"lm_head\.weight has values that are not finite"):
+        now.save(2, learner, taken=0)
+    assert checkpoint.newest(tmp_path)[0].step == 1
+
+
+def test_a_reward_that_raises_costs_no_step(unbroken, tmp_path, monkeypatch):
+    plain, asked = dagrpo.collect, []
+
+    def collect(*arguments):
+        asked.append(arguments)
+        if len(asked) == 4:
+            raise ZeroDivisionError
+        return plain(*arguments)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(dagrpo, "collect", collect)
+        with pytest.raises(ZeroDivisionError):
+            dagrpo.train(settings(tmp_path / "run"))
+    assert checkpoint.newest(tmp_path / "run")[0].step == 3
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(unbroken)
+
+
+def test_out_of_memory_halves_the_micro_batches_and_says_so_once(tmp_path, monkeypatch, capsys):
+    """The gradient is taken again from its beginning: nothing counts twice."""
+    dagrpo.train(settings(tmp_path / "plain", steps=2, token_budget=4096))
+    plain = rollout.token_logps
+
+    def small_gpu(model, input_ids, *rest, **options):
+        if torch.is_grad_enabled() and input_ids.numel() > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, input_ids, *rest, **options)
+
+    monkeypatch.setattr(rollout, "token_logps", small_gpu)
+    dagrpo.train(settings(tmp_path / "run", steps=2, token_budget=4096))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Out of memory")]
+    assert 1 <= len(said) == len(set(said)) and "--token-budget 2048 in place of 4096" in said[0]
+    ours, theirs = (rollout.load(str(tmp_path / name / "model"))[0] for name in ("run", "plain"))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_out_of_memory_with_one_completion_at_a_time_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    def no_room(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(dagrpo, "policy_loss", no_room)
+    with pytest.raises(torch.OutOfMemoryError, match=r"one completion at a time .* Try --checkpointing"):
+        dagrpo.train(settings(tmp_path / "run"))
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_checkpoint", full)
+    with pytest.raises(OSError, match=r"checkpoint of step 2 could not be written .* Make room"):
+        dagrpo.train(settings(tmp_path / "run"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 18 MB, where the machine lets one be made."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=18m", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_whole_lines(small_disk):
+    """A real one: there is room for one checkpoint, and not for the next one beside it."""
+    with pytest.raises(OSError, match="No space left") as stopped:
+        dagrpo.train(settings(small_disk / "run", save_every=1, eval_every=0))
+    found, notes = checkpoint.newest(small_disk / "run")
+    assert f"checkpoint of step {found.step + 1} could not be written" in str(stopped.value) and notes == []
+    assert not list((small_disk / "run").rglob("*.part"))
+    for name in run.LOGS:
+        text = (small_disk / "run" / name).read_text()
+        assert text == "" or text.endswith("\n")
+        lines_of(small_disk / "run" / name)
+
+
+def test_a_line_that_does_not_fit_is_not_written_in_part(small_disk):
+    from harness import report
+
+    path = small_disk / "metrics.jsonl"
+    report.append_json(path, {"step": 1})
+    with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError):
+        while True:
+            file.write(b"0" * 2**20)
+    with pytest.raises(OSError):
+        report.append_json(path, {"step": 2, "text": "x" * 2**20})
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_the_folder_of_a_resumed_run_has_its_settings(unbroken):
+    assert json.loads((unbroken / "config.json").read_text())["steps"] == 6
+    assert Path(json.loads((unbroken / "config.json").read_text())["out"]) == unbroken
