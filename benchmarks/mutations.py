@@ -829,7 +829,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
     "harness/command.py": [
         ("    if twice:\n", "    if False:\n", "of a flag that is given twice the last one counts"),
         ("LIKE = 0.75", "LIKE = 0.6", "--loss is taken for a mistyped --clip-low, and the like"),
-        ("except (DataError, ModelError, OSError", "except (Exception, OSError", "mistakes of the program hide"),
+        ("DataError, ModelError, OSError, NotImpl", "Exception, OSError, NotImpl", "mistakes of the program hide"),
         ("not in CONTROLS else", "not in () else", "texts move the cursor of the terminal"),
         ('stop(f"{program}: {error}", 2)', 'stop(f"{program}: {error}", 1)', "a wrong flag has the code of wrong data"),
     ],

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import torch
+
 from policy.model import ModelError
 from questions import DataError
 
@@ -144,10 +146,12 @@ def one_sentence(program: str) -> Iterator[None]:
         yield
     except ConfigError as error:
         stop(f"{program}: {error}", 2)
-    except (DataError, ModelError, OSError, NotImplementedError, FloatingPointError) as error:
+    except (
+        DataError, ModelError, OSError, NotImplementedError, FloatingPointError, torch.OutOfMemoryError
+    ) as error:  # fmt: skip
         stop(f"{program}: {error}", 1)
-    except KeyboardInterrupt:
-        stop(f"{program}: interrupted.", 130)
+    except KeyboardInterrupt as stopped:
+        stop(f"{program}: {str(stopped) or 'interrupted.'}", 130)
 
 
 def stop(message: str, code: int) -> NoReturn:

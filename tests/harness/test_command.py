@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import evaluate
 from harness import report
@@ -23,6 +24,8 @@ NAMES = [flag_name(name) for name in Config.__dataclass_fields__]
         (NotImplementedError("no"), 1),
         (FloatingPointError("no"), 1),
         (OSError(28, "no"), 1),
+        (torch.OutOfMemoryError("no"), 1),
+        (KeyboardInterrupt("Stopped after step 3."), 130),
         (KeyboardInterrupt(), 130),
     ],
 )
