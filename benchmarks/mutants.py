@@ -43,7 +43,12 @@ TESTS: dict[str, list[str]] = {
     "policy/compiling.py": ["tests/policy/test_compiling.py"],
     "policy/decoding.py": ["tests/policy/test_decoding.py", "tests/test_rollout.py"],
     "policy/logprobs.py": ["tests/policy/test_logprobs.py", "tests/test_independent_step.py"],
-    "policy/model.py": ["tests/policy/test_model.py", "tests/test_scoring.py", "tests/policy/test_logprobs.py"],
+    "policy/model.py": [
+        "tests/policy/test_model.py",
+        "tests/test_scoring.py",
+        "tests/policy/test_logprobs.py",
+        "tests/test_trial.py",
+    ],
     "scorers/gradients.py": ["tests/scorers/test_gradients.py", "tests/test_scoring.py"],
     "scorers/tokens.py": ["tests/scorers/test_tokens.py", "tests/test_independent_step.py"],
     "scorers/judge.py": ["tests/scorers/test_judge.py"],

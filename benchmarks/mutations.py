@@ -828,7 +828,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
     ],
     "harness/command.py": [
         ("    if twice:\n", "    if False:\n", "of a flag that is given twice the last one counts"),
-        ("LIKE = 0.75", "LIKE = 0.6", "--loss is taken for a mistyped --clip-low, and the like"),
+        ("LIKE = 0.75", "LIKE = 0.6", "a flag like no other gets a suggestion that misleads"),
         ("DataError, ModelError, OSError, NotImpl", "Exception, OSError, NotImpl", "mistakes of the program hide"),
         ("not in CONTROLS else", "not in () else", "texts move the cursor of the terminal"),
         ('stop(f"{program}: {error}", 2)', 'stop(f"{program}: {error}", 1)', "a wrong flag has the code of wrong data"),
