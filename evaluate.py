@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
-from harness.command import OF_EVALUATION, ConfigError, Parser, one_sentence, parsed, printable
+from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, one_sentence, parsed, printable
 from policy.model import check_files, position_limit
 from questions import (
     DataError,
@@ -232,6 +232,11 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError(f"--top-p {options.top_p:g}: it must be above 0 and at most 1.")
     if not 0 <= options.temperature < math.inf:
         raise ConfigError(f"--temperature {options.temperature:g}: it must be a number of at least 0.")
+    if 0 < options.temperature < LEAST_TEMPERATURE:
+        raise ConfigError(
+            f"--temperature {options.temperature:g}: it must be 0, which takes the likeliest token, or at least "
+            f"{LEAST_TEMPERATURE:g}: logits divided by less overflow."
+        )
     for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
         value = getattr(options, flag)
         if value is not None and not least <= value < 2**63:

@@ -21,6 +21,7 @@ from policy.model import ModelError
 from questions import DataError
 
 LIKE = 0.75  # share of letters in common from which on a flag is taken for a mistyped one
+LEAST_TEMPERATURE = 1e-6
 WRITTEN_DATA = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz")
 
 # What users of other programs type, and what it is here.

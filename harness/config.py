@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from harness.command import OF_TRAINING, Parser, parsed
+from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
 from harness.command import ConfigError as ConfigError  # a name that others import from here
 from rollout import PromptStyle
 from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
@@ -265,6 +265,12 @@ def check(config: Config) -> None:
         raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
     if config.anchors not in ("data", None) and not Path(config.anchors).is_file():
         raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
+    for name in ("temperature", "eval_temperature"):
+        if getattr(config, name) < LEAST_TEMPERATURE:
+            raise ConfigError(
+                f"{flag_name(name)} {getattr(config, name)}: it must be at least {LEAST_TEMPERATURE:g}: logits divided "
+                "by less overflow."
+            )
     check_device(config.device)
     if config.updates > config.questions:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
