@@ -78,13 +78,15 @@ import rollout
 import scoring
 from evaluate import comparison_table
 from harness import checkpoint, report
-from harness.config import Config, ConfigError, configure, not_defaults, parse
+from harness.command import one_sentence
+from harness.config import Config, check_effects, configure, not_defaults, parse
 from harness.report import progress, say, timed
 from harness.run import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
-from questions import DataError, Question, Reward, Stream, overlong_penalty, prompt_of
+from policy.model import check_files
+from questions import Question, Reward, Stream, overlong_penalty, prompt_of
 from rollout import Rollouts
 
 
@@ -503,10 +505,14 @@ class Learner:
 def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) -> Learner:
     """The start model with a fresh optimizer, or both as a checkpoint has them."""
     torch.manual_seed(config.seed)
-    model, tokenizer = rollout.load(resumed.model if resumed else config.model, config.device or None)
+    code = config.trust_remote_code
+    source = resumed.model if resumed else config.model
+    model, tokenizer = rollout.load(source, config.device or None, trust_remote_code=code)
     reference = None
     if config.kl:
-        reference = rollout.load(config.model, config.device or None)[0] if resumed else copy.deepcopy(model)
+        reference = copy.deepcopy(model)
+        if resumed:
+            reference, _ = rollout.load(config.model, config.device or None, trust_remote_code=code)
         reference.requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -523,17 +529,14 @@ def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) ->
 
 
 def main(arguments: list[str] | None = None) -> None:
-    try:
+    with one_sentence("dagrpo.py"):
         flags = parse(sys.argv[1:] if arguments is None else arguments)
         config = resumed_config(flags) if "resume" in flags else configure(**flags)
+        check_effects(config, flags)
         say(not_defaults(flags))
+        if "resume" not in flags or config.kl:  # else the checkpoint is the model
+            check_files(config.model, "--model")
         train(config)
-    except KeyboardInterrupt as stopped:
-        say(str(stopped) or "Stopped.")
-        sys.exit(130)
-    except (ConfigError, DataError, OSError, ImportError, NotImplementedError, FloatingPointError,
-            torch.OutOfMemoryError) as error:  # fmt: skip
-        sys.exit(f"dagrpo.py: {error}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,19 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
-from policy.model import position_limit
-from questions import DataError, Question, Reward, correctness, drop_unreadable, fitting, prompt_of, read_questions
+from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, one_sentence, parsed, printable
+from policy.model import check_files, position_limit
+from questions import (
+    DataError,
+    Question,
+    Reward,
+    correctness,
+    drop_unreadable,
+    fitting,
+    prompt_of,
+    read_data,
+    without_contradictions,
+)
 from rollout import PLAIN, PromptStyle
 
 BATCH_COMPLETIONS = 256  # sampled and graded between two moves of the progress bar
@@ -52,13 +66,14 @@ def evaluate(
     questions left out because their gold answer cannot be read; `rows`: of each question its problem, gold, texts and
     rewards. Where nothing says what is right (`right` infinite), there is no accuracy and no pass@k.
 
-    Raises ValueError where no question is left, or for k > 1 at temperature 0, where all completions are the same.
+    Raises DataError where no question is left, and ValueError for k > 1 at temperature 0, where all completions are
+    the same.
     """
     if temperature == 0 and k > 1:
         raise ValueError(f"At temperature 0 all completions of a question are the same: k = {k} must be 1.")
     questions, unreadable = drop_unreadable(questions) if reward is correctness else (questions, [])
     if not questions:
-        raise ValueError("There is no question with a readable gold answer to evaluate on.")
+        raise DataError("there is no question whose gold answer the verifier can read.")
     prompts = [prompt_of(tokenizer, question, style) for question in questions]
     by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
     rewards, lengths = np.zeros((len(questions), k)), np.zeros((len(questions), k))
@@ -170,21 +185,29 @@ def default_limit(
 def style_of(options: argparse.Namespace) -> PromptStyle:
     """How prompts look: as the flags say, or else as the run that made the model trained with them."""
     config = Path(options.model).parent / "config.json"
-    trained: dict[str, Any] = {}
+    trained: Any = {}
     if Path(options.model).name == "model" and config.is_file():
-        trained = json.loads(config.read_text(encoding="utf-8"))
-    system = trained.get("system", "") if options.system is None else options.system
+        try:
+            trained = json.loads(config.read_text(encoding="utf-8"))
+            trained = {name: trained.get(name) for name in ("system", "enable_thinking")}
+        except (ValueError, AttributeError, RecursionError):
+            raise DataError(
+                f"{config}: it should say how the run's prompts looked, but it is no JSON object. Mend it, or move "
+                "model/ elsewhere."
+            ) from None
+    system = trained.get("system") or "" if options.system is None else options.system
     thinking = trained.get("enable_thinking") if options.enable_thinking is None else options.enable_thinking
-    style = PromptStyle(system, thinking)
+    style = PromptStyle(str(system), thinking)
     if style != PLAIN:
-        print(f"system prompt {system!r}, enable_thinking {thinking}")
+        print(printable(f"system prompt {system!r}, enable_thinking {thinking}"))
     return style
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="evaluate.py", description="Measure a model on questions.")
-    parser.add_argument("--model", required=True, help="Hub name, local directory, or .gguf file")
-    parser.add_argument("--data", required=True, nargs="+", help="JSONL files or Hub sets, one benchmark each")
+def options_of(arguments: list[str]) -> argparse.Namespace:
+    """The flags of a command line. Raises ConfigError for what is unknown, out of range, or does not go together."""
+    parser = Parser(prog="evaluate.py", description="Measure a model on questions.", allow_abbrev=False)
+    parser.add_argument("--model", help="Hub name, local directory, or .gguf file")
+    parser.add_argument("--data", nargs="+", help="JSONL files or Hub sets, one benchmark each")
     parser.add_argument(
         "--samples", type=int, default=1, help="completions of each question: the k of avg@k and pass@k"
     )
@@ -197,50 +220,155 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same completions")
     parser.add_argument("--system", help="system prompt, for models with a chat template")
     parser.add_argument("--enable-thinking", action=argparse.BooleanOptionalAction, help="passed to the chat template")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out lines of data that cannot be used")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
-    options = parser.parse_args(arguments)
+    options = parsed(parser, arguments, OF_EVALUATION)
+    if options.model is None:
+        raise ConfigError("--model is missing: name the model to measure, a Hub name, local directory, or .gguf file.")
+    if options.data is None:
+        raise ConfigError("--data is missing: name the JSONL files or Hub sets to measure it on.")
     if not 0 < options.top_p <= 1:
-        parser.error(f"--top-p {options.top_p:g}: it must be above 0 and at most 1.")
-    for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("temperature", 0)):
-        value = getattr(options, flag)
-        if value is not None and value < least:
-            parser.error(f"--{flag.replace('_', '-')} {value}: it must be at least {least}.")
-    if options.temperature == 0 and options.samples > 1:
-        parser.error(f"--samples {options.samples}: at --temperature 0 all completions are the same; use --samples 1.")
-    try:
-        benchmarks = {source: read_questions([source])[: options.limit] for source in options.data}
-        model, tokenizer = rollout.load(options.model)
-    except (DataError, OSError, ImportError, NotImplementedError) as error:
-        sys.exit(f"evaluate.py: {error}")
-    k, results, style = options.samples, {}, style_of(options)
-    print(f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}")
-    for source, questions in benchmarks.items():
-        try:
-            limit = options.max_new_tokens or default_limit(model, tokenizer, questions, style)
-            kept, notes = fitting(model, tokenizer, questions, limit, style)
-            result = results[source] = evaluate(
-                model, tokenizer, kept,
-                k=k, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit, seed=options.seed,
-                style=style, label=Path(source).stem,
-            )  # fmt: skip
-        except (DataError, FloatingPointError) as error:  # the second where the model gives NaN
-            sys.exit(f"evaluate.py: {source}: {error}")
-        low, high = result["interval"]
-        print(
-            f"{Path(source).stem[:31]:<32}{result['questions']:>10}{result['accuracy']:>9.1%}"
-            f"{f'{low:.1%} to {high:.1%}':>16}{result[f'pass@{k}']:>9.1%}{result['length']:>8.1f}"
-            f"{result['truncated']:>9.1%}"
+        raise ConfigError(f"--top-p {options.top_p:g}: it must be above 0 and at most 1.")
+    if not 0 <= options.temperature < math.inf:
+        raise ConfigError(f"--temperature {options.temperature:g}: it must be a number of at least 0.")
+    if 0 < options.temperature < LEAST_TEMPERATURE:
+        raise ConfigError(
+            f"--temperature {options.temperature:g}: it must be 0, which takes the likeliest token, or at least "
+            f"{LEAST_TEMPERATURE:g}: logits divided by less overflow."
         )
-        result |= {"max_new_tokens": limit, "left_out": len(questions) - len(kept)}
-        print(f"  at most {limit} tokens each")
-        for note in notes:
-            print(f"  {note}")
-        if result["unreadable"]:
-            print(f"  {result['unreadable']} questions left out: their gold answer cannot be read")
-    if len(results) > 1:
-        print(f"{'mean of benchmarks':<42}{np.mean([result['accuracy'] for result in results.values()]):>9.1%}")
-    if options.out:
-        Path(options.out).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
+        value = getattr(options, flag)
+        if value is not None and not least <= value < 2**63:
+            allowed = f"of at least {least}" + ("" if value < least else f" and at most {2**63 - 1}")
+            raise ConfigError(f"--{flag.replace('_', '-')} {value}: it must be a whole number {allowed}.")
+    if options.temperature == 0 and options.samples > 1:
+        raise ConfigError(
+            f"--samples {options.samples}: at --temperature 0 all completions are the same; use --samples 1."
+        )
+    twice = next((source for source in options.data if options.data.count(source) > 1), None)
+    if twice:
+        raise ConfigError(f"--data {twice}: it is named twice; leave one of them out.")
+    if options.out is not None:
+        check_out(options.out, options.data)
+    return options
+
+
+def check_out(out: str, data: list[str]) -> None:
+    """Raise ConfigError where --out cannot be written, or is a file that is not a result of this program."""
+    path = Path(out)
+    if not out.strip():
+        raise ConfigError("--out: the name of the file is empty.")
+    if os.path.isdir(path) or out.endswith(("/", os.sep)):
+        raise ConfigError(f"--out {out}: it is a folder; name a file in it, such as {path / 'result.json'}.")
+    if any(os.path.exists(source) and os.path.exists(path) and os.path.samefile(source, path) for source in data):
+        raise ConfigError(f"--out {out}: it is a file of --data, which would be lost. Give another one.")
+    if os.path.isfile(path) and not is_result(path):
+        raise ConfigError(
+            f"--out {out}: there is a file that this program did not write. Give another name, or delete it."
+        )
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(there):
+        raise ConfigError(f"--out {out}: {there} is not a folder.")
+    if not os.access(path if os.path.exists(path) else there, os.W_OK):
+        raise ConfigError(f"--out {out}: nothing can be written there. Give another place.")
+
+
+def is_result(path: Path) -> bool:
+    """Is the file empty, or what `write` makes?"""
+    if path.stat().st_size == 0:
+        return True
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return False
+    return isinstance(results, dict) and all(
+        isinstance(result, dict) and {"rows", "questions", "max_new_tokens"} <= result.keys()
+        for result in results.values()
+    )
+
+
+@contextmanager
+def result_file(out: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that writes the results. That it can be done is tried first: before a night of sampling, not after."""
+    if not out:
+        yield lambda results: None
+        return
+    path = Path(out)
+    if os.path.exists(path) and not path.is_file():  # /dev/stdout, a pipe
+
+        def write_directly(results: dict[str, Any]) -> None:
+            path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+        yield write_directly
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise ConfigError(f"--out {out}: it cannot be written ({error.strerror}). Give another place.") from error
+
+    def write(results: dict[str, Any]) -> None:
+        part.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        os.replace(part, path)  # at no moment is there half a file
+
+    try:
+        yield write
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    with one_sentence("evaluate.py"):
+        measure(options_of(sys.argv[1:] if arguments is None else arguments))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Evaluate each benchmark, print its line, and write the results to --out."""
+    check_files(options.model, "--model")
+    benchmarks = {source: read_benchmark(source, options) for source in options.data}
+    style = style_of(options)
+    model, tokenizer = rollout.load(options.model, trust_remote_code=options.trust_remote_code)
+    k, results = options.samples, {}
+    with result_file(options.out) as write:
+        print(
+            f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}"
+        )
+        for source, (questions, notes) in benchmarks.items():
+            name = printable(Path(source).stem)
+            try:
+                limit = options.max_new_tokens or default_limit(model, tokenizer, questions, style)
+                kept, further = fitting(model, tokenizer, questions, limit, style)
+                result = results[source] = evaluate(
+                    model, tokenizer, kept,
+                    k=k, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit, seed=options.seed,
+                    style=style, label=name,
+                )  # fmt: skip
+            except (DataError, FloatingPointError) as error:  # the second where the model gives NaN
+                raise type(error)(f"{source}: {error}") from error
+            low, high = result["interval"]
+            print(
+                f"{name[:31]:<32}{result['questions']:>10}{result['accuracy']:>9.1%}"
+                f"{f'{low:.1%} to {high:.1%}':>16}{result[f'pass@{k}']:>9.1%}{result['length']:>8.1f}"
+                f"{result['truncated']:>9.1%}"
+            )
+            result |= {"max_new_tokens": limit, "left_out": len(questions) - len(kept)}
+            print(f"  at most {limit} tokens each")
+            for note in notes + further:
+                print(f"  {printable(note)}")
+            if result["unreadable"]:
+                print(f"  {result['unreadable']} questions left out: their gold answer cannot be read")
+        if len(results) > 1:
+            print(f"{'mean of benchmarks':<42}{np.mean([result['accuracy'] for result in results.values()]):>9.1%}")
+        write(results)
+
+
+def read_benchmark(source: str, options: argparse.Namespace) -> tuple[list[Question], list[str]]:
+    """The questions that --limit leaves of a benchmark, and notes. Raises DataError for lines that cannot be used."""
+    questions, notes = read_data([source], skip_bad=options.skip_bad)
+    kept, further = without_contradictions(questions[: options.limit], skip_bad=options.skip_bad)
+    return kept, notes + further
 
 
 if __name__ == "__main__":

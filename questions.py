@@ -4,20 +4,23 @@ Data is JSONL, one question a line:
 
     {"problem": "...", "answer": "72", "solution": "optional, the anchor", "choices": ["optional", ...]}
 
-With `choices`, `answer` is a letter. Further fields (`id`, `source`, `level`, ...) are kept. Nothing here prints: what
-there is to say comes back as `notes`.
+With `choices`, `answer` is a letter. An answer may be a number, which is read as it is written. Further fields (`id`,
+`source`, `level`, ...) are kept. Nothing here prints: what there is to say comes back as `notes`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import math
+import os
 import random
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import verify
-from policy.model import position_limit
+from policy.model import looks_like_path, position_limit
 from rollout import PLAIN, PromptStyle, Rollouts, encode_prompt, noise_key, render_prompt
 
 Question = dict[str, Any]  # with "where" naming the file and line that it came from
@@ -42,57 +45,207 @@ class DataError(ValueError):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def read_questions(sources: list[str]) -> list[Question]:
+LONGEST_LINE = 1_000_000  # characters; no question is as long, and a file without line ends would fill the memory
+ENOUGH_FAULTS = 1_000  # by then a file is of another kind altogether
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+UNPACK = {"gzip": "gunzip -k", "bzip2": "bunzip2 -k", "xz": "unxz -k", "zstd": "unzstd", "zip": "unzip"}
+DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".zip", ".xz", ".bz2", ".zst", ".arrow")
+# Names of the fields in other data sets, for a hint.
+OTHER_FIELDS = {
+    "problem": ("question", "prompt", "query", "input", "instruction", "messages"),
+    "answer": ("ground_truth", "answerKey", "final_answer", "target", "label", "output", "response"),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A line that cannot be used: where it is, what is wrong, and what kind of fault that is."""
+
+    where: str
+    kind: str
+    text: str
+
+
+def read_questions(sources: list[str], flag: str = "--data") -> list[Question]:
     """The questions of JSONL files and Hub data sets (`name` or `name:split`), in order.
 
-    Raises DataError at the first line that cannot be used, and for a source that does not exist.
+    Raises DataError for lines that cannot be used, and for a source that does not exist.
     """
+    return read_data(sources, flag)[0]
+
+
+def read_data(sources: list[str], flag: str = "--data", *, skip_bad: bool = False) -> tuple[list[Question], list[str]]:
+    """The same with notes; with `skip_bad`, lines that cannot be used are left out, and the notes count them."""
     questions: list[Question] = []
+    notes: list[str] = []
     for source in sources:
-        questions += read_jsonl(Path(source)) if Path(source).is_file() else read_hub(source)
-    return questions
+        usable: list[Question] = []
+        faults: list[Fault] = []
+        for row in rows_of(source, flag):
+            if isinstance(row, Fault):
+                faults.append(row)
+            else:
+                usable.append(row)
+            if len(faults) == ENOUGH_FAULTS and not skip_bad:
+                break
+        if faults and not skip_bad:
+            raise DataError(f"{told(faults)} To go on without such lines: --skip-bad.")
+        if faults and not usable:
+            raise DataError(f"{told(faults)} No line can be used.")
+        if not usable:
+            raise DataError(f"{flag} {source}: the file has no questions.")
+        notes += [f"{fault.where}: left out, {fault.text}" for fault in faults[:3]]
+        if faults:
+            notes.append(f"{source}: {len(faults)} of {len(faults) + len(usable)} lines left out (--skip-bad).")
+        questions += usable
+    return questions, notes
 
 
-def read_jsonl(path: Path) -> list[Question]:
-    questions = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: this line is not JSON ({error}). Each line holds one object.") from None
-            questions.append(checked(fields, where))
-    if not questions:
-        raise DataError(f"{path}: the file has no questions.")
-    return questions
+def told(faults: list[Fault]) -> str:
+    """The first fault in full, and how many there are besides."""
+    first = faults[0]
+    alike = sum(fault.kind == first.kind for fault in faults) - 1
+    others = [fault for fault in faults if fault.kind != first.kind]
+    text = f"{first.where}: {first.text}"
+    if alike:
+        text += f" Lines like it: {alike} more."
+    if others:
+        text += f" Lines with other faults: {len(others)}, the first of them {others[0].where}."
+    return text + (" Further on nothing was read." if len(faults) == ENOUGH_FAULTS else "")
 
 
-def checked(fields: object, where: str) -> Question:
-    """The question with `where` added. Raises DataError where a field is missing or of the wrong kind."""
+def rows_of(source: str, flag: str) -> Iterator[Question | Fault]:
+    """The lines of a file or Hub set. Raises DataError where it is neither."""
+    if os.path.isdir(source):
+        inside = sorted(path.name for path in Path(source).glob("*.jsonl"))[:3]
+        there = f" In it: {', '.join(inside)}." if inside else ""
+        raise DataError(f"{flag} {source}: it is a folder; name a JSONL file.{there}")
+    if os.path.exists(source):
+        return rows_of_file(Path(source), flag)
+    if not source.strip():
+        raise DataError(f"{flag}: the name of the file is empty.")
+    if (
+        source.partition(":")[0].lower().endswith(DATA_FILES)
+        or "\\" in source
+        or looks_like_path(source.partition(":")[0], 2)
+    ):
+        raise DataError(f"{flag} {source}: there is no such file.")
+    return rows_of_hub(source, flag)
+
+
+def rows_of_file(path: Path, flag: str) -> Iterator[Question | Fault]:
+    """The lines of a JSONL file; a byte-order mark and any line ends are taken."""
+    refuse_other_formats(path, flag)
+    number = 0
+    try:
+        # What is not UTF-8 comes as lone surrogates, so that the line can be named.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                where = f"{path}:{number}"
+                if len(line) > LONGEST_LINE:
+                    while line and not line.endswith("\n"):
+                        line = file.readline(LONGEST_LINE)
+                    text = f"the line is longer than {LONGEST_LINE:,} characters. Each line holds one question."
+                    yield Fault(where, "length", text)
+                elif line.strip():
+                    yield row_of_line(line, where, first=number == 1)
+    except OSError as error:
+        raise DataError(f"{flag} {path}: it cannot be read ({error.strerror}).") from error
+
+
+def refuse_other_formats(path: Path, flag: str) -> None:
+    """Raise DataError for a file that is packed, or of another format, with what makes JSONL of it."""
+    if not path.is_file():  # a pipe: what is read of it is gone
+        return
+    with path.open("rb") as file:
+        start = file.read(8)
+    suffix = path.suffix.lower()
+    for mark, kind in PACKED.items():
+        if start.startswith(mark):
+            raise DataError(f"{flag} {path}: the file is packed ({kind}). Unpack it first: {UNPACK[kind]} {path}")
+    if start.startswith(b"PAR1") or suffix in (".parquet", ".csv"):
+        kind = "csv" if suffix == ".csv" else "parquet"
+        made = f"datasets.Dataset.from_{kind}('{path}').to_json('{path.with_suffix('.jsonl')}')"
+        raise DataError(
+            f"{flag} {path}: it is a {kind.upper() if kind == 'csv' else 'Parquet'} file; the data must be JSONL. To "
+            f'make it that: pip install datasets, then python -c "import datasets; {made}"'
+        )
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            f"{flag} {path}:1: the file is UTF-16; it must be UTF-8: iconv -f UTF-16 -t UTF-8 {path} > new.jsonl"
+        )
+
+
+def row_of_line(line: str, where: str, *, first: bool) -> Question | Fault:
+    """The question of a line of JSONL."""
+    undecoded = re.search("[\udc80-\udcff]", line)
+    if undecoded:
+        byte = ord(undecoded[0]) - 0xDC00
+        text = f"the line is not UTF-8 (the byte 0x{byte:02x} in column {undecoded.start() + 1})."
+        return Fault(where, "encoding", f"{text} Save the file as UTF-8.")
+    try:
+        fields = json.loads(line)
+        if isinstance(fields, dict) and type(fields.get("answer")) in (int, float):
+            written = json.loads(line, parse_int=str, parse_float=str)["answer"]  # 1.50 stays 1.50
+            fields["answer"] = written
+    except RecursionError:
+        return Fault(where, "depth", "the line has brackets within brackets, too deep to be read.")
+    except ValueError as error:
+        if first and line.lstrip().startswith("["):
+            return Fault(where, "array", ARRAY)
+        return Fault(where, "json", f"this line is not JSON ({error}). Each line holds one object.")
+    if first and isinstance(fields, list) and any(isinstance(field, dict) for field in fields):
+        return Fault(where, "array", ARRAY)
+    return checked(fields, where)
+
+
+ARRAY = "the file is one JSON array; it must have one object a line: jq -c '.[]' FILE > new.jsonl"
+
+
+def checked(fields: object, where: str) -> Question | Fault:
+    """The question with `where` added, or else what is wrong: a field is missing or of the wrong kind."""
     if not isinstance(fields, dict):
-        raise DataError(f"{where}: this line holds a {type(fields).__name__}; it must hold an object with `problem`.")
+        kind = type(fields).__name__
+        return Fault(where, "object", f"this line holds a {kind}; it must hold an object with `problem`.")
     for name in ("problem", "answer"):
         if name not in fields:
-            there = ", ".join(fields) or "no fields"
-            raise DataError(f"{where}: the field `{name}` is missing; the line has {there}.")
+            there = short(", ".join(fields)) or "no fields"
+            text = f"the field `{name}` is missing; the line has {there}."
+            like = next((other for other in OTHER_FIELDS[name] if other in fields), "")
+            return Fault(where, f"no {name}", text + (f" Is it `{like}` there? Rename that." if like else ""))
         if not isinstance(fields[name], str) or not fields[name].strip():
-            raise DataError(f"{where}: `{name}` is {fields[name]!r}; it must be a string that is not empty.")
+            also = ", or a number" if name == "answer" else ""
+            text = f"`{name}` is {short(repr(fields[name]))}; it must be a string that is not empty{also}."
+            return Fault(where, f"kind of {name}", text)
     if not isinstance(fields.get("solution"), str | None):
-        raise DataError(f"{where}: `solution` is {fields['solution']!r}; it must be a string, null, or left out.")
+        text = f"`solution` is {short(repr(fields['solution']))}; it must be a string, null, or left out."
+        return Fault(where, "kind of solution", text)
+    level = fields.get("level")
+    if not isinstance(level, str | int | float | None) or (isinstance(level, float) and not math.isfinite(level)):
+        text = f"`level` is {short(repr(level))}; it must be a string, a number, null, or left out."
+        return Fault(where, "kind of level", text)
     choices = fields.get("choices")
     if choices is not None:
         if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-            raise DataError(f"{where}: `choices` must be a list of strings.")
+            return Fault(where, "kind of choices", "`choices` must be a list of strings.")
         letters = [chr(ord("A") + i) for i in range(len(choices))]
         if choices and fields["answer"].strip() not in letters:
-            raise DataError(f"{where}: with `choices`, `answer` must be one of {', '.join(letters)}.")
+            text = f"with `choices`, `answer` must be one of {', '.join(letters)}."
+            return Fault(where, "letter", f"{text} It is {short(repr(fields['answer']))}.")
+    for name in ("problem", "answer", "solution", "choices", "level"):
+        values = fields.get(name) if name == "choices" else [fields.get(name)]
+        if any(isinstance(value, str) and re.search("[\ud800-\udfff]", value) for value in values or []):
+            text = f"`{name}` has half a character (a lone surrogate, such as \\ud83d): this is no text."
+            return Fault(where, "surrogate", text)
     return {**fields, "where": where}
 
 
-def read_hub(source: str) -> list[Question]:
+def short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def rows_of_hub(source: str, flag: str) -> Iterator[Question | Fault]:
     """A Hub data set, name[/configuration][:split], through the optional `datasets` package.
 
     `question` is read as `problem`, and GSM8K's `####`. Of several configurations one must be named, unless one of them
@@ -100,30 +253,43 @@ def read_hub(source: str) -> list[Question]:
     """
     path, _, split = source.partition(":")
     name, configuration = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
-    if source.endswith((".jsonl", ".json")) or path.startswith((".", "/")):
-        raise DataError(f"--data {source}: there is no such file.")
     if importlib.util.find_spec("datasets") is None:
         raise DataError(
-            f"--data {source}: there is no such file, and to read a Hub data set one more package is needed. "
+            f"{flag} {source}: there is no such file, and to read a Hub data set one more package is needed. "
             "Run: pip install datasets"
         )
     import datasets
 
-    configurations = datasets.get_dataset_config_names(name)
+    try:
+        configurations = datasets.get_dataset_config_names(name)
+    except Exception as error:  # of the library: without a network, without the set, for a name that is none
+        raise DataError(
+            f"{flag} {source}: there is no such file, and no such set on the Hub, or no network ({first_line(error)})."
+        ) from error
     usual = [each for each in configurations if each in ("main", "default")] or configurations
     if configuration not in configurations and (configuration or len(usual) > 1):
         what = f"there is no configuration {configuration!r}" if configuration else "it has several configurations"
         listed = ", ".join(f"{name}/{each}" for each in configurations)
-        raise DataError(f"--data {source}: {what}; name one of {listed}.")
+        raise DataError(f"{flag} {source}: {what}; name one of {listed}.")
     configuration = configuration or usual[0]
-    table = datasets.load_dataset(name, configuration, split=split or "train")
-    return [checked(from_hub(dict(fields)), f"{source}:{number}") for number, fields in enumerate(table, start=1)]
+    try:
+        table = datasets.load_dataset(name, configuration, split=split or "train")
+    except Exception as error:
+        raise DataError(f"{flag} {source}: it cannot be read ({first_line(error)}).") from error
+    for number, fields in enumerate(table, start=1):
+        yield checked(from_hub(dict(fields)), f"{source}:{number}")
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {short((str(error).strip().splitlines() or ['no message'])[0].rstrip('.'), 160)}"
 
 
 def from_hub(fields: dict[str, Any]) -> Question:
     """A line of a Hub set in this project's fields: `question` -> `problem`; `text #### 72` -> `solution`, `answer`."""
     if "problem" not in fields and "question" in fields:
         fields["problem"] = fields.pop("question")
+    if type(fields.get("answer")) in (int, float):
+        fields["answer"] = repr(fields["answer"])
     if isinstance(fields.get("answer"), str) and "####" in fields["answer"]:
         text, _, answer = fields["answer"].rpartition("####")
         fields["answer"] = answer.strip().replace(",", "")
@@ -170,34 +336,142 @@ def gold_answers(questions: list[Question]) -> tuple[list[str], list[list[str] |
     return [question["answer"] for question in questions], [question.get("choices") for question in questions]
 
 
-def load_reward(source: str) -> Reward:
-    """The verifier, or the function that --reward file.py:function names. Raises DataError where it is not there."""
-    if not source:
+LARGEST_REWARD = 1e18  # its square, in the deviation of a group, is still a number in fp32
+
+
+def load_reward(sources: list[str]) -> Reward:
+    """The verifier, or the sum of the functions that --reward file.py:function[=WEIGHT] names.
+
+    Raises DataError where one of them is not there.
+    """
+    if not sources:
         return correctness
-    function = load_function("--reward", source)
+    parts: list[Part] = []
+    for source in sources:
+        spelled = re.fullmatch(r"(.*):(\w+)(?:=([^=:]*))?", source)
+        path, name, written = spelled.groups() if spelled else (source, "", None)
+        try:
+            weight = 1.0 if written is None else float(written)
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight) or weight == 0:
+            raise DataError(f"--reward {source}: the weight is {written!r}; it must be a number that is not 0.")
+        function = load_function("--reward", f"{path}:{name}" if spelled else source)
+        parts.append(Part(name, path, weight, function))
+    if len({(part.path, part.name) for part in parts}) < len(parts):
+        raise DataError(f"--reward {' '.join(sources)}: one function is named twice; give it one weight.")
+    names = [part.name for part in parts]
+    parts = [
+        replace(part, name=f"{Path(part.path).stem}.{part.name}") if names.count(part.name) > 1 else part
+        for part in parts
+    ]
+    return OwnReward(parts)
 
-    def reward(texts: list[str], questions: list[Question]) -> list[float]:
-        rewards = [float(value) for value in function(texts, questions)]
-        if len(rewards) != len(texts) or not all(map(math.isfinite, rewards)):
-            raise ValueError(f"--reward {source}: it must give one finite float for each of the {len(texts)} texts.")
-        return rewards
 
-    return reward
+@dataclass(frozen=True)
+class Part:
+    """A function of --reward."""
+
+    name: str
+    path: str
+    weight: float
+    function: Callable[..., Any]
+
+    def values(self, texts: list[str], questions: list[Question]) -> list[float]:
+        """What the function gives for N completions, before its weight. Raises DataError where that is not N floats."""
+        source = f"--reward {self.path}:{self.name.rpartition('.')[2]}"
+        try:
+            found = list(self.function(list(texts), list(questions)))
+        except Exception as error:
+            n = first_that_raises(self.function, texts, questions)
+            all_alone = f"with {len(texts)} answers at once, but with none of them alone"
+            at = all_alone if n is None else f"at {shown(texts[n], questions[n])}"
+            raise DataError(f"{source}: it raised {first_line(error)} ({line_of(error, self.path)}) {at}.") from error
+        must = f"it must give one finite float for each of the {len(texts)} texts."
+        if len(found) != len(texts):
+            at = shown(texts[0], questions[0])
+            raise DataError(f"{source}: it gave {len(found)} values for {len(texts)} answers, the first {at}; {must}")
+        for value, text, question in zip(found, texts, questions, strict=True):
+            try:
+                number = math.nan if isinstance(value, str | bytes) else float(value)
+            except (TypeError, ValueError, RuntimeError, OverflowError):
+                number = math.nan
+            if not abs(number) <= LARGEST_REWARD:
+                raise DataError(f"{source}: it gave {short(repr(value), 40)} at {shown(text, question)}; {must}")
+        return [float(value) for value in found]
+
+
+@dataclass
+class OwnReward:
+    """The reward of --reward: the weighted sum of what its functions give."""
+
+    parts: list[Part]
+    means: dict[str, float] = field(default_factory=dict)  # of each function, before its weight, in the last call
+
+    def __call__(self, texts: list[str], questions: list[Question]) -> list[float]:
+        """N completions, the question of each -> N rewards. Raises DataError where a function gives anything else."""
+        if not texts:
+            return []
+        values = {part.name: part.values(texts, questions) for part in self.parts}
+        self.means = {name: sum(given) / len(given) for name, given in values.items()}
+        weights = [part.weight for part in self.parts]
+        return [
+            sum(weight * value for weight, value in zip(weights, row, strict=True))
+            for row in zip(*values.values(), strict=True)
+        ]
+
+
+def shown(text: str, question: Question) -> str:
+    """A completion, for messages."""
+    return f"{place_of(question)}, {short(repr(text), 60)}"
+
+
+def first_that_raises(function: Callable[..., Any], texts: list[str], questions: list[Question]) -> int | None:
+    """The first completion with which alone the function raises; None where there is none."""
+    for n in range(len(texts)):
+        try:
+            list(function(texts[n : n + 1], questions[n : n + 1]))
+        except Exception:
+            return n
+    return None
+
+
+def line_of(error: BaseException, path: str) -> str:
+    """Where in a user's file an error comes from: "mine.py, line 3"."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{Path(error.filename or path).name}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]
+    return f"{Path(path).name}, line {own[-1].lineno}" if own else Path(path).name
 
 
 def load_function(flag: str, source: str) -> Callable[..., Any]:
-    """The function that a flag names as file.py:function. Raises DataError where it is not there."""
+    """The function that a flag names as file.py:function. Raises DataError where it is not there.
+
+    The file runs, as a script would: modules beside it are found.
+    """
     path, _, name = source.rpartition(":")
-    if not Path(path).is_file():
-        raise DataError(f"{flag} {source}: it must be file.py:function, and there is no file {path or source!r}.")
+    if not os.path.isfile(path) or not name.isidentifier():
+        absent = "" if os.path.isfile(path) else f", and there is no file {path or source!r}"
+        raise DataError(f"{flag} {source}: it must be file.py:function{absent}.")
     spec = importlib.util.spec_from_file_location(f"{flag.strip('-')}_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
+    if spec is None or spec.loader is None or Path(path).suffix != ".py":
         raise DataError(f"{flag} {source}: {path} is no Python file; it must be file.py:function.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
-    spec.loader.exec_module(module)
+    folder = str(Path(path).absolute().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: a file of the user named like one of the program must not replace it
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise DataError(
+            f"{flag} {source}: {path} cannot be run: it raised {first_line(error)} ({line_of(error, path)})."
+        ) from error
     if not callable(getattr(module, name, None)):
-        raise DataError(f"{flag} {source}: {path} has no function {name!r}.")
+        there = [each for each, value in vars(module).items() if inspect.isfunction(value) and each[0] != "_"]
+        has = f" It has {', '.join(there[:5])}." if there else ""
+        raise DataError(f"{flag} {source}: {path} has no function {name!r}.{has}")
     function: Callable[..., Any] = getattr(module, name)
     return function
 
@@ -229,24 +503,32 @@ class Split:
     notes: list[str]
 
 
-def split_questions(data: list[str], eval_data: list[str], hold_out: int, *, check_golds: bool = True) -> Split:
+def split_questions(
+    data: list[str], eval_data: list[str], hold_out: int, *, check_golds: bool = True, skip_bad: bool = False
+) -> Split:
     """Held out: --eval-data, or else `hold_out` questions of --data, a fifth at most. Training: the rest of --data.
 
     Questions whose gold answer cannot be read are left out. Raises DataError where too few are left.
     """
     notes = []
 
-    def readable(questions: list[Question]) -> list[Question]:
+    def usable(sources: list[str], flag: str) -> list[Question]:
+        questions, further = read_data(sources, flag, skip_bad=skip_bad)
+        notes.extend(further)
         kept, unreadable = drop_unreadable(questions) if check_golds else (questions, [])
         for question in unreadable[:3]:
             notes.append(f"{question['where']}: left out, the answer {question['answer']!r} cannot be read")
         if unreadable:
             notes.append(f"{len(unreadable)} questions left out: their gold answer cannot be read.")
+        if not kept:
+            raise DataError(f"{flag} {', '.join(sources)}: no question has an answer that the verifier can read.")
+        kept, further = without_contradictions(kept, graded=check_golds, skip_bad=skip_bad)
+        notes.extend(further)
         return kept
 
-    questions = readable(read_questions(data))
+    questions = usable(data, "--data")
     if eval_data:
-        held_out = readable(read_questions(eval_data))
+        held_out = usable(eval_data, "--eval-data")
     else:
         shuffled = sorted(questions, key=lambda question: noise_key("hold out", question["problem"]))
         held_out = shuffled[: min(hold_out, len(questions) // 5)]
@@ -257,6 +539,11 @@ def split_questions(data: list[str], eval_data: list[str], hold_out: int, *, che
     if eval_data and len(training) < len(questions):
         both = len(questions) - len(training)
         notes.append(f"{both} training questions are held-out ones too: left out of training.")
+    if eval_data and not training:
+        raise DataError(
+            f"--data {', '.join(data)}: all its {len(questions)} questions are in --eval-data too, so that "
+            "none is left to train on. Give others."
+        )
     if not training or not held_out:
         different = len({key_of(question) for question in questions})
         raise DataError(
@@ -264,6 +551,69 @@ def split_questions(data: list[str], eval_data: list[str], hold_out: int, *, che
             "them out: give five or more, or others by --eval-data."
         )
     return Split(training, held_out, notes)
+
+
+def without_contradictions(
+    questions: list[Question], *, graded: bool = True, skip_bad: bool = False
+) -> tuple[list[Question], list[str]]:
+    """The questions, and notes of those that come several times; copies stay, and each counts by itself.
+
+    Copies with different answers, where a verifier grades, are a contradiction, and raise DataError; with `skip_bad`
+    all copies of that question are left out.
+    """
+    copies: dict[Key, list[Question]] = {}
+    for question in questions:
+        copies.setdefault(key_of(question), []).append(question)
+    pairs = [(group[0], other) for group in copies.values() for other in group[1:]]
+    notes = []
+    if pairs:
+        one, other = pairs[0]
+        notes.append(
+            f"{len(pairs)} questions repeat another one ({place_of(other)} that of {place_of(one)}): each copy counts "
+            "by itself."
+        )
+    ids: dict[tuple[str, str], Question] = {}  # of each file: two files may count alike
+    named = [
+        (question, ids.setdefault((place_of(question).rpartition(":")[0], repr(question["id"])), question))
+        for question in questions
+        if "id" in question
+    ]
+    shared = [(one, first) for one, first in named if key_of(one) != key_of(first)]
+    if shared:
+        other, one = shared[0]
+        where = f"{place_of(other)} that of {place_of(one)}"
+        notes.append(f"{len(shared)} questions have the `id` of another one ({where}): ids are not used.")
+    differ = [pair for pair in pairs if pair[0]["answer"].strip() != pair[1]["answer"].strip()] if graded else []
+    verdicts = verify.grade(
+        [f"\\boxed{{{second['answer']}}}" for _, second in differ],
+        [first["answer"] for first, _ in differ],
+        [first.get("choices") for first, _ in differ],
+    )
+    against = [pair for pair, same in zip(differ, verdicts, strict=True) if same is False]
+    if not against:
+        return questions, notes
+    first, second = against[0]
+    said = (
+        f"{place_of(first)} and {place_of(second)} are the same question with different answers, "
+        f"{short(first['answer'])} and {short(second['answer'])}"
+    )
+    if not skip_bad:
+        more = f", and {len(against) - 1} more pairs are like them" if len(against) > 1 else ""
+        raise DataError(f"{said}{more}. Take the wrong ones out, or go on without such questions: --skip-bad.")
+    wrong = {key_of(first) for first, _ in against}
+    kept = [question for question in questions if key_of(question) not in wrong]
+    if not kept:
+        raise DataError(f"{said}, and no other question is left.")
+    notes += [
+        f"{said}.",
+        f"{len(questions) - len(kept)} questions left out: their copies have other answers (--skip-bad).",
+    ]
+    return kept, notes
+
+
+def place_of(question: Question) -> str:
+    """Where a question comes from, for messages."""
+    return str(question.get("where") or repr(question["problem"][:60]))
 
 
 def fitting(

@@ -7,18 +7,20 @@ A setting comes from the first of these that has it: its flag, the row of METHOD
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import re
 import textwrap
 import urllib.parse
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
+from harness.command import ConfigError as ConfigError  # a name that others import from here
 from rollout import PromptStyle
 from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
 from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
@@ -76,10 +78,6 @@ THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the fl
 THRESHOLD_REASON += f", {JUDGED_THRESHOLD:g} for judge and for a function"
 
 
-class ConfigError(ValueError):
-    """A flag that is unknown or out of range; the message names flag, value and what is allowed."""
-
-
 def flag(default: Any, reason: str, **rules: Any) -> Any:
     """A field of Config: its default and its reason, the text of --help.
 
@@ -100,15 +98,18 @@ class Config:
     model: str = flag("", "Hub name, local directory or .gguf file; without it the embedded example runs", group="what")
     data: list[str] = flag([], "training questions: JSONL files or Hub sets, name[:split]")
     eval_data: list[str] = flag([], "held-out questions; without them --hold-out of --data are kept back")
-    reward: str = flag("", "file.py:function, from texts and questions to floats, in place of the verifier")
+    reward: list[str] = flag([], "file.py:function, from texts and questions to floats, in place of the verifier; of "
+                             "several, each with =WEIGHT behind it or 1, the sum")
     right_at: float | None = flag(None, "with --reward: what a right completion earns at least; anchors need it")
     system: str = flag("", "system prompt, for models with a chat template")
     enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
     out: str = flag("", "folder of the run; the default is a new one under runs/")
     resume: str = flag("", "folder of a run that goes on where its newest checkpoint is, with its own settings")
     force: bool = flag(False, "with --resume: go on although other settings have changed")
-    seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0)
-    device: str = flag("", "cpu or cuda; the default is the GPU where there is one")
+    seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0, most=2**63 - 1)
+    device: str = flag("", "cpu, cuda or cuda:N; the default is the GPU where there is one")
+    trust_remote_code: bool = flag(False, "run Python code that comes with the model; read it first")
+    skip_bad: bool = flag(False, "leave out lines of data that cannot be used, and count them, in place of stopping")
 
     method: str = flag("dagrpo", "a set of defaults; single flags override it", choices=tuple(METHODS), group="method")
     rollouts: bool = flag(True, "sample completions; without them each group is one anchor, which is imitated (sft)")
@@ -171,6 +172,8 @@ class Config:
     hold_out: int = flag(64, "questions kept back from --data, a fifth at most, without --eval-data", least=1)
 
     def __post_init__(self) -> None:
+        if isinstance(self.reward, str):  # one function, as config.json of older runs has it
+            self.reward = [self.reward] if self.reward else []
         check(self)
 
     @property
@@ -262,10 +265,26 @@ def check(config: Config) -> None:
         raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
     if config.anchors not in ("data", None) and not Path(config.anchors).is_file():
         raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {config.device}: PyTorch finds no GPU here; leave the flag out to run on the CPU.")
+    for name in ("temperature", "eval_temperature"):
+        if getattr(config, name) < LEAST_TEMPERATURE:
+            raise ConfigError(
+                f"{flag_name(name)} {getattr(config, name)}: it must be at least {LEAST_TEMPERATURE:g}: logits divided "
+                "by less overflow."
+            )
+    check_device(config.device)
     if config.updates > config.questions:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError for a device that is not there."""
+    if not re.fullmatch(r"(cpu|cuda(:\d+)?)?", device):
+        raise ConfigError(f"--device {device}: it must be cpu, cuda, or cuda:N for the GPU number N.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: PyTorch finds no GPU here; leave the flag out to run on the CPU.")
+    if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
+        there = ", ".join(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+        raise ConfigError(f"--device {device}: there is no such GPU; there are {there}.")
 
 
 def check_judge(config: Config) -> None:
@@ -380,6 +399,47 @@ def configure(**flags: Any) -> Config:
     return config
 
 
+# Flags that change nothing where something else is so: (flags, is it so, why).
+WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
+    (
+        ("top_p", "resample", "overlong", "hard_below", "anchors_per_group"),
+        lambda config: not config.rollouts,
+        "without rollouts (--method sft) nothing is sampled, and each group is one anchor",
+    ),
+    (
+        ("scale", "scorer", "metric", "rectify"),
+        lambda config: not config.rollouts,
+        "without rollouts (--method sft) a group has no pair to compare",
+    ),
+    (
+        ("gamma", "anchor_objective", "hard_below", "anchors_per_group"),
+        lambda config: config.anchors is None,
+        "without anchors nothing of theirs counts",
+    ),
+    (("gamma",), lambda config: config.anchor_objective == "sft", "with --anchor-objective sft anchors have no f(π)"),
+    (("hard_below",), lambda config: config.every_group, "with --every-group anchors join every group, hard or not"),
+    (
+        ("scorer",),
+        lambda config: config.rectify == "none" and config.scorer not in BY_GRADIENT,
+        "with --rectify none no pair is compared by it",
+    ),
+    (
+        ("clip_low", "clip_high"),
+        lambda config: config.updates * config.epochs == 1,
+        "with one update of each batch every ratio is 1 and no clip acts; add --updates or --epochs",
+    ),
+]
+
+
+def check_effects(config: Config, flags: dict[str, Any]) -> None:
+    """Raise ConfigError for a flag of a command line that would change nothing."""
+    without_flags = {**asdict(Config()), **METHODS[config.method]}
+    for names, is_so, why in WITHOUT_EFFECT:
+        for name in names:
+            if name in flags and flags[name] != without_flags[name] and is_so(config):
+                raise ConfigError(f"{flag_name(name)} {shown(flags[name])}: {why}; leave it out.")
+
+
 def not_defaults(flags: dict[str, Any]) -> str:
     """Every setting that is not the default of Config, by where it comes from: a line for each source."""
     sources = settings_by_source(flags)
@@ -418,7 +478,7 @@ def flag_name(name: str) -> str:
 
 def parse(arguments: list[str]) -> dict[str, Any]:
     """The settings that a command line gives, by name. Raises ConfigError for an unknown flag."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dagrpo.py",
         usage="python dagrpo.py [--model MODEL --data FILE] [flags]",
         description="Train a language model with DaGRPO or a baseline. Without --model, the embedded example runs, "
@@ -441,16 +501,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         help_text = rules["reason"] + (f" [{default}]" if default != "" else "")
         options = {"nargs": "+"} if item.type == "list[str]" else {}
         group.add_argument(flag_name(item.name), metavar=metavar, help=help_text, **options)
-    given = [argument.split("=")[0] for argument in arguments if argument.startswith("--")]
-    twice = next((name for name in given if given.count(name) > 1), None)
-    if twice:
-        raise ConfigError(f"{twice}: it is given twice; leave one of them out.")
-    found, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        names = [flag_name(item.name) for item in fields(Config)]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], names, n=1)
-        hint = f" Did you mean {near[0]}?" if near else " --help lists them all."
-        raise ConfigError(f"{unknown[0]}: there is no such flag.{hint}")
+    found = parsed(parser, arguments, OF_TRAINING)
     values = vars(found)
     return {item.name: converted(item, values[item.name]) for item in fields(Config) if item.name in values}
 

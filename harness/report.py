@@ -22,6 +22,7 @@ import transformers
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from harness.command import printable
 from harness.config import Config
 from harness.run import Run
 from policy.decoding import cache_bytes, rows_at_once
@@ -306,7 +307,7 @@ def machine() -> dict[str, Any]:
 
 def say(line: str) -> None:
     """Print a line above the progress bars."""
-    tqdm.write(line, file=sys.stdout)
+    tqdm.write(printable(line), file=sys.stdout)
     sys.stdout.flush()
 
 

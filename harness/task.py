@@ -18,7 +18,7 @@ from harness.checkpoint import whole_lines
 from harness.config import Config
 from harness.report import append_json, evaluation_line, say
 from harness.run import Run
-from questions import DataError, Question, Reward, fitting, load_reward, read_questions, split_questions
+from questions import DataError, OwnReward, Question, Reward, fitting, load_reward, read_data, split_questions
 from rollout import Rollouts, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
 from scoring import SCORERS
@@ -42,10 +42,15 @@ def read_task(config: Config) -> Task:
     A judge that is a local model is loaded here, last of all.
     """
     reward = load_reward(config.reward)
-    split = split_questions(config.data, config.eval_data, config.hold_out, check_golds=not config.reward)
-    for note in split.notes:
+    split = split_questions(
+        config.data, config.eval_data, config.hold_out, check_golds=not config.reward, skip_bad=config.skip_bad
+    )
+    source, notes = split.training, split.notes
+    if config.anchors not in ("data", None):
+        source, further = read_data([config.anchors], "--anchors", skip_bad=config.skip_bad)
+        notes = notes + further
+    for note in notes:
         say(note)
-    source = split.training if config.anchors in ("data", None) else read_questions([config.anchors])
     solved = [question for question in source if question.get("solution")]
     if config.anchors is not None and not solved:
         where = ", ".join(config.data if config.anchors == "data" else [config.anchors])
@@ -66,11 +71,17 @@ def distances_of(config: Config) -> Distances | None:
 
 
 def judged(task: Task, questions: list[Question], rollouts: Rollouts, rewards: torch.Tensor) -> Judged:
-    """The distances of a step's groups by the task's judge, if it has one; says what there is to say. (P, G)"""
+    """The distances of a step's groups by the task's judge, if it has one; says what there is to say. (P, G)
+
+    With them come the metrics of what judges in this step: of the judge, and of each function of --reward.
+    """
     found = of_differing_groups(task.distances, questions, rollouts.texts, rewards)
     for note in found.notes:
         say(note)
-    return found
+    if not isinstance(task.reward, OwnReward) or bool(rollouts.anchor_mask.all()):  # then nothing was sampled
+        return found
+    means = {f"reward/{name}": mean for name, mean in task.reward.means.items()}
+    return replace(found, metrics={**found.metrics, **means})
 
 
 def anchors_needed(config: Config) -> int:

@@ -9,61 +9,293 @@ dagrpo.py.
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    logging,
+)
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 
+class ModelError(ValueError):
+    """A model that cannot be used; the message names flag and path, the fault, and what to do."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def load(
-    model: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    model: str,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    flag: str = "--model",
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer from a Hub name, a local directory, or a `.gguf` file.
 
     The weights are fp32 unless `dtype` says otherwise, whatever the file holds: AdamW needs fp32 master weights, and
-    many CPUs multiply bf16 matrices a hundred times slower. The device is the GPU where there is one.
+    many CPUs multiply bf16 matrices a hundred times slower. The device is the GPU where there is one. Code that comes
+    with a model runs only with `trust_remote_code`.
 
-    Raises FileNotFoundError for a missing `.gguf` file, ImportError where a package that reads it is missing (`gguf`,
-    `accelerate`), and NotImplementedError for a model whose completions the sampler or the trainer would get wrong.
+    Raises ModelError, whose message begins with `flag` and the model, where it cannot be read, is damaged, or is no
+    language model; and NotImplementedError for one whose completions the sampler or the trainer would get wrong.
     """
     from policy.checks import check_model  # not above: the checks decode, and decoding imports this module
 
+    check_files(model, flag)
     source = model
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # None would ask at the terminal
     weights: dict[str, Any] = {}
     if model.endswith(".gguf"):
         path = Path(model)
-        if not path.is_file():
-            raise FileNotFoundError(f"--model {model}: there is no such file.")
-        missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
-        if missing:
-            raise ImportError(f"--model {model}: to read a .gguf file, run: pip install {' '.join(missing)}")
         # Packed weights cannot be trained: they are unpacked once, here.
         source, options = str(path.parent), {"gguf_file": path.name}
         weights = {"quantization_config": GgufConfig(dequantize=True)}
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype or torch.float32, output_loading_info=True, **options, **weights
-    )
+    with named(f"{flag} {model}"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype or torch.float32, output_loading_info=True, **options, **weights
+        )
     policy, info = loaded
     if info["missing_keys"]:  # transformers fills them in at random
-        raise OSError(
-            f"--model {model}: the checkpoint lacks {len(info['missing_keys'])} of the model's tensors, such as "
+        raise ModelError(
+            f"{flag} {model}: the checkpoint lacks {len(info['missing_keys'])} of the model's tensors, such as "
             f"{min(info['missing_keys'])}. Is it whole, and of this architecture?"
         )
+    with named(f"{flag} {model}: its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    check_loaded(policy, tokenizer, f"{flag} {model}")
     policy.to(device)
     # Out of the file's memory: there a tensor may begin at any byte, and a matrix product rounds by where it does, so
     # that a resumed run would not be equal to one that never stopped.
     for parameter in policy.parameters():
         parameter.data = parameter.data.clone()
     policy.eval()  # no dropout: the ratio compares the policy with itself
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    check_model(policy)
+    try:
+        check_model(policy)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{flag} {model}: {error}") from error
     return policy, tokenizer
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Inside is one call of transformers: whatever it raises for a file is told as a ModelError about `what`.
+
+    A file can be wrong in so many ways that there is no list of what it raises; nothing of this program runs inside.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its tables of tensors say in 20 lines what the error says in one
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what} {cause(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def cause(error: Exception) -> str:
+    """What transformers complains about, in a few words."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return (
+            "comes with Python code of its own, and this program does not run code from model folders. If you have "
+            "read that code and trust it: --trust-remote-code."
+        )
+    if "Weights only load failed" in text:
+        return (
+            "has a pickle file that holds more than weights, and that may run code when it is read: it is not read. "
+            "Take weights in safetensors format."
+        )
+    if "ignore_mismatched_sizes" in text:
+        return "has weights of other shapes than its config.json says. Is config.json that of these weights?"
+    if "Unrecognized configuration class" in text:
+        kind = re.search(r"configuration class <class '[\w.]*?(\w+)Config'>", text)
+        name = kind.group(1) if kind else "another kind"
+        return f"is no causal language model ({name}). Take one that writes text from left to right: Qwen, Llama, ..."
+    if "model type `" in text and "does not recognize" in text:
+        name = text.split("model type `")[1].split("`")[0]
+        return (
+            f"is of the architecture {name!r}, which this transformers does not know. Run: pip install -U transformers"
+        )
+    if isinstance(error, OSError) and re.search("is not a local folder|couldn't connect|Can't load", text):
+        return (
+            "is neither a folder nor a model that the Hub gives out. Check the name, the network, and `hf auth login`."
+        )
+    line = (text.strip().splitlines() or ["no message"])[0].rstrip(".:")
+    if isinstance(error, ImportError):
+        return f"cannot be read without a package that is missing ({line[:200]})."
+    return f"cannot be read ({type(error).__name__}: {line[:200]}). Is it whole? Copy or download it again."
+
+
+def looks_like_path(source: str, slashes: int = 1) -> bool:
+    """Is it meant as a path, not as a Hub name, which is `name` or `owner/name` (of data with a configuration behind)?
+
+    A name that begins with a folder of this machine is a path.
+    """
+    first = re.split(r"[/\\]", source)[0]
+    return (
+        not re.fullmatch(r"[\w.\-/]+", source)
+        or source.startswith((".", "/"))
+        or source.count("/") > slashes
+        or ("/" in source and os.path.isdir(first))
+    )
+
+
+def check_files(model: str, flag: str) -> None:
+    """Raise ModelError for what can be seen of a path without loading anything. Seconds at most, for any size.
+
+    A name that is no path of this machine is left to the Hub.
+    """
+    path, named_so = Path(model), f"{flag} {model}"
+    if model.endswith(".gguf"):
+        if not os.path.isfile(model):
+            raise ModelError(f"{named_so}: there is no such file.")
+        if first_bytes(path, 4) != b"GGUF":
+            raise ModelError(f"{named_so}: it is no GGUF file. Was it downloaded whole, and not as a web page?")
+        missing = [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]
+        if missing:
+            raise ModelError(f"{named_so}: to read a .gguf file, run: pip install {' '.join(missing)}")
+    elif os.path.isfile(model):
+        raise ModelError(f"{named_so}: it is a file. Name the folder with config.json, or a .gguf file.")
+    elif os.path.isdir(model):
+        check_folder(path, named_so)
+    elif not model.strip():
+        raise ModelError(f"{flag}: the name of the model is empty.")
+    elif looks_like_path(model):
+        raise ModelError(f"{named_so}: there is no such folder.")
+
+
+def check_folder(folder: Path, named_so: str) -> None:
+    """Raise ModelError for a folder without a model, its tokenizer, or whole weights."""
+    config = {}
+    if (folder / "config.json").is_file():
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            raise ModelError(f"{named_so}: its config.json is no JSON. Is it damaged?") from None
+        config = config if isinstance(config, dict) else {}
+    if not (config.get("model_type") or config.get("auto_map")):
+        if (folder / "model" / "config.json").is_file():
+            raise ModelError(f"{named_so}: it is the folder of a run. Did you mean {folder / 'model'}?")
+        if "learning_rate" in config or (folder / "metrics.jsonl").exists():
+            raise ModelError(f"{named_so}: it is the folder of a run that has saved no model. Take another one.")
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{named_so}: it is an adapter (LoRA). Merge it into its base model, and name that folder."
+            )
+        missing = "has no model_type" if config else "is missing"
+        raise ModelError(f"{named_so}: it is no model folder: config.json {missing}.")
+    if config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{named_so}: {config['model_type']} has an encoder and is no causal language model. Take one that writes "
+            "text from left to right: Qwen, Llama, ..."
+        )
+    made_for = [str(name) for name in config.get("architectures") or []]
+    if made_for and not any("CausalLM" in name or "LMHead" in name or "Generation" in name for name in made_for):
+        masked = [name for name in made_for if re.search("MaskedLM|Classification|QuestionAnswering|PreTraining", name)]
+        if masked:
+            raise ModelError(
+                f"{named_so}: {masked[0]} is no causal language model. Take one that writes text from left to right: "
+                "Qwen, Llama, ..."
+            )
+    weights = [*folder.glob("*.safetensors*"), *folder.glob("*.bin")]
+    if not weights:
+        raise ModelError(f"{named_so}: there are no weights in it (model.safetensors).")
+    for path in sorted(folder.glob("*.safetensors")):
+        fault = damage(path)
+        if fault:
+            raise ModelError(f"{named_so}: {path.name} {fault}. Copy or download it again.")
+    for index in folder.glob("*.safetensors.index.json"):
+        absent = absent_shards(index)
+        if absent:
+            raise ModelError(
+                f"{named_so}: {absent[0]} is missing, which {index.name} names. Copy or download it again."
+            )
+    names = ("tokenizer*", "vocab.*", "*.model", "merges.txt", "*.tiktoken", "tekken.json")
+    if not any(path for name in names for path in folder.glob(name)):
+        raise ModelError(
+            f"{named_so}: there is no tokenizer in it (tokenizer.json, tokenizer_config.json). Copy those of the model "
+            "that it was made of."
+        )
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a safetensors file as a whole, from its header and size alone; nothing where it is right."""
+    size, start = path.stat().st_size, first_bytes(path, 8)
+    if start[:8] == b"version " or size == 0:
+        return "is a pointer of Git LFS: run git lfs pull" if size else "is empty"
+    (length,) = struct.unpack("<Q", start) if len(start) == 8 else (size,)
+    if length + 8 > size:
+        return "is damaged or cut off (its header is longer than the file)"
+    try:
+        header = json.loads(first_bytes(path, 8 + length)[8:])
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return "is damaged (its header cannot be read)"
+    return "" if whole == size else f"is cut off or damaged ({size} bytes, its header says {whole})"
+
+
+def absent_shards(index: Path) -> list[str]:
+    """The files with weights that an index names and that are not beside it; the index itself, where it is broken."""
+    try:
+        named_there = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return [f"all that can be read of {index.name}"]
+    return sorted(str(name) for name in named_there if not (index.parent / str(name)).is_file())
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+@torch.no_grad()
+def check_loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, named_so: str) -> None:
+    """Raise ModelError where weights are not finite, or the tokenizer has tokens that the model has not."""
+    damaged = [
+        name
+        for name, parameter in model.named_parameters()
+        if not parameter.sum().isfinite() and not parameter.isfinite().all()  # the sum alone makes no large copy
+    ]
+    if damaged:
+        raise ModelError(
+            f"{named_so}: {len(damaged)} of its {len(list(model.parameters()))} tensors hold NaN or infinity, such as "
+            f"{damaged[0]}: the weights are damaged, or a learning rate too high has made them so."
+        )
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if weight is None:
+        return
+    rows = weight.shape[0]
+    used = [tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
+    # Tokens that were added behind the vocabulary may have no row: Gemma 3's of images, which no text has.
+    needed = max([tokenizer.vocab_size, *(token + 1 for token in used if token is not None)])
+    if needed > rows:
+        raise ModelError(
+            f"{named_so}: its tokenizer has {needed} tokens, its embedding {rows}. Is the tokenizer that of another "
+            "model?"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

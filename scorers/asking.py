@@ -246,7 +246,7 @@ class LocalModel:
 
     @classmethod
     def load(cls, source: str, device: str | None, timeout: float) -> LocalModel:
-        model, tokenizer = rollout.load(source, device)
+        model, tokenizer = rollout.load(source, device, flag="--judge-model")
         return cls(model.requires_grad_(False), tokenizer, timeout)
 
     def ask(self, requests: list[Request]) -> list[Verdict]:

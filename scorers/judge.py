@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from questions import Question, load_function
+from questions import DataError, Question, first_line, line_of, load_function, place_of
 from rollout import noise_key
 from scorers.asking import HELP, Asker, Endpoint, LocalModel, Request, api_key, check_httpx
 
@@ -230,8 +230,8 @@ def keep(cache: Path, key: str, scores: list[float] | None) -> list[str]:
 def own_distances(source: str) -> Distances:
     """Distances by the function that --scorer file.py:function names, from scores (P, G) or as distances (P, G, G).
 
-    Raises DataError where it is not there. The distances raise ValueError where the function raises, or gives anything
-    else; the message names function and question.
+    Raises DataError where it is not there. So do the distances where the function raises, or gives anything else; the
+    message names function and question.
     """
     function = load_function("--scorer", source)
 
@@ -243,34 +243,30 @@ def own_distances(source: str) -> Distances:
         except Exception as error:
             p = first_to_fail(function, questions, texts)
             where = (
-                f"with all {len(texts)} questions, but with none alone" if p is None else f"at {place(questions[p])}"
+                f"with all {len(texts)} questions, but with none alone" if p is None else f"at {place_of(questions[p])}"
             )
-            raise ValueError(f"--scorer {source}: it raised {type(error).__name__} {where}: {error}") from error
+            line = line_of(error, source.rpartition(":")[0])
+            raise DataError(f"--scorer {source}: it raised {first_line(error)} ({line}) {where}.") from error
         if rows is None or len(rows) != len(texts):
             there = f"no rows, but {type(result).__name__}," if rows is None else f"{len(rows)} rows"
-            raise ValueError(
+            raise DataError(
                 f"--scorer {source}: it gave {there} for {len(texts)} questions, the first of them "
-                f"{place(questions[0])}; it must give scores (P, G) or distances (P, G, G), here P = {len(texts)}."
+                f"{place_of(questions[0])}; it must give scores (P, G) or distances (P, G, G), here P = {len(texts)}."
             )
         values: list[torch.Tensor] = []
         for question, row in zip(questions, rows, strict=True):
             value, fault = as_row(row, size)
             if value is None or (values and value.dim() != values[0].dim()):
                 fault = fault or "scores here and distances before"
-                raise ValueError(
-                    f"--scorer {source}: at {place(question)} it gave {fault}; it must give {size} scores, or {size} × "
-                    f"{size} distances, all of them in [0, 1]."
+                raise DataError(
+                    f"--scorer {source}: at {place_of(question)} it gave {fault}; it must give {size} scores, or "
+                    f"{size} × {size} distances, all of them in [0, 1]."
                 )
             values.append(value)
         found = torch.stack(values)
         return Judged(distances_between(found) if found.dim() == 2 else found.float())
 
     return distances
-
-
-def place(question: Question) -> str:
-    """Where a question comes from, for messages."""
-    return str(question.get("where") or repr(question["problem"][:60]))
 
 
 def first_to_fail(function: Callable[..., Any], questions: list[Question], texts: list[list[str]]) -> int | None:

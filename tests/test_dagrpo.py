@@ -634,7 +634,7 @@ def test_held_out_completions_have_flags_of_their_own(model, tokenizer, tmp_path
 
 
 def test_a_new_learner_has_the_optimizer_that_was_asked_for(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(rollout, "load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: (model, tokenizer))
     config = Config(model="m", data=["d"], learning_rate=1e-3, weight_decay=0.3, warmup=4, kl=0.1)
     learner = dagrpo.new_learner(config)
     (group,) = learner.optimizer.param_groups
@@ -649,7 +649,7 @@ def test_a_new_learner_has_the_optimizer_that_was_asked_for(model, tokenizer, mo
 
 def test_the_reference_is_the_start_model_and_stays_it(model, tokenizer, monkeypatch):
     """Only where there is a KL term."""
-    monkeypatch.setattr(rollout, "load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: (model, tokenizer))
     assert dagrpo.new_learner(Config(model="m", data=["d"])).reference is None
     reference = dagrpo.new_learner(Config(model="m", data=["d"], kl=0.1)).reference
     start = [parameter.clone() for parameter in model.parameters()]

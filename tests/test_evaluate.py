@@ -46,7 +46,7 @@ def test_same_seed_same_result_and_unreadable_golds_are_counted(model, tokenizer
 
 
 def test_no_readable_question_and_many_greedy_answers_are_errors(model, tokenizer):
-    with pytest.raises(ValueError, match="no question"):
+    with pytest.raises(ValueError, match="no question whose gold answer"):
         evaluate.evaluate(model, tokenizer, [{"problem": "?", "answer": "\\frac{1"}])
     with pytest.raises(ValueError, match="k = 2 must be 1"):
         evaluate.evaluate(model, tokenizer, ROWS, k=2, temperature=0)
@@ -326,7 +326,7 @@ def test_every_flag_reaches_the_evaluation(model, tokenizer, tmp_path, monkeypat
     """The limit of a completion is what the model has room for behind the longest prompt: 256 − 19 positions."""
     data = tmp_path / "small.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    monkeypatch.setattr(evaluate.rollout, "load", lambda name: (model, tokenizer))
+    monkeypatch.setattr(evaluate.rollout, "load", lambda name, **_: (model, tokenizer))
     asked = []
 
     def stand_in(model, tokenizer, questions, **options):
@@ -350,3 +350,55 @@ def test_every_flag_reaches_the_evaluation(model, tokenizer, tmp_path, monkeypat
         "style": PromptStyle(),
     }
     assert options == expected and defaults["max_new_tokens"] == 256 - 19
+
+
+# --- where the result goes ---------------------------------------------------------------------------------------
+
+
+def evaluated_into(out, model, tokenizer, tmp_path, **changes):
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps(ROWS[0]) + "\n")
+    flags = {
+        "model": saved(model, tokenizer, tmp_path / "m"),
+        "data": str(data),
+        "max-new-tokens": "2",
+        "out": str(out),
+    }
+    evaluate.main([word for name, value in {**flags, **changes}.items() for word in (f"--{name}", value)])
+
+
+def test_a_result_may_be_written_over_an_earlier_one_and_into_a_new_folder(model, tokenizer, tmp_path):
+    out = tmp_path / "new" / "folder" / "result.json"
+    evaluated_into(out, model, tokenizer, tmp_path)
+    first = out.read_text()
+    evaluated_into(out, model, tokenizer, tmp_path, seed="3", temperature="9")
+    assert json.loads(out.read_text()).keys() == json.loads(first).keys()
+    assert [path.name for path in out.parent.iterdir()] == ["result.json"]
+
+
+def test_an_evaluation_that_is_stopped_leaves_the_earlier_result_as_it_was(model, tokenizer, tmp_path, monkeypatch):
+    out = tmp_path / "result.json"
+    evaluated_into(out, model, tokenizer, tmp_path)
+    before = out.read_text()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        evaluated_into(out, model, tokenizer, tmp_path)
+    assert stop.value.code == 130 and out.read_text() == before
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_sampled(model, tokenizer, tmp_path, monkeypatch):
+    """Where the system's own answer to "may I" is wrong, the file is tried."""
+    monkeypatch.setattr(evaluate.os, "access", lambda *_: True)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("sampled"))
+
+    def read_only(self, **_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(evaluate.Path, "touch", read_only)
+    with pytest.raises(SystemExit, match="it cannot be written \\(Read-only file system"):
+        evaluated_into(tmp_path / "result.json", model, tokenizer, tmp_path)

@@ -614,7 +614,7 @@ def run_program(
     if given["method"] == "sft":
         del flags["group_size"]  # one anchor each
     config = configure(**flags | {"learning_rate": 1e-2, "method": given["method"]} | given["flags"])
-    monkeypatch.setattr(rollout, "load", lambda *_: (model, tokenizer))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: (model, tokenizer))
     learner = dagrpo.new_learner(config)
     repeated = method.updates * method.epochs > 1
     if learner.reference is not None and not repeated:

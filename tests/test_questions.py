@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -33,7 +35,13 @@ def test_rows_keep_their_fields_and_where_they_came_from(tmp_path):
         ("[1, 2]", "holds a list"),
         ({"answer": "2"}, "`problem` is missing; the line has answer"),
         ({"problem": "1+1?"}, "`answer` is missing"),
-        ({"problem": "1+1?", "answer": 2}, "`answer` is 2; it must be a string"),
+        ({"problem": "1+1?", "answer": [2]}, "`answer` is [2]; it must be a string that is not empty, or a number"),
+        ({"problem": "1+1?", "answer": True}, "`answer` is True; it must be a string"),
+        ({"problem": "1+1?", "answer": "2", "level": ["easy"]}, "`level` is ['easy']; it must be a string, a number"),
+        ('{"problem": "\\ud83d?", "answer": "2"}', "`problem` has half a character"),
+        ('{"problem": "1+1?", "answer": NaN}', "`answer` is nan; it must be a string that is not empty, or a number"),
+        ("[" * 100_000, "too deep to be read"),
+        ({"question": "1+1?", "answer": "2"}, "Is it `question` there? Rename that."),
         ({"problem": " ", "answer": "2"}, "`problem` is ' '"),
         ({"problem": "1+1?", "answer": "2", "solution": 5}, "`solution` is 5"),
         ({"problem": "1+1?", "answer": "2", "choices": "AB"}, "`choices` must be a list"),
@@ -52,6 +60,112 @@ def test_a_missing_file_and_an_empty_one(tmp_path):
         questions.read_questions(["missing.jsonl"])
     with pytest.raises(DataError, match="no questions"):
         questions.read_questions([write_questions(tmp_path / "empty.jsonl", [""])])
+
+
+def test_lines_that_are_wrong_in_the_same_way_are_counted(tmp_path):
+    """Two without an answer, one that is no JSON; the first is told in full."""
+    source = write_questions(tmp_path / "a.jsonl", [SOLVED, {"problem": "?"}, "{", {"problem": "!"}, {"problem": "."}])
+    with pytest.raises(DataError) as error:
+        questions.read_questions([source])
+    text = str(error.value)
+    assert text.startswith(f"{source}:2: the field `answer` is missing")
+    assert "Lines like it: 2 more. Lines with other faults: 1, the first of them " + f"{source}:3." in text
+
+
+def test_bad_lines_are_left_out_and_counted_where_that_is_asked_for(tmp_path):
+    source = write_questions(tmp_path / "a.jsonl", [SOLVED, *["{"] * 5, SOLVED])
+    found, notes = questions.read_data([source], skip_bad=True)
+    assert [question["where"] for question in found] == [f"{source}:1", f"{source}:7"]
+    assert [note.split(": left out")[0] for note in notes[:3]] == [f"{source}:{number}" for number in (2, 3, 4)]
+    assert notes[3:] == [f"{source}: 5 of 7 lines left out (--skip-bad)."]
+    with pytest.raises(DataError, match="No line can be used"):
+        questions.read_data([write_questions(tmp_path / "b.jsonl", ["{"])], skip_bad=True)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("72", "72"), ("1.50", "1.50"), ("-3e2", "-3e2"), ("1" + "0" * 30, "1" + "0" * 30), ('"7"', "7")],
+)
+def test_a_number_as_answer_is_its_text_as_it_is_written(tmp_path, written, read):
+    line = f'{{"problem": "?", "answer": {written}, "level": 3}}'
+    (found,) = questions.read_questions([write_questions(tmp_path / "a.jsonl", [line])])
+    assert found["answer"] == read and found["level"] == 3
+    assert questions.from_hub({"question": "?", "answer": 72})["answer"] == "72"
+
+
+@pytest.mark.parametrize("text", ["\ufeff{}\n", "{}\r\n\r\n{}\r\n", "{}\r{}\r", "\n{}", "{}"])
+def test_a_byte_order_mark_and_any_line_ends_are_taken(tmp_path, text):
+    line = '{"problem": "1+1?\u2028", "answer": "2"}'
+    (tmp_path / "a.jsonl").write_bytes(text.replace("{}", line).encode())
+    found = questions.read_questions([str(tmp_path / "a.jsonl")])
+    assert len(found) == text.count("{}") and found[0]["problem"] == "1+1?\u2028"
+
+
+@pytest.mark.parametrize("length", [1_000_001, 50_000_000])
+def test_a_line_without_an_end_is_named_and_not_read_whole(tmp_path, length):
+    source = write_questions(tmp_path / "a.jsonl", [SOLVED, "x" * length, SOLVED])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: the line is longer than 1,000,000 characters"):
+        questions.read_questions([source])
+    assert [each["where"][-2:] for each in questions.read_data([source], skip_bad=True)[0]] == [":1", ":3"]
+
+
+def test_a_pipe_is_read_like_a_file(tmp_path):
+    """As of `--data <(zcat questions.jsonl.gz)`."""
+    os.mkfifo(tmp_path / "pipe")
+    line = '{"problem": "1+1?", "answer": "2"}\n'
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(line,))
+    writer.start()
+    assert questions.read_questions([str(tmp_path / "pipe")])[0]["answer"] == "2"
+    writer.join()
+
+
+# --- copies ------------------------------------------------------------------------------------------------------
+
+
+def test_copies_stay_and_are_counted(tmp_path):
+    """1/2 and 0.5 are the same answer; two ids of one file are noted too."""
+    half = [{"problem": "half?", "answer": "\\frac{1}{2}"}, {"problem": "half? ", "answer": "0.5"}]
+    source = write_questions(
+        tmp_path / "a.jsonl", [*half, {**SOLVED, "id": 1}, {"problem": "?", "answer": "1", "id": 1}]
+    )
+    given = questions.read_questions([source])
+    kept, notes = questions.without_contradictions(given)
+    assert kept == given
+    assert notes == [
+        f"1 questions repeat another one ({source}:2 that of {source}:1): each copy counts by itself.",
+        f"1 questions have the `id` of another one ({source}:4 that of {source}:3): ids are not used.",
+    ]
+
+
+def test_one_question_with_two_answers_is_an_error_that_names_both_lines(tmp_path):
+    lines = [SOLVED, *numbered(6), {**SOLVED, "answer": "3"}]
+    source = write_questions(tmp_path / "a.jsonl", lines)
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:1 and .*a\.jsonl:8 are the same question with different answers, 2 and 3"
+    ):
+        questions.split_questions([source], [], 1)
+    split = questions.split_questions([source], [], 1, skip_bad=True)
+    assert len(split.training) == 5 and "2 questions left out: their copies have other answers" in " ".join(split.notes)
+    assert len(questions.split_questions([source], [], 1, check_golds=False).training) == 7  # a reward may want both
+
+
+def test_choices_of_one_stem_with_two_letters_are_a_contradiction():
+    one = {"problem": "Which?", "choices": ["1", "2"], "answer": "A"}
+    with pytest.raises(DataError, match="different answers, A and B"):
+        questions.without_contradictions([one, {**one, "answer": "B"}])
+    assert questions.without_contradictions([one, {**one, "answer": " A"}])[0]
+
+
+def test_golds_that_nobody_can_read_are_said_to_be_that(tmp_path):
+    source = write_questions(tmp_path / "a.jsonl", numbered(6))
+    unreadable = write_questions(tmp_path / "b.jsonl", numbered(2, "\\frac{1"))
+    with pytest.raises(
+        DataError, match=r"--eval-data .*b\.jsonl: no question has an answer that the verifier can read"
+    ):
+        questions.split_questions([source], [unreadable], 1)
+
+
+# --- Hub sets ----------------------------------------------------------------------------------------------------
 
 
 def test_a_hub_set_without_the_package_names_it(monkeypatch):
@@ -149,9 +263,9 @@ def test_a_reward_file_is_an_ordinary_module(tmp_path):
         "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass Rule:\n"
         "    length: int\n\ndef short(texts, questions):\n    return [Rule(len(t)).length for t in texts]\n"
     )
-    assert questions.load_reward(f"{file}:short")(["a", "bcd"], [{}, {}]) == [1.0, 3.0]
+    assert questions.load_reward([f"{file}:short"])(["a", "bcd"], [{}, {}]) == [1.0, 3.0]
     with pytest.raises(DataError, match="is no Python file"):
-        questions.load_reward(f"{write_questions(tmp_path / 'mine.txt', [])}:short")
+        questions.load_reward([f"{write_questions(tmp_path / 'mine.txt', [])}:short"])
 
 
 def test_questions_that_leave_no_room_for_a_completion_are_left_out(model, tokenizer):
@@ -198,7 +312,7 @@ def test_choices_are_graded_as_letters():
 
 def own_reward(tmp_path, values, name="mine.py"):
     (tmp_path / name).write_text(f"def f(texts, questions):\n    return {values}\n")
-    return questions.load_reward(f"{tmp_path / name}:f")
+    return questions.load_reward([f"{tmp_path / name}:f"])
 
 
 def test_a_reward_of_ones_own_is_read_from_its_file(tmp_path):
@@ -206,13 +320,85 @@ def test_a_reward_of_ones_own_is_read_from_its_file(tmp_path):
     assert own_reward(tmp_path, "[1, -0.5]")(["a", "b"], [SOLVED] * 2) == [1.0, -0.5]
     assert own_reward(tmp_path, "[1, 2]", name="C:mine.py")(["a", "b"], [SOLVED] * 2) == [1.0, 2.0]
     with pytest.raises(DataError, match="has no function 'g'"):
-        questions.load_reward(f"{tmp_path / 'mine.py'}:g")
+        questions.load_reward([f"{tmp_path / 'mine.py'}:g"])
 
 
 @pytest.mark.parametrize("values", ["[1.0]", "[1.0, 2.0, 3.0]", "[1.0, float('nan')]", "[float('inf'), 0.0]"])
 def test_a_reward_must_give_one_finite_float_for_each_text(tmp_path, values):
     with pytest.raises(ValueError, match="one finite float for each of the 2 texts"):
         own_reward(tmp_path, values)(["a", "b"], [SOLVED] * 2)
+
+
+@pytest.mark.parametrize("value", ["'1'", "None", "1e+30", "[1]"])
+def test_a_value_that_is_no_number_is_named_with_its_answer(tmp_path, value):
+    with pytest.raises(DataError) as error:
+        own_reward(tmp_path, f"[0.5, {value}]")(["a", "b"], [{**SOLVED, "where": "d.jsonl:7"}] * 2)
+    assert f"mine.py:f: it gave {value} at d.jsonl:7, 'b'; it must give one finite float" in str(error.value)
+
+
+def test_a_function_that_raises_is_named_with_its_line_and_the_answer_that_it_failed_on(tmp_path):
+    (tmp_path / "mine.py").write_text("def f(texts, questions):\n    return [1 / len(text) for text in texts]\n")
+    reward = questions.load_reward([f"{tmp_path / 'mine.py'}:f"])
+    with pytest.raises(DataError) as error:
+        reward(["a", "", "c"], [{**SOLVED, "where": f"d.jsonl:{n}"} for n in range(3)])
+    assert "mine.py:f: it raised ZeroDivisionError: division by zero (mine.py, line 2)" in str(error.value)
+    assert "at d.jsonl:1, ''." in str(error.value)
+    (tmp_path / "mine.py").write_text(
+        "def f(texts, questions):\n    return [len(texts) / (len(texts) < 3)] * len(texts)\n"
+    )
+    with pytest.raises(DataError, match="with 3 answers at once, but with none of them alone"):
+        questions.load_reward([f"{tmp_path / 'mine.py'}:f"])(["a", "b", "c"], [SOLVED] * 3)
+
+
+def test_several_functions_are_summed_by_their_weights_and_their_means_kept(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(
+            "def length(texts, questions):\n    return [len(t) for t in texts]\n\n"
+            "def half(texts, questions):\n    return [0.5] * len(texts)\n"
+        )
+    one, two = tmp_path / "one.py", tmp_path / "two.py"
+    reward = questions.load_reward([f"{one}:length", f"{one}:half=-2", f"{two}:length=0.5"])
+    assert reward(["a", "bcd"], [SOLVED] * 2) == [0.5, 3.5]
+    assert reward.means == {"one.length": 2.0, "half": 0.5, "two.length": 2.0}
+    assert reward([], []) == []
+
+
+@pytest.mark.parametrize("weight", ["", "0", "nan", "inf", "half", "1e999"])
+def test_a_weight_must_be_a_number_that_is_not_0(tmp_path, weight):
+    (tmp_path / "mine.py").write_text("def f(texts, questions):\n    return [1.0] * len(texts)\n")
+    with pytest.raises(DataError, match=r"the weight is '.*'; it must be a number that is not 0"):
+        questions.load_reward([f"{tmp_path / 'mine.py'}:f={weight}"])
+
+
+def test_one_function_twice_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("def f(texts, questions):\n    return [1.0] * len(texts)\n")
+    with pytest.raises(DataError, match="named twice"):
+        questions.load_reward([f"{tmp_path / 'mine.py'}:f", f"{tmp_path / 'mine.py'}:f=2"])
+
+
+def test_a_reward_file_finds_the_modules_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "my_helper_of_rewards.py").write_text("def weigh(text):\n    return 2.0 * len(text)\n")
+    (tmp_path / "mine.py").write_text(
+        "from my_helper_of_rewards import weigh\n\ndef f(texts, questions):\n    return [weigh(t) for t in texts]\n"
+    )
+    assert questions.load_reward([f"{tmp_path / 'mine.py'}:f"])(["abc"], [SOLVED]) == [6.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all' \\(mine.py, line 1\\)"),
+        ("\ndef f(:", "SyntaxError: invalid syntax .*\\(mine.py, line 2\\)"),
+        ("raise SystemExit(3)", "SystemExit: 3 \\(mine.py, line 1\\)"),
+        ("def g(texts, questions): ...", "has no function 'f'. It has g."),
+        ("f = 3", "has no function 'f'"),
+    ],
+)
+def test_a_reward_file_that_cannot_be_run_is_named_with_its_line(tmp_path, text, said):
+    (tmp_path / "mine.py").write_text(text + "\n")
+    with pytest.raises(DataError, match=said):
+        questions.load_reward([f"{tmp_path / 'mine.py'}:f"])
 
 
 # --- splits and order --------------------------------------------------------------------------------------------
@@ -280,7 +466,7 @@ def test_too_few_questions_to_hold_some_out_are_an_error(tmp_path):
     source = write_questions(tmp_path / "a.jsonl", numbered(4))
     with pytest.raises(DataError, match="4 different usable questions are too few"):
         questions.split_questions([source], [], 1)
-    with pytest.raises(DataError, match="4 different usable questions are too few"):
+    with pytest.raises(DataError, match="all its 4 questions are in --eval-data too"):
         questions.split_questions([source], [source], 1)
 
 

@@ -22,6 +22,13 @@ from pathlib import Path
 from verify.equality import choice_of, is_equivalent, readable
 from verify.extraction import chosen, final_answers
 
+# What Python needs to start and to find sympy; keys and tokens of the user are nothing to a process that reads texts of
+# models. HOME and its like: packages may be installed for one user.
+NEEDED = (
+    "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+    "PYTHONHOME", "PYTHONUSERBASE", "PYTHONUTF8", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX",
+    "SYSTEMROOT", "APPDATA", "USERPROFILE", "TEMP", "TMP",
+)  # fmt: skip
 START_LIMIT = 60.0  # seconds that a worker process may take to start and to import sympy
 CASES_A_WORKER = 32  # below this many comparisons a further process does not pay
 
@@ -143,10 +150,11 @@ class Worker:
 
 
 def environment() -> dict[str, str]:
-    """That of a worker: from any working directory it finds this package, and no module in that directory."""
+    """That of a worker: from any directory it finds this package, but no module of the directory, and no secret."""
     folders = [str(Path(__file__).absolute().parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     # An empty entry would stand for the working directory.
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in folders if folder)}
+    kept = {name: os.environ[name] for name in NEEDED if name in os.environ}
+    return {**kept, "PYTHONPATH": os.pathsep.join(folder for folder in folders if folder)}
 
 
 live_workers: set[Worker] = set()

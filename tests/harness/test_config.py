@@ -10,7 +10,7 @@ import torch
 
 import dagrpo
 import rollout
-from harness.config import EXAMPLE, METHODS, Config, ConfigError, configure, not_defaults, parse, shown
+from harness.config import EXAMPLE, METHODS, Config, ConfigError, check_effects, configure, not_defaults, parse, shown
 from scoring import SCORERS
 
 
@@ -161,6 +161,14 @@ def test_the_example_by_name_has_the_settings_of_the_example():
         ("--right-at 1", "--right-at 1.0: the verifier gives 1 for right and 0 for wrong"),
         ("--right-at much --reward mine.py:f", "--right-at much: it must be a number."),
         ("--method sft --group-size 4", "--group-size 4: without rollouts each group is one anchor"),
+        ("--method sft --top-p 0.9", "--top-p 0.9: without rollouts (--method sft) nothing is sampled"),
+        ("--method sft --resample 2", "--resample 2: without rollouts (--method sft) nothing is sampled"),
+        ("--method sft --scale none", "--scale none: without rollouts (--method sft) a group has no pair to compare"),
+        ("--method grpo --gamma 0.1", "--gamma 0.1: without anchors nothing of theirs counts; leave it out."),
+        ("--method grpo --scorer token", "--scorer token: with --rectify none no pair is compared by it"),
+        ("--method luffy --hard-below 0.5", "--hard-below 0.5: with --every-group anchors join every group"),
+        ("--anchor-objective sft --gamma 0.1", "--gamma 0.1: with --anchor-objective sft anchors have no f(π)"),
+        ("--clip-high 0.3", "--clip-high 0.3: with one update of each batch every ratio is 1 and no clip acts; add"),
         ("--steps abc --steps 1", "--steps: it is given twice"),
         ("--model m --data d --eval-data e --hold-out 3", "--hold-out 3: with --eval-data nothing is held out"),
         ("--method sft --kl 0.1", "--kl 0.1: it is estimated on sampled completions"),
@@ -172,16 +180,24 @@ def test_the_example_by_name_has_the_settings_of_the_example():
 )
 def test_a_wrong_flag_stops_at_once_and_says_what_is_allowed(arguments, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit) as stop:
         dagrpo.main(arguments.split())
     assert str(stop.value).startswith(f"dagrpo.py: {message}")
 
 
+def test_a_flag_with_the_value_that_it_has_anyway_is_no_mistake():
+    """A script that gives every flag to every method."""
+    for method in METHODS:
+        flags = {name: value for name, value in METHODS[method].items() if name != "group_size"}
+        flags |= {"method": method, "gamma": METHODS[method].get("gamma", 0.03), "resample": flags.get("resample", 0)}
+        check_effects(configure(model="m", data=["d"], **flags), flags)
+
+
 def test_a_broken_anchor_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
     anchor_file = tmp_path / "anchors.jsonl"
     anchor_file.write_text('{"problem": "1+2?"}\n')
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=r"anchors\.jsonl:1: the field `answer` is missing"):
         dagrpo.main(["--anchors", str(anchor_file)])
 
@@ -189,7 +205,7 @@ def test_a_broken_anchor_line_stops_before_the_model_is_loaded(monkeypatch, tmp_
 def test_a_broken_data_line_stops_before_the_model_is_loaded(monkeypatch, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"problem": "1+1?", "answer": "2"}\n{"problem": "1+2?"}\n')
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=r"data\.jsonl:2: the field `answer` is missing"):
         dagrpo.main(["--model", "m", "--data", str(data)])
 

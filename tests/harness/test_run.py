@@ -352,7 +352,7 @@ def test_the_command_ends_with_130_and_says_how_to_go_on(tmp_path, monkeypatch, 
     monkeypatch.setattr(dagrpo, "train", lambda _: (_ for _ in ()).throw(Interrupted("Go on with: ...")))
     with pytest.raises(SystemExit) as stopped:
         dagrpo.main(["--out", str(tmp_path / "run")])
-    assert stopped.value.code == 130 and "Go on with: ..." in capsys.readouterr().out
+    assert stopped.value.code == 130 and "Go on with: ..." in capsys.readouterr().err
 
 
 # --- faults ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from architectures import ARCHITECTURES, config_of, model_of
 import rollout
 from harness import report
 from policy import checks, decoding
+from policy.model import ModelError
 
 REFUSED = {
     "falcon_h1": "from FalconH1ForCausalLM here: two tokens of two prompts end in RuntimeError",
@@ -96,8 +97,10 @@ def test_a_model_with_weights_that_are_nan_is_refused(model, tokenizer, tmp_path
         model.model.layers[0].mlp.down_proj.weight[3, 3] = torch.nan
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(NotImplementedError, match="Qwen2ForCausalLM cannot be trained: the model gives NaN"):
+    with pytest.raises(ModelError, match=r"1 of its 27 tensors hold NaN.*layers\.0\.mlp\.down_proj"):
         rollout.load(str(tmp_path), "cpu")
+    with pytest.raises(NotImplementedError, match="Qwen2ForCausalLM cannot be trained: the model gives NaN"):
+        checks.check_sampling(model)
     with pytest.raises(NotImplementedError, match="the model gives NaN"):
         checks.check_head(model)
 

@@ -24,6 +24,7 @@ import rollout
 from harness import report
 from policy import checks
 from policy import model as policy_model
+from policy.model import ModelError
 
 
 def test_loaded_weights_are_fp32_whatever_the_file_holds(model, tokenizer, tmp_path):
@@ -50,11 +51,11 @@ def test_loaded_weights_begin_where_a_vector_can(model, tokenizer, tmp_path):
 
 
 def test_missing_gguf_file_and_missing_gguf_package(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(ModelError, match="no such file"):
         policy_model.load(str(tmp_path / "model.gguf"))
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(policy_model.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install gguf accelerate"):
+    with pytest.raises(ModelError, match="pip install gguf accelerate"):
         policy_model.load(str(tmp_path / "model.gguf"))
 
 
@@ -131,7 +132,7 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(model, tokenizer, tmp_path):
     tensors = {name: value for name, value in model.state_dict().items() if "layers.1.mlp" not in name}
     model.save_pretrained(tmp_path, state_dict=tensors)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(OSError, match=r"lacks 3 of the model's tensors, such as model\.layers\.1\.mlp\.down_proj"):
+    with pytest.raises(ModelError, match=r"lacks 3 of the model's tensors, such as model\.layers\.1\.mlp\.down_proj"):
         policy_model.load(str(tmp_path), "cpu")
 
 
@@ -217,6 +218,7 @@ def test_padding_in_a_cache_is_not_attended_to(model):
 
 def test_a_tokenizer_without_padding_pads_with_its_eos(model, tokenizer, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     without = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")
     assert without.pad_token_id is None
     monkeypatch.setattr(policy_model.AutoTokenizer, "from_pretrained", lambda *_, **__: without)

@@ -419,6 +419,6 @@ def test_a_local_judge_that_knows_nothing_talks_nonsense(local):
 
 
 def test_a_local_judge_is_frozen(monkeypatch, model, tokenizer):
-    monkeypatch.setattr(rollout, "load", lambda source, device: (model, tokenizer))
+    monkeypatch.setattr(rollout, "load", lambda source, device, flag: (model, tokenizer))
     judge = LocalModel.load("m", None, 1.0)
     assert not any(parameter.requires_grad for parameter in judge.model.parameters())

@@ -19,6 +19,7 @@ import rollout
 import scoring
 from harness.config import EXAMPLE, Config, configure
 from harness.task import read_task
+from questions import DataError
 from scorers import asking, judge
 from scorers.asking import LATE, NONSENSE
 from scorers.judge import Judged, distances_between, judge_distances, load_distances, of_differing_groups, request_of
@@ -365,13 +366,13 @@ def test_a_function_gives_scores_or_distances(tmp_path, body, expected):
         ("return [['a', 'b']] * 2", r"at data.jsonl:7 it gave what is no table of numbers \(list\)"),
         ("return [[0.5, 0.5], None]", r"at data.jsonl:8 it gave what is no table of numbers \(NoneType\)"),
         ("return None", "it gave no rows, but NoneType, for 2 questions"),
-        ("return [[1 / (len(t) - 3) for t in g] for g in texts]", "raised ZeroDivisionError at data.jsonl:8: division"),
-        ("assert len(texts) == 1\nreturn [[0, 0]]", "AssertionError with all 2 questions, but with none alone"),
+        ("return [[1 / (len(t) - 3) for t in g] for g in texts]", r"by zero \(mine.py, line 3\) at data.jsonl:8"),
+        ("assert len(texts) == 1\nreturn [[0, 0]]", r"line 3\) with all 2 questions, but with none alone"),
     ],
 )  # fmt: skip
 def test_what_a_function_must_not_give_is_named_by_function_and_question(tmp_path, body, fault):
     distances, source = own(tmp_path, body)
-    with pytest.raises(ValueError, match=fault) as error:
+    with pytest.raises(DataError, match=fault) as error:
         distances([QUESTION, OTHER], TEXTS)
     assert str(error.value).startswith(f"{source}: ")
 
@@ -393,7 +394,7 @@ def test_the_function_of_the_page_is_a_scorer(tmp_path):
 )
 def test_a_function_that_is_not_there_stops_before_the_model_is_loaded(tmp_path, monkeypatch, source, fault):
     own(tmp_path, "return 1")
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match=fault):
         dagrpo.main(["--scorer", source.format(tmp_path)])
 
@@ -403,7 +404,7 @@ def test_a_function_that_is_not_there_stops_before_the_model_is_loaded(tmp_path,
 
 def test_a_missing_client_stops_before_the_model_is_loaded(monkeypatch):
     monkeypatch.setattr(asking.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(rollout, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     with pytest.raises(SystemExit, match="pip install httpx"):
         dagrpo.main(["--scorer", "judge", "--judge-url", "http://127.0.0.1:1/v1", "--judge-model", "m"])
 
@@ -411,7 +412,7 @@ def test_a_missing_client_stops_before_the_model_is_loaded(monkeypatch):
 def test_a_local_judge_is_loaded_by_its_directory(monkeypatch, tmp_path, model, tokenizer):
     """The run's own --model may be it: then the same directory is loaded a second time."""
     loaded = []
-    monkeypatch.setattr(rollout, "load", lambda *source: loaded.append(source) or (model, tokenizer))
+    monkeypatch.setattr(rollout, "load", lambda *source, **_: loaded.append(source) or (model, tokenizer))
     monkeypatch.setattr(rollout, "sample", lambda *_, **__: pytest.fail("no room, but asked"))
     config = configure(scorer="judge", judge_model=str(EXAMPLE), device="cpu", judge_cache=str(tmp_path))
     distances = read_task(config).distances
