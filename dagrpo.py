@@ -81,7 +81,7 @@ from harness import checkpoint, report
 from harness.command import one_sentence
 from harness.config import Config, check_effects, configure, not_defaults, parse
 from harness.report import progress, say, timed
-from harness.run import Run, open_run, resumed_config
+from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
@@ -533,7 +533,8 @@ def main(arguments: list[str] | None = None) -> None:
         flags = parse(sys.argv[1:] if arguments is None else arguments)
         config = resumed_config(flags) if "resume" in flags else configure(**flags)
         check_effects(config, flags)
-        say(not_defaults(flags))
+        if "resume" not in flags:
+            say(not_defaults(flags))
         if "resume" not in flags or config.kl:  # else the checkpoint is the model
             check_files(config.model, "--model")
         train(config)

@@ -32,7 +32,7 @@ from safetensors.torch import load_file  # noqa: E402
 import dagrpo  # noqa: E402
 from harness import checkpoint  # noqa: E402
 from harness.config import EXAMPLE, Config, configure  # noqa: E402
-from harness.run import LOGS, resumed_config  # noqa: E402
+from harness.runs import LOGS, resumed_config  # noqa: E402
 
 CLOCK = ("seconds/", "tokens_per_s/", "peak_memory_gb")  # what no two runs have in common
 SLOWER = 0.15  # seconds that are added to each of two places in the writing of a checkpoint

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from harness.command import printable
 from harness.config import Config
-from harness.run import Run
+from harness.runs import Run
 from policy.decoding import cache_bytes, rows_at_once
 from policy.logprobs import CHUNK_ELEMENTS
 from policy.model import layer_configs, text_config

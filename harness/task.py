@@ -17,7 +17,7 @@ from evaluate import evaluate
 from harness.checkpoint import whole_lines
 from harness.config import Config
 from harness.report import append_json, evaluation_line, say
-from harness.run import Run
+from harness.runs import Run
 from questions import DataError, OwnReward, Question, Reward, fitting, load_reward, read_data, split_questions
 from rollout import Rollouts, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups

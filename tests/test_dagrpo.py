@@ -21,7 +21,7 @@ import rollout
 import scoring
 from dagrpo import Batch, Learner, Objective, Task
 from harness.config import EXAMPLE, Config, configure
-from harness.run import Run
+from harness.runs import Run
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
 NO_ANCHORS = torch.tensor([False, False])

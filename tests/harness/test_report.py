@@ -11,7 +11,7 @@ from conftest import small_rollouts
 
 from harness import report
 from harness.config import Config
-from harness.run import Run
+from harness.runs import Run
 from policy.decoding import cache_bytes
 from scoring import Rectified, rectified_advantages
 

@@ -15,9 +15,9 @@ from conftest import random_model
 
 import dagrpo
 import rollout
-from harness import checkpoint, run
+from harness import checkpoint, runs
 from harness.config import EXAMPLE, Config, ConfigError, configure
-from harness.run import Interrupted, Run, open_run
+from harness.runs import Interrupted, Run, open_run
 
 CLOCK = ("seconds/", "tokens_per_s/", "peak_memory_gb")  # what no two runs have in common
 
@@ -55,7 +55,7 @@ def unbroken(tmp_path_factory):
 
 
 def resumed(folder, **flags):
-    return dagrpo.train(run.resumed_config({"resume": str(folder), **flags}))
+    return dagrpo.train(runs.resumed_config({"resume": str(folder), **flags}))
 
 
 def broken_at(out, step, monkeypatch, **changes):
@@ -162,7 +162,7 @@ def test_random_numbers_that_a_failing_reward_drew_are_drawn_again(tmp_path, mon
 
 
 def test_a_checkpoint_that_fails_ends_the_run_at_the_next_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(runs, "write_checkpoint", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="checkpoint of step 2 could not be written"):
         dagrpo.train(settings(tmp_path / "run", save_every=2, eval_every=0, steps=30))
     assert len(lines_of(tmp_path / "run" / "metrics.jsonl")) <= 5
@@ -188,6 +188,13 @@ def test_a_resumed_run_with_other_questions_is_refused(tmp_path):
     assert resumed(tmp_path / "run", steps=3, force=True)["step"] == 3
 
 
+def test_another_method_is_another_run_even_by_force(tmp_path):
+    """Its row of settings would not come with its name."""
+    dagrpo.train(settings(tmp_path / "run", steps=2))
+    with pytest.raises(ConfigError, match="--method grpo stands for many settings"):
+        resumed(tmp_path / "run", method="grpo", steps=3, force=True)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "there is no run in this folder"), ("{", "not one of this version"), ('{"old": 1}', "not one of this")],
@@ -196,7 +203,7 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path, content, message):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=message):
-        run.resumed_config({"resume": str(tmp_path)})
+        runs.resumed_config({"resume": str(tmp_path)})
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(unbroken, tmp_path, monkeypatch, capsys):
@@ -210,7 +217,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(unbroken, tmp_
 
 def test_lines_that_were_cut_off_are_gone_after_resuming(unbroken, tmp_path, monkeypatch):
     broken_at(tmp_path / "run", 5, monkeypatch)
-    for name in run.LOGS:
+    for name in runs.LOGS:
         with (tmp_path / "run" / name).open("a") as file:
             file.write('{"step": 5, "half')
     resumed(tmp_path / "run")
@@ -222,7 +229,7 @@ def test_lines_that_were_cut_off_are_gone_after_resuming(unbroken, tmp_path, mon
 
 def test_the_newest_and_the_best_stay(tmp_path, monkeypatch, model, tokenizer):
     now = Run(tmp_path, keep=2)
-    monkeypatch.setattr(run, "write_checkpoint", lambda whole, *_: (whole / "model").mkdir(parents=True))
+    monkeypatch.setattr(runs, "write_checkpoint", lambda whole, *_: (whole / "model").mkdir(parents=True))
     for step, accuracy in [(1, 0.1), (2, 0.9), (3, 0.5), (4, 0.9), (5, 0.2)]:
         learner = dagrpo.Learner(model, tokenizer, None, *optimizer_of(model))
         now.save(step, learner, taken=0)
@@ -272,7 +279,7 @@ def test_the_lock_of_a_process_that_died_holds_nothing(tmp_path):
 
 def test_runs_that_begin_in_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run.time, "strftime", lambda _: "now")
+    monkeypatch.setattr(runs.time, "strftime", lambda _: "now")
     config = Config(model="models/small.gguf", data=["d"], method="grpo", rectify="none", seed=7)
     names = []
     for _ in range(3):
@@ -441,7 +448,7 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one(tmp_path
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, "write_checkpoint", full)
+    monkeypatch.setattr(runs, "write_checkpoint", full)
     with pytest.raises(OSError, match=r"checkpoint of step 2 could not be written .* Make room"):
         dagrpo.train(settings(tmp_path / "run"))
 
@@ -465,7 +472,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_whole_lines(small_disk):
     found, notes = checkpoint.newest(small_disk / "run")
     assert f"checkpoint of step {found.step + 1} could not be written" in str(stopped.value) and notes == []
     assert not list((small_disk / "run").rglob("*.part"))
-    for name in run.LOGS:
+    for name in runs.LOGS:
         text = (small_disk / "run" / name).read_text()
         assert text == "" or text.endswith("\n")
         lines_of(small_disk / "run" / name)

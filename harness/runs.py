@@ -370,6 +370,11 @@ def resumed_config(flags: dict[str, Any]) -> Config:
         raise ConfigError(
             f"--resume {folder}: config.json is not one of this version of the program ({error})."
         ) from None
+    if flags.get("method", kept["method"]) != kept["method"]:
+        raise ConfigError(
+            f"--resume {folder}: --method {flags['method']} stands for many settings, and this run has those of "
+            f"{kept['method']}. Begin a new run, from --model {folder}/model if you like."
+        )
     changed = [
         f"{flag_name(name)} {shown(kept[name])} -> {shown(value)}"
         for name, value in flags.items()
