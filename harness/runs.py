@@ -98,7 +98,7 @@ class Run:
     def last_words(self) -> str:
         """What is said where a signal ends the run."""
         if self.saved < 0:
-            return f"Stopped before the first checkpoint. Begin again with: python dagrpo.py --resume {self.out}"
+            return "Stopped before the first checkpoint: there is nothing to go on from."
         return f"Stopped; saved after step {self.saved}. Go on with: python dagrpo.py --resume {self.out}"
 
     def save(self, step: int, learner: Trained, taken: int, generators: Generators | None = None) -> None:
@@ -239,6 +239,7 @@ def open_run(config: Config) -> Iterator[Run]:
     """
     here = bool(config.resume) and Path(config.resume).resolve() == Path(config.out).resolve()
     out = Path(config.out) if here else new_folder(config)
+    begun = out.exists() and any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         run = Run(out, keep=config.keep)
@@ -260,6 +261,12 @@ def open_run(config: Config) -> Iterator[Run]:
         with signals_to(run):
             try:
                 yield run
+            except BaseException:
+                if not begun and not (out / "metrics.jsonl").exists():  # nothing came of it: the model was not loaded
+                    for name in ("config.json", ".lock"):
+                        (out / name).unlink(missing_ok=True)
+                    out.rmdir()
+                raise
             finally:
                 if run.writer is not None:
                     run.writer.join()

@@ -112,6 +112,8 @@ def effective(configuration: dict[str, Any]) -> dict[str, Any]:
     unused = set()
     if configuration.get("anchors") is None or configuration.get("anchor_objective") != "shaped":
         unused.add("gamma")
+    if not configuration.get("reward"):  # the verifier; it was "" before there could be several
+        unused.add("reward")
     if configuration.get("rectify") == "none":
         unused.add("scorer")
     if configuration.get("rectify") in ("none", "threshold"):

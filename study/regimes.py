@@ -139,7 +139,8 @@ def start_model(run: Run, folder: Path) -> str:
 def measured(run: Run) -> dict[str, Any]:
     """Train, and measure on the validation set: accuracy along the run, more exactly at its end, and pass@8 there."""
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=ROOT / "runs") as name, silenced():
+    (ROOT / "runs").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "runs") as name, silenced():  # where a start model can be moved to
         folder = Path(name)
         tasks.write_sets(folder, question_sets(run.budget, ""))
         config = configuration(run, folder)
@@ -265,7 +266,6 @@ def main(arguments: list[str] | None = None) -> None:
             return line is not None and is_made_from(line, made_from(run))
 
         if options.command == "run":
-            (ROOT / "runs").mkdir(exist_ok=True)
             missing = [run for run in wanted if not is_finished(run)]
             print(f"{name}: {len(wanted) - len(missing)} of {len(wanted)} runs are finished.")
             in_workers(measured, missing, file, options.workers)

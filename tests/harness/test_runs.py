@@ -299,6 +299,13 @@ def test_a_folder_with_something_in_it_is_never_written_over(tmp_path, there):
     assert path.read_text() == "mine" and [each for each in path.parents[-1].glob("x")] == []
 
 
+def test_a_run_that_never_began_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: (_ for _ in ()).throw(OSError("no such model")))
+    with pytest.raises(OSError):
+        dagrpo.train(settings(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_with_a_run_in_it_says_how_to_go_on(tmp_path, unbroken):
     with pytest.raises(ConfigError, match=f"--resume {unbroken}"), open_run(settings(unbroken)):
         pass
@@ -333,7 +340,7 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
         time.sleep(5)
 
     monkeypatch.setattr(dagrpo, "collect", collect)
-    with pytest.raises(Interrupted, match=r"Stopped before the first checkpoint\. Begin again with: .* --resume"):
+    with pytest.raises(Interrupted, match="Stopped before the first checkpoint: there is nothing to go on from"):
         dagrpo.train(settings(tmp_path / "run"))
 
 
