@@ -144,7 +144,7 @@ def test_every_flag_that_a_page_names_is_a_flag_of_some_command(monkeypatch, cap
         if module not in ("venv", "dagrpo", "evaluate", "tests.golden"):
             shown += help_of(module, arguments, monkeypatch, capsys)
     for path in PAGES:
-        for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text(encoding="utf-8"))) - NOT_FLAGS:
+        for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", path.read_text(encoding="utf-8"))) - NOT_FLAGS:
             assert re.search(rf"(?<![\w-]){flag}(?![\w-])", shown), f"{path.name}: {flag}"
 
 
@@ -152,7 +152,7 @@ def test_settings_in_backticks_are_accepted():
     """`--rectify pair`, `--threshold 0.35`: each by itself is a run."""
     tried = 0
     for path in PAGES:
-        for setting in set(re.findall(r"`(--[a-z][a-z-]+ [\w.]+)`", path.read_text(encoding="utf-8"))):
+        for setting in set(re.findall(r"`(--[a-z][a-z0-9-]+ [\w.]+)`", path.read_text(encoding="utf-8"))):
             flag = setting.split()[0]
             if flag in ("--against", "--side", "--mean", "--model", "--reward", "--only", "--judge-model"):
                 continue
