@@ -256,6 +256,8 @@ def open_run(config: Config) -> Iterator[Run]:
                 for line in whole_lines(out / "evaluations.jsonl"):
                     result = json.loads(line)
                     run.evaluated(result["step"], result)
+                if here:
+                    run.drop_old(run.resumed.step)  # a kill may have come before that
         kept = {**asdict(config), "resume": "", "force": False}  # they are of this one command
         write_whole(out / "config.json", json.dumps(kept, indent=1) + "\n")
         with signals_to(run):

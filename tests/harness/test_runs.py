@@ -215,6 +215,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(unbroken, tmp_
     assert left_by(tmp_path / "run") == left_by(unbroken)
 
 
+def test_old_checkpoints_that_a_kill_left_behind_are_gone_after_resuming(unbroken, tmp_path, monkeypatch):
+    """It came behind the newest one, and before the one before it was dropped."""
+    with monkeypatch.context() as patches:
+        patches.setattr(Run, "drop_old", lambda *_: None)
+        dagrpo.train(settings(tmp_path / "run"))
+    assert len(checkpoint.kept_checkpoints(tmp_path / "run")) == 3
+    resumed(tmp_path / "run")
+    names = [[path.name for path in checkpoint.kept_checkpoints(out)] for out in (tmp_path / "run", unbroken)]
+    assert names[0] == names[1]
+
+
 def test_lines_that_were_cut_off_are_gone_after_resuming(unbroken, tmp_path, monkeypatch):
     broken_at(tmp_path / "run", 5, monkeypatch)
     for name in runs.LOGS:
