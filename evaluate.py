@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
+from harness.checkpoint import PART, write_whole
 from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, one_sentence, parsed, printable
 from policy.model import check_files, position_limit
 from questions import (
@@ -302,7 +303,7 @@ def result_file(out: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         yield write_directly
         return
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.touch()
@@ -310,8 +311,7 @@ def result_file(out: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
         raise ConfigError(f"--out {out}: it cannot be written ({error.strerror}). Give another place.") from error
 
     def write(results: dict[str, Any]) -> None:
-        part.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        os.replace(part, path)  # at no moment is there half a file
+        write_whole(path, json.dumps(results, indent=1))
 
     try:
         yield write

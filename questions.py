@@ -426,11 +426,11 @@ def shown(text: str, question: Question) -> str:
     return f"{place_of(question)}, {short(repr(text), 60)}"
 
 
-def first_that_raises(function: Callable[..., Any], texts: list[str], questions: list[Question]) -> int | None:
-    """The first completion with which alone the function raises; None where there is none."""
-    for n in range(len(texts)):
+def first_that_raises(function: Callable[..., Any], first: list[Any], second: list[Any]) -> int | None:
+    """The first place of two lists with which alone a user's function raises; None where there is none."""
+    for n in range(len(first)):
         try:
-            list(function(texts[n : n + 1], questions[n : n + 1]))
+            list(function(first[n : n + 1], second[n : n + 1]))
         except Exception:
             return n
     return None

@@ -143,8 +143,7 @@ def pairs_by_gradient(
     if how.rule == "group":
         return safe_sums(products.cross, pairs)
     if how.rule == "batch":  # one group of N, in which there are pairs of the same question alone
-        drift = None if products.drift is None else products.drift[None]
-        of_batch = safe_sums(products.batch[None], torch.block_diag(*pairs)[None], drift)
+        of_batch = safe_sums(products.batch[None], torch.block_diag(*pairs)[None], products.batch_drift)
         blocks = of_batch.view(groups, size, groups, size)  # (1, N, N) -> (P, G, P, G)
         return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (G, G, P) -> (P, G, G)
     return torch.ones_like(pairs, dtype=torch.bool)
@@ -197,7 +196,8 @@ def withheld_from_tokens(
     size = rollouts.group_size
     spared = torch.zeros_like(advantages)
     found: dict[int, torch.Tensor] = {}
-    harmed = displaced(cross, advantages, advantages).any(1).nonzero().squeeze(1)  # groups
+    changes, limits = first_order(cross, advantages, advantages)
+    harmed = ((advantages > 0) & (changes < -limits)).any(1).nonzero().squeeze(1)  # groups
     if len(harmed) == 0:
         return found, spared
     part = rollouts.rows((harmed[:, None] * size + torch.arange(size, device=harmed.device)).flatten())
@@ -216,10 +216,8 @@ def withheld_from_tokens(
                 own = torch.tensor([lengths[n * size + i] for i in better], device=influence.device)
                 influence = influence / (own[:, None] * lengths[n * size + j])
             lowering.append(advantages[p, j] * influence)
-        changes = (cross[p] @ advantages[p])[better]
-        limits = ROUNDING * (cross[p].abs() @ advantages[p].abs())[better]
         contributions = torch.cat(lowering, 1)  # (B, M of all worse completions)
-        withheld = fewest_tokens(changes, limits, contributions)
+        withheld = fewest_tokens(changes[p, better], limits[p, better], contributions)
         spared[p, better] = -contributions[:, withheld].sum(1)
         for j, of_row in zip(worse, withheld.split([lengths[n * size + j] for j in worse]), strict=True):
             if bool(of_row.any()):
@@ -236,7 +234,7 @@ def witnessed(
     """Which better completions an update displaces, (5'), with all pairs and with those that are left."""
     before, after = pairs.sum(2), (pairs * pair_mask).sum(2)  # A and Ã
     whole = before.flatten()[None]  # (P, G) -> (1, N)
-    drift = None if products.drift is None else products.drift[None]
+    drift = products.batch_drift
     by_batch = displaced(products.batch[None], whole, whole, drift).view_as(before)
     by_batch_left = None
     if spared is None:
@@ -337,9 +335,20 @@ def displaced(
     offset: torch.Tensor | None = None,  # (P, G), added to v
 ) -> torch.Tensor:  # (P, G) bool
     """Which better completions the update of all lowers: v_i = Σ_j Ã_j g_i·g̃_j < 0, beyond rounding. Equation (5')."""
-    changes = (cross @ advantages[:, :, None]).squeeze(2) + (0 if offset is None else offset)
-    limits = ROUNDING * (cross.abs() @ unrectified.abs()[:, :, None]).squeeze(2)
+    changes, limits = first_order(cross, advantages, unrectified, offset)
     return (unrectified > 0) & (changes < -limits)
+
+
+def first_order(
+    cross: torch.Tensor,  # (P, G, G) g_i·g̃_j
+    advantages: torch.Tensor,  # Ã (P, G)
+    unrectified: torch.Tensor,  # A (P, G)
+    offset: torch.Tensor | None = None,  # (P, G)
+) -> tuple[torch.Tensor, torch.Tensor]:  # (P, G), (P, G)
+    """v_i = Σ_j Ã_j g_i·g̃_j of (5'), plus the offset, and how far below 0 rounding alone may bring it."""
+    changes = (cross @ advantages[:, :, None]).squeeze(2)
+    limits = ROUNDING * (cross.abs() @ unrectified.abs()[:, :, None]).squeeze(2)
+    return changes if offset is None else changes + offset, limits
 
 
 def safe_sums(cross: torch.Tensor, pairs: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
@@ -373,8 +382,7 @@ def with_worst_masked(
     """
     size = pairs.shape[1]
     unrectified = pairs.sum(2)
-    changes = (cross @ (pairs * pair_mask).sum(2)[:, :, None]).squeeze(2) + offset  # v (P, G)
-    limits = ROUNDING * (cross.abs() @ unrectified.abs()[:, :, None]).squeeze(2)
+    changes, limits = first_order(cross, (pairs * pair_mask).sum(2), unrectified, offset)
     harmed = (unrectified > 0) & (changes < -limits)
     pull = (harmed.to(cross.dtype)[:, None, :] @ cross).squeeze(1)  # (P, G): Σ over displaced i of g_i·g̃_j
     effects = (pairs.clamp(min=0) * pair_mask) * (pull[:, :, None] - pull[:, None, :])  # (P, G, G)

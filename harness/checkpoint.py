@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step-50/model/                  an ordinary Hugging Face directory
                             optimizer.safetensors   AdamW's moments, and the states of random generators
-                            state.json              step, place in the stream of questions, learning rate, ...
+                            state.json              step, optimizer steps, place in the stream of questions, ...
                             manifest.json           size and SHA-256 of each file: written last
     RUN/model/                                      the files of the newest checkpoint's model, without a copy
 
@@ -82,11 +82,6 @@ def copied(learner: Trained) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
         for moment, value in learner.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value.detach().to("cpu", copy=True)
     return weights, tensors
-
-
-def rates_of(learner: Trained) -> dict[str, Any]:
-    """How far the schedule is; the rates themselves follow from the configuration."""
-    return {"updates": learner.schedule.last_epoch}
 
 
 @dataclass(frozen=True)
@@ -256,6 +251,11 @@ def link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """The object of each whole line."""
+    return [json.loads(line) for line in whole_lines(path)]
 
 
 def whole_lines(path: Path) -> list[str]:

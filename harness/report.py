@@ -22,6 +22,7 @@ import transformers
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from harness.checkpoint import records_of
 from harness.command import printable
 from harness.config import Config
 from harness.runs import Run
@@ -53,10 +54,8 @@ def append_json(path: Path, record: dict[str, Any]) -> None:
 
 def last_record(out: Path) -> dict[str, Any]:
     """The metrics of the last step so far; nothing before the first."""
-    path = out / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    record: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return record if "step" in record else {}
+    steps = [record for record in records_of(out / "metrics.jsonl") if "step" in record]
+    return steps[-1] if steps else {}
 
 
 def with_null(value: Any) -> Any:

@@ -26,7 +26,7 @@ from harness.checkpoint import (
     kept_checkpoints,
     newest,
     publish,
-    rates_of,
+    records_of,
     step_of,
     whole_lines,
     write_checkpoint,
@@ -122,8 +122,10 @@ class Run:
         weights, tensors = copied(learner)
         random_states = generators or generators_of()
         tensors |= random_states.tensors
-        state = {"step": step, "taken": taken, "bad_steps": self.bad_steps, "data": self.data}
-        state |= {**rates_of(learner), **random_states.values}
+        state = {
+            "step": step, "taken": taken, "updates": learner.schedule.last_epoch, "bad_steps": self.bad_steps,
+            "data": self.data, **random_states.values,
+        }  # fmt: skip
         self.saved = step
         self.writer = threading.Thread(target=self.write, args=(step, learner, weights, tensors, state))
         self.writer.start()
@@ -253,8 +255,7 @@ def open_run(config: Config) -> Iterator[Run]:
                 run.saved = run.resumed.step if here else -1
                 publish(run.resumed.path / "model", out / "model")
                 run.bad_steps = run.resumed.state["bad_steps"]
-                for line in whole_lines(out / "evaluations.jsonl"):
-                    result = json.loads(line)
+                for result in records_of(out / "evaluations.jsonl"):
                     run.evaluated(result["step"], result)
                 if here:
                     run.drop_old(run.resumed.step)  # a kill may have come before that
@@ -353,8 +354,6 @@ def clean(out: Path, step: int) -> None:
             write_whole(
                 path, "".join(f"{line}\n" for line in whole_lines(path) if json.loads(line).get("step", 0) <= step)
             )
-    if step < 0:
-        (out / "metrics.jsonl").unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import anchors
 from anchors import Anchors
 from evaluate import evaluate
-from harness.checkpoint import whole_lines
+from harness.checkpoint import records_of
 from harness.config import Config
 from harness.report import append_json, evaluation_line, say
 from harness.runs import Run
@@ -128,8 +128,7 @@ def held_out_accuracy(
     A resumed run has some evaluations already.
     """
     start = time.perf_counter()
-    for line in whole_lines(run.out / "evaluations.jsonl"):
-        known = json.loads(line)
+    for known in records_of(run.out / "evaluations.jsonl"):
         if known["step"] == step:
             return {name: value for name, value in known.items() if name not in ("step", "rows")}
     result = evaluate(

@@ -84,10 +84,11 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     check_loaded(policy, tokenizer, f"{flag} {model}")
     policy.to(device)
-    # Out of the file's memory: there a tensor may begin at any byte, and a matrix product rounds by where it does, so
-    # that a resumed run would not be equal to one that never stopped.
-    for parameter in policy.parameters():
-        parameter.data = parameter.data.clone()
+    if policy.device.type == "cpu":
+        # Out of the file's memory: there a tensor may begin at any byte, and a matrix product rounds by where it does,
+        # so that a resumed run would not be equal to one that never stopped.
+        for parameter in policy.parameters():
+            parameter.data = parameter.data.clone()
     policy.eval()  # no dropout: the ratio compares the policy with itself
     try:
         check_model(policy)

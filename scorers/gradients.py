@@ -69,6 +69,11 @@ class Products:
     batch: torch.Tensor  # (N, N) g_i·P·g̃_j over all of them, with a larger sketching error
     drift: torch.Tensor | None = None  # (N,) what the optimizer's momentum adds to v_i; None: nothing
 
+    @property
+    def batch_drift(self) -> torch.Tensor | None:
+        """The same of the batch as one group. -> (1, N)"""
+        return None if self.drift is None else self.drift[None]
+
 
 def gradient_gram(
     model: PreTrainedModel,
@@ -119,9 +124,12 @@ def gradient_products(
     For the products of the batch, each gradient is sketched once more on both sides, to BATCH_ELEMENTS/N floats.
     """
     response_mask, size = sequences.response_mask, sequences.group_size
-    weights = None
+    pushed: list[bool] = [False] * len(response_mask)  # whose pushes are not their gradients
+    weights: tuple[torch.Tensor, ...] = ()
     if token_weights is not None:
-        weights = token_weights[response_mask[:, 1:]].float().split(response_mask.sum(1).tolist())
+        predicted = response_mask[:, 1:]
+        pushed = ((token_weights != 1) & predicted).any(1).tolist()  # all at once: a GPU would wait for each
+        weights = token_weights[predicted].float().split(response_mask.sum(1).tolist())
     grams, crosses, drifts, narrow, narrow_pushes = [], [], [], [], {}
     momentum = None
     for first, (tokens, plain) in enumerate(token_gradients(model, sequences, measure)):
@@ -139,7 +147,7 @@ def gradient_products(
         narrow.append(narrowed(gradients, len(response_mask)))
         for j, (sketched, h) in enumerate(tokens):
             row = first * size + j
-            if weights is not None and bool((weights[row] != 1).any()):
+            if pushed[row]:
                 push = sketched.T @ (h * weights[row][:, None])  # (width, H)
                 crosses[-1][:, j] = flat @ push.flatten()
                 narrow_pushes[row] = narrowed(push[None], len(response_mask))[0]

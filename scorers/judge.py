@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from questions import DataError, Question, first_line, line_of, load_function, place_of
+from questions import DataError, Question, first_line, first_that_raises, line_of, load_function, place_of
 from rollout import noise_key
 from scorers.asking import HELP, Asker, Endpoint, LocalModel, Request, api_key, check_httpx
 
@@ -241,7 +241,7 @@ def own_distances(source: str) -> Distances:
             result = function(questions, texts)
             rows = list(result) if isinstance(result, Iterable) else None
         except Exception as error:
-            p = first_to_fail(function, questions, texts)
+            p = first_that_raises(function, questions, texts)
             where = (
                 f"with all {len(texts)} questions, but with none alone" if p is None else f"at {place_of(questions[p])}"
             )
@@ -267,16 +267,6 @@ def own_distances(source: str) -> Distances:
         return Judged(distances_between(found) if found.dim() == 2 else found.float())
 
     return distances
-
-
-def first_to_fail(function: Callable[..., Any], questions: list[Question], texts: list[list[str]]) -> int | None:
-    """The first question with which alone the function raises; None where there is none."""
-    for p in range(len(questions)):
-        try:
-            list(function(questions[p : p + 1], texts[p : p + 1]))
-        except Exception:
-            return p
-    return None
 
 
 def as_row(row: Any, size: int) -> tuple[torch.Tensor | None, str]:

@@ -18,7 +18,7 @@ import rollout
 import scoring
 from rollout import Rollouts
 from scorers.gradients import Measure, Products
-from scoring import Rectification, Rectified, displaced, pair_advantages
+from scoring import Rectification, Rectified, displaced, first_order, pair_advantages
 from study.masks import by_chance
 
 LEAST_SHARE = 0.1  # of a completion's weight: what `shrunk` takes at least, so that it ends
@@ -73,8 +73,8 @@ def shrunk(cross: torch.Tensor, advantages: torch.Tensor, offset: torch.Tensor |
     """
     left = advantages.clone()
     while True:
-        harmed = displaced(cross, left, advantages, offset)
-        changes = (cross @ left[:, :, None]).squeeze(2) + (0 if offset is None else offset)
+        changes, limits = first_order(cross, left, advantages, offset)
+        harmed = (advantages > 0) & (changes < -limits)
         pull = (harmed.to(cross.dtype)[:, None, :] @ cross).squeeze(1)  # (P, G)
         effects = left.clamp(max=0) * pull  # of each worse completion on the displaced ones together
         worst, place = effects.min(1, keepdim=True)
@@ -108,7 +108,7 @@ def changed(
     if len(scored) == 0:
         return rectified
     mask, plain = rectified.pair_mask, pair_advantages(rewards[scored], scale=scale).sum(2)
-    drift = None if products.drift is None else products.drift[None]
+    drift = products.batch_drift
     if change == "positives":
         left = rectified.advantages[scored].clamp(min=0)
     elif change == "chance":

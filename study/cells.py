@@ -31,6 +31,7 @@ from tqdm import tqdm
 import dagrpo
 import rollout
 from evaluate import evaluate
+from harness.checkpoint import records_of as read_kept  # of lines that a kill may have cut off
 from harness.config import Config
 from harness.report import each_value
 from questions import read_questions
@@ -60,15 +61,6 @@ Key = tuple[str, int, float | None]  # variant, seed, and in the grid the learni
 # ---------------------------------------------------------------------------------------------------------------------
 # The file
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_kept(file: Path) -> list[dict[str, Any]]:
-    """The object of each line; none where there is no file. A line that a kill cut off is left out."""
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            kept.append(json.loads(line))
-    return kept
 
 
 def append_kept(file: Path, value: dict[str, Any]) -> None:

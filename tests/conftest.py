@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import rollout
+from harness.config import EXAMPLE
 
 torch.set_num_threads(1)  # models this small gain nothing from more, and lose much beside other work
 
@@ -61,6 +62,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
     )
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """A question of each level to train on, and another of each to hold out."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("train", "held_out"):
+        lines = (EXAMPLE / f"{name}.jsonl").read_text().splitlines()
+        (folder / f"{name}.jsonl").write_text("\n".join(lines[:: len(lines) // 6][:6]) + "\n")
+    return folder
 
 
 SOLVED = {"problem": "1+1?", "answer": "2", "solution": "1+1 = 2. so \\boxed{2}"}

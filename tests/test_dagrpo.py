@@ -663,16 +663,6 @@ def test_the_reference_is_the_start_model_and_stays_it(model, tokenizer, monkeyp
 # --- whole runs on the embedded example --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def small_data(tmp_path_factory):
-    """A question of each level to train on, and another of each to hold out."""
-    folder = tmp_path_factory.mktemp("data")
-    for name in ("train", "held_out"):
-        lines = (EXAMPLE / f"{name}.jsonl").read_text().splitlines()
-        (folder / f"{name}.jsonl").write_text("\n".join(lines[:: len(lines) // 6][:6]) + "\n")
-    return folder
-
-
 def run(small_data, out, **flags):
     options = {
         "model": str(EXAMPLE),

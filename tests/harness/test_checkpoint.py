@@ -35,7 +35,7 @@ def written(learner, path, **state):
     weights, tensors = checkpoint.copied(learner)
     generators = checkpoint.generators_of()
     tensors |= generators.tensors
-    state = {"step": 3, "taken": 12, **checkpoint.rates_of(learner), **generators.values, **state}
+    state = {"step": 3, "taken": 12, "updates": learner.schedule.last_epoch, **generators.values, **state}
     checkpoint.write_checkpoint(path, learner, weights, tensors, state)
     return path
 

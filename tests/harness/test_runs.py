@@ -73,6 +73,19 @@ def broken_at(out, step, monkeypatch, **changes):
             dagrpo.train(settings(out, **changes))
 
 
+def at_call(count, act, patches):
+    """The given call of `dagrpo.collect`, which is that of the step in a new run, does something else first."""
+    plain, asked = dagrpo.collect, []
+
+    def collect(*arguments):
+        asked.append(arguments)
+        if len(asked) == count:
+            act()
+        return plain(*arguments)
+
+    patches.setattr(dagrpo, "collect", collect)
+
+
 # --- resuming ----------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +239,44 @@ def test_old_checkpoints_that_a_kill_left_behind_are_gone_after_resuming(unbroke
     assert names[0] == names[1]
 
 
+def test_a_model_folder_that_a_kill_took_away_is_there_again(tmp_path):
+    """It came between the two renames that put the new one in the place of the old one."""
+    dagrpo.train(settings(tmp_path / "run", steps=2))
+    (tmp_path / "run" / "model").rename(tmp_path / "run" / "model.old.part")
+    with open_run(runs.resumed_config({"resume": str(tmp_path / "run")})) as now:
+        assert (now.out / "model" / "model.safetensors").is_file()
+        assert not (now.out / "model.old.part").exists()
+
+
+def test_steps_without_a_finite_gradient_are_counted_across_a_resume(tmp_path, monkeypatch):
+    """Two before it and one behind it are three in a row."""
+    plain = dagrpo.policy_loss
+
+    def loss(*arguments, **options):
+        value, counted = plain(*arguments, **options)
+        return value * float("nan"), counted
+
+    monkeypatch.setattr(dagrpo, "policy_loss", loss)
+    limits = {"steps": 30, "eval_every": 0, "save_every": 1}
+    with pytest.raises(FloatingPointError, match="2 steps in a row"):
+        dagrpo.train(settings(tmp_path / "run", max_bad_steps=2, **limits))
+    before = len(lines_of(tmp_path / "run" / "metrics.jsonl"))
+    with pytest.raises(FloatingPointError, match="3 steps in a row"):
+        resumed(tmp_path / "run", max_bad_steps=3)
+    added = lines_of(tmp_path / "run" / "metrics.jsonl")[before:]
+    assert sum(bool(record["bad_updates"]) for record in added) <= 1
+
+
+def test_a_run_in_another_folder_saves_its_first_step_again(tmp_path):
+    """What is saved is saved in the folder that it came from."""
+    dagrpo.train(settings(tmp_path / "run", steps=2))
+    again = runs.resumed_config({"resume": str(tmp_path / "run"), "out": str(tmp_path / "other")})
+    with open_run(again) as now:
+        assert now.start == 2 and now.saved == -1
+    with open_run(runs.resumed_config({"resume": str(tmp_path / "run")})) as now:
+        assert now.start == now.saved == 2
+
+
 def test_lines_that_were_cut_off_are_gone_after_resuming(unbroken, tmp_path, monkeypatch):
     broken_at(tmp_path / "run", 5, monkeypatch)
     for name in runs.LOGS:
@@ -326,15 +377,7 @@ def test_a_folder_with_a_run_in_it_says_how_to_go_on(tmp_path, unbroken):
 
 
 def test_a_signal_ends_the_run_after_its_step_with_the_line_that_goes_on(unbroken, tmp_path, monkeypatch):
-    plain, asked = dagrpo.collect, []
-
-    def collect(*arguments):
-        asked.append(arguments)
-        if len(asked) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return plain(*arguments)
-
-    monkeypatch.setattr(dagrpo, "collect", collect)
+    at_call(3, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
     with pytest.raises(Interrupted, match=f"saved after step 3. Go on with: python dagrpo.py --resume {tmp_path}"):
         dagrpo.train(settings(tmp_path / "run"))
     assert checkpoint.newest(tmp_path / "run")[0].step == 3
@@ -417,16 +460,8 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, tokenizer):
 
 
 def test_a_reward_that_raises_costs_no_step(unbroken, tmp_path, monkeypatch):
-    plain, asked = dagrpo.collect, []
-
-    def collect(*arguments):
-        asked.append(arguments)
-        if len(asked) == 4:
-            raise ZeroDivisionError
-        return plain(*arguments)
-
     with monkeypatch.context() as patches:
-        patches.setattr(dagrpo, "collect", collect)
+        at_call(4, lambda: 1 / 0, patches)
         with pytest.raises(ZeroDivisionError):
             dagrpo.train(settings(tmp_path / "run"))
     assert checkpoint.newest(tmp_path / "run")[0].step == 3

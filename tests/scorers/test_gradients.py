@@ -335,6 +335,17 @@ def test_narrow_gradients_keep_products_within_the_error_of_both_sketches(model,
     assert errors[0] < 0.3 and errors[1] < 0.15 and errors[2] < 0.1 and errors[2] < errors[0] / 2
 
 
+def test_pushes_are_looked_for_in_the_completions_alone(model, monkeypatch):
+    """A weight of padding is none: nothing is multiplied a second time."""
+    batch = padded_batch(ROWS, 64)
+    weights = torch.where(batch[2][:, 1:], 1.0, 0.5)
+    products = gradients.gradient_products(model, sequences_of(batch), gradients.Measure(), weights)
+    assert torch.equal(products.cross, products.gram) and torch.equal(products.batch, products.batch.T)
+    weights[5][batch[2][5, 1:]] = 0.25
+    products = gradients.gradient_products(model, sequences_of(batch), gradients.Measure(), weights)
+    torch.testing.assert_close(products.cross[1, :, 1], 0.25 * products.gram[1, :, 1])
+
+
 # --- the sketch --------------------------------------------------------------------------------------------------
 
 

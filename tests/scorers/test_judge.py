@@ -421,15 +421,6 @@ def test_a_local_judge_is_loaded_by_its_directory(monkeypatch, tmp_path, model, 
     assert judged.metrics["judge_failed"] == 1 and "no room for the prompt" in judged.notes[0]
 
 
-@pytest.fixture(scope="module")
-def small_data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for name in ("train", "held_out"):
-        lines = (EXAMPLE / f"{name}.jsonl").read_text().splitlines()
-        (folder / f"{name}.jsonl").write_text("\n".join(lines[:: len(lines) // 6][:6]) + "\n")
-    return folder
-
-
 def run(small_data, out, **flags):
     """Two steps; returns what `scoring.rectify` got and gave in each, and the records of the log."""
     seen, plain = [], scoring.rectify
