@@ -225,7 +225,7 @@ def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
         falls = [max(run["validation"]["accuracy"]) - run["validation"]["accuracy"][-1] for run in runs.values()]
         row.append(f"{sum(fall > 0.1 for fall in falls)} of {len(falls)}")
         norms = [np.array(run["curves"]["grad_norm"], dtype=float) for run in runs.values()]
-        with np.errstate(divide="ignore"):  # a run with no gradient in most steps: inf
+        with np.errstate(divide="ignore"):  # without a gradient in most steps the median is 0, and the ratio inf
             row.append(number(max(float(np.nanmax(of) / np.nanmedian(of)) for of in norms)))
         rows.append(row)
     return table(

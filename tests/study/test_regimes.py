@@ -64,6 +64,14 @@ def test_tables_compare_arms_by_seed_with_no_rule_and_with_positives_only():
     assert rows[4] == "| group | 0.0 | 0.0 | 0.0 | – | 0.0 | 1 of 1 | 1.6 |"
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_without_a_gradient_in_most_steps_is_told_without_a_warning():
+    run = line("batch", 0, 0.5, [0.1, 0.1])
+    run["curves"]["grad_norm"] = [0.0, 0.0, 4.0]
+    rows = regimes.conflict_table(regimes.by_arm([run], "R0")).splitlines()
+    assert rows[2].endswith("| inf |")
+
+
 def test_a_tiny_run_is_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
     file = tmp_path / "regimes.jsonl"
     monkeypatch.setattr(regimes, "STARTS", tmp_path / "starts")
