@@ -4,7 +4,8 @@ Data is JSONL, one question a line:
 
     {"problem": "...", "answer": "72", "solution": "optional, the anchor", "choices": ["optional", ...]}
 
-With `choices`, `answer` is a letter. An answer may be a number, which is read as it is written. Further fields (`id`,
+With `choices`, `answer` is a letter. An answer may be a number, which is read as it is written. `rel_tol` is the
+relative difference that a number may have from the answer: 0.01 for constants of physics. Further fields (`id`,
 `source`, `level`, ...) are kept. Nothing here prints: what there is to say comes back as `notes`.
 """
 
@@ -225,6 +226,10 @@ def checked(fields: object, where: str) -> Question | Fault:
     if not isinstance(level, str | int | float | None) or (isinstance(level, float) and not math.isfinite(level)):
         text = f"`level` is {short(repr(level))}; it must be a string, a number, null, or left out."
         return Fault(where, "kind of level", text)
+    tolerance = fields.get("rel_tol")
+    if tolerance is not None and not (type(tolerance) in (int, float) and 0 <= tolerance < 1):
+        text = f"`rel_tol` is {short(repr(tolerance))}; it must be a number of at least 0 and below 1, or left out."
+        return Fault(where, "kind of rel_tol", text)
     choices = fields.get("choices")
     if choices is not None:
         if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
@@ -321,7 +326,8 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase, question: Question, style: Pro
 def correctness(texts: list[str], questions: list[Question]) -> list[float]:
     """The reward: 1.0 where the verifier finds the completion right, else 0.0; 0.0 where the gold is unreadable."""
     golds, choices = gold_answers(questions)
-    return [float(verdict is True) for verdict in verify.grade(texts, golds, choices)]
+    tolerances = [question.get("rel_tol") or 0.0 for question in questions]
+    return [float(verdict is True) for verdict in verify.grade(texts, golds, choices, rel_tol=tolerances)]
 
 
 def drop_unreadable(questions: list[Question]) -> tuple[list[Question], list[Question]]:
