@@ -61,6 +61,7 @@ TESTS: dict[str, list[str]] = {
     "harness/task.py": ["tests/harness/test_task.py", "tests/test_dagrpo.py"],
     "verify/extraction.py": ["tests/verify/test_extraction.py", "tests/verify/test_grading.py"],
     "verify/grading.py": ["tests/verify/test_grading.py"],
+    "verify/reading.py": ["tests/verify/test_reading.py"],
 }
 
 
