@@ -160,8 +160,7 @@ class Formula {
       return this.source.slice(start, this.at);
     }
     this.at = start + 1 + name.length;
-    const tight = () => this.inFormula && this.blanks(); // a blank ends the name of a command
-    if (Object.hasOwn(LETTERS, name)) return (tight(), LETTERS[name]);
+    if (Object.hasOwn(LETTERS, name)) return LETTERS[name];
     if (Object.hasOwn(SIGNS, name)) return SIGNS[name];
     if (NOTHING.has(name)) {
       if (/^(left|right|middle)$/.test(name) && this.source[this.at] === ".") this.at++;
