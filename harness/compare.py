@@ -160,7 +160,7 @@ def counted(keys: list[Key]) -> str:
 
 
 def start_of(key: Key) -> str:
-    return repr(textwrap.shorten(key[0], 50, placeholder="…"))
+    return f"'{textwrap.shorten(key[0], 50, placeholder='…')}'"
 
 
 def pairs(first: Files, second: Files, force: bool) -> tuple[list[Paired], list[str]]:

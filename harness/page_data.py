@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.checkpoint import records_of
-from harness.compare import Files, Paired, difference_of, pairs
+from harness.compare import Paired, difference_of, pairs
 from harness.config import METHODS, Config, shown
 from harness.report import each_value, with_null
 from harness.results import RIGHT, Key, Result, question_keys, says_what_is_right, settings_of
@@ -80,8 +80,9 @@ def evaluation_overview(
     paired: dict[str, Paired] = {}
     notes: list[str] = []
     if against is not None:
-        files: tuple[Files, Files] = ({"A": results}, {"B": against})
-        found, notes = pairs(*files, force=True)
+        if names[0] == names[1]:
+            names = (f"{names[0]} (first)", f"{names[1]} (second)")
+        found, notes = pairs({names[0]: results}, {names[1]: against}, force=True)
         paired = {each.name: each for each in found}
     benchmarks = []
     for name, result in results.items():
@@ -120,7 +121,8 @@ def comparison_of(paired: Paired, keys: list[Key]) -> tuple[dict[str, Any], str]
     signs = {key: "lew"[int(np.sign(value)) + 1] for key, value in zip(paired.keys, paired.by_question, strict=True)}
     outcomes = "".join(signs.get(key, "-") for key in keys)
     figures = {name: getattr(difference, name) for name in ("mean", "low", "high", "p")}
-    return figures | {"won": outcomes.count("w"), "lost": outcomes.count("l")}, outcomes
+    counts = {"questions": len(paired.keys), "won": outcomes.count("w"), "lost": outcomes.count("l")}
+    return figures | counts, outcomes
 
 
 def side_overview(result: Result, rows: list[dict[str, Any] | None]) -> Overview:

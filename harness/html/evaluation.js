@@ -86,11 +86,11 @@ function figuresTable(overview) {
 const interval = (pair, isShare) => (pair ? `${score(pair[0], isShare)} to ${score(pair[1], isShare)}` : "–");
 
 function differenceRow(each) {
-  const {mean, low, high, p, won, lost} = each.comparison;
+  const {mean, low, high, p, questions, won, lost} = each.comparison;
   return [
     "",
     "first − second",
-    "",
+    number(questions),
     signed(mean, each.verdicts),
     `${signed(low, each.verdicts)} to ${signed(high, each.verdicts)}`,
     p < 0.001 ? "p < 0.001" : `p = ${number(p)}`,

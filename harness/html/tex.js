@@ -43,9 +43,9 @@ const NOTHING = wordsOf(`
   left right big Big bigg Bigg bigl bigr Bigl Bigr middle displaystyle textstyle limits nolimits hline phantom
 `);
 const STYLED = wordsOf(`
-  text textbf textit textrm mathrm mathbf mathit mathsf mathcal operatorname boldsymbol mbox emph overline underline
-  vec hat bar
+  text textbf textit textrm mathrm mathbf mathit mathsf mathcal operatorname boldsymbol mbox emph
 `);
+const ABOVE = {overline: "\u0305", bar: "\u0304", hat: "\u0302", vec: "\u20D7", underline: "\u0332"}; // joined to each letter
 const FRACTIONS = new Set(["frac", "dfrac", "tfrac", "cfrac"]);
 const BLACKBOARD = {R: "ℝ", N: "ℕ", Z: "ℤ", Q: "ℚ", C: "ℂ"};
 const SUPERSCRIPT = pairsOfWords("0 ⁰ 1 ¹ 2 ² 3 ³ 4 ⁴ 5 ⁵ 6 ⁶ 7 ⁷ 8 ⁸ 9 ⁹ + ⁺ - ⁻ ( ⁽ ) ⁾ n ⁿ i ⁱ ∘ ° ′ ′");
@@ -64,7 +64,7 @@ const FORMULA = new RegExp(
 );
 
 // A part of a fraction or under a root: in brackets unless it is one number or one word.
-const bracketed = (text) => (/^(?:[\p{L}\d.]+|\(.*\))$/u.test(text.trim()) ? text.trim() : `(${text.trim()})`);
+const bracketed = (text) => (/^(?:√?[\p{L}\d.]+|\([^()]*\))$/u.test(text.trim()) ? text.trim() : `(${text.trim()})`);
 
 // Reads TeX from the left. In a formula ^, _ and braces have their meaning; outside only commands have.
 class Formula {
@@ -178,6 +178,7 @@ class Formula {
     if (name === "binom" || name === "dbinom") return `C(${this.argument()}, ${this.argument()})`;
     if (name === "boxed" || name === "fbox") return BOX[0] + this.argument() + BOX[1];
     if (name === "mathbb") return [...this.argument()].map((c) => BLACKBOARD[c] ?? c).join("");
+    if (Object.hasOwn(ABOVE, name)) return [...this.argument()].map((c) => c + ABOVE[name]).join("");
     if (STYLED.has(name)) return this.argument();
     if (name === "pmod") return ` (mod ${this.argument()})`;
     if (name === "begin" || name === "end") return this.environment(name === "begin");

@@ -155,7 +155,7 @@ def test_against_another_evaluation_each_question_is_won_lost_or_equal(tmp_path)
     comparison = benchmark["comparison"]
     assert (comparison["won"], comparison["lost"], comparison["mean"]) == (1, 1, 0)
     assert any("temperature: 1.0 and 0.5" in note for note in overview["notes"])
-    assert any("A has 1 question that B has not" in note for note in overview["notes"])
+    assert any("new has 1 question that old has not" in note for note in overview["notes"])
     assert [item["sides"][1] and item["sides"][1]["rewards"] for item in unpacked(text)] == [[0.0], [1.0], [1.0], None]
     with pytest.raises(DataError, match="no benchmark in common"):
         page.write_evaluation({"a": ours}, tmp_path / "page.html", against={"b": theirs})
