@@ -107,6 +107,7 @@ class Paired:
     """A benchmark of S files a side: scores of the questions that all files have, in the order of the first."""
 
     name: str
+    keys: list[Key]
     rows: list[dict[str, Any]]  # the questions, from the first file
     first: np.ndarray  # (S, questions)
     second: np.ndarray
@@ -136,7 +137,7 @@ def pair(name: str, first: list[Result], second: list[Result]) -> Paired:
         raise DataError(f"{name}: the files have no question in common.")
     matrix = np.array([[own[key] for key in keys] for own in scores])
     rows = [row for row, key in zip(results[0]["rows"], question_keys(results[0]), strict=True) if key in shared]
-    return Paired(name, rows, matrix[: len(first)], matrix[len(first) :], kinds.pop())
+    return Paired(name, keys, rows, matrix[: len(first)], matrix[len(first) :], kinds.pop())
 
 
 def unlike(name: str, one: str, ours: Result, other: str, theirs: Result) -> tuple[list[str], list[str]]:
@@ -159,7 +160,7 @@ def counted(keys: list[Key]) -> str:
 
 
 def start_of(key: Key) -> str:
-    return repr(textwrap.shorten(key[0], 50, placeholder="…"))
+    return f"'{textwrap.shorten(key[0], 50, placeholder='…')}'"
 
 
 def pairs(first: Files, second: Files, force: bool) -> tuple[list[Paired], list[str]]:

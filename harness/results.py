@@ -39,8 +39,13 @@ def read_results(path: Path) -> dict[str, Result]:
         raise DataError(f"{path}: it holds no result. Name a file that evaluate.py --out wrote.")
     for name, result in found.items():
         check_result(result, f"{path}: {name}")
-    short = [Path(name).stem for name in found]
-    return dict(zip(short if len(set(short)) == len(short) else found, found.values(), strict=True))
+    return by_short_name(found)
+
+
+def by_short_name(results: dict[str, Result]) -> dict[str, Result]:
+    """The same by data file without folder and ending, so that one benchmark has one name wherever its file lies."""
+    short = [Path(name).stem for name in results]
+    return dict(zip(short if len(set(short)) == len(short) else results, results.values(), strict=True))
 
 
 def check_result(result: Any, where: str) -> None:
