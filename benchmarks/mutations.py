@@ -687,6 +687,11 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("return max(1, budget // cache_bytes(model, length))", "return budget // cache_bytes(model, length)",
          "no row where the cache is too small for one"),
         ("            if broken:\n", "            if False:\n", "completions of a model that gives NaN are taken"),
+        ("        self.memory = None  # PyTorch", "        pass  # PyTorch", "a graph pool of which no graph is left"),
+        ('getattr(error, "error_code", None) not in CAPTURE_ERRORS:', "False:", "a fault of the GPU is no graph"),
+        ("            except NoGraphError as error:", "            except RuntimeError as error:",
+         "decoding goes on after a fault of the GPU"),
+        ("            kept.copy_(given)", "            pass", "a graph that decodes its first token for ever"),
     ],
     "policy/compiling.py": [
         ('value.device.type == "cuda" for value in given', 'value.device.type == "cpu" for value in given',
