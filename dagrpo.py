@@ -88,7 +88,7 @@ from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
-from questions import Question, Reward, Stream, overlong_penalty, prompt_of
+from questions import Question, Reward, Stream, given_by_functions, overlong_penalty, prompt_of
 from rollout import Rollouts
 
 
@@ -218,6 +218,7 @@ def collect(
         "truncated": rollouts.truncated.float().mean().item(),
         "sampled_tokens": int(rollouts.lengths.sum()),
     }
+    given = [given_by_functions(task.reward)]
     for part in range(1, config.resample + 1):
         waits = anchors.is_hard(rewards, config.right, config.hard_below).cpu() & task.anchors.cover(questions)  # (6)
         without_signal = ((rewards == rewards[:, :1]).all(1).cpu() & ~waits).nonzero().squeeze(1).tolist()
@@ -226,6 +227,7 @@ def collect(
         others = [next(stream) for _ in without_signal]
         further, further_rewards = sample_and_reward(learner, task.reward, others, config, (step, part), seconds)
         metrics["sampled_tokens"] += int(further.lengths.sum())
+        given.append(given_by_functions(task.reward))
         rollouts = rollout.replace_groups(rollouts, without_signal, further)
         rewards[without_signal] = further_rewards
         for p, question in zip(without_signal, others, strict=True):
@@ -240,6 +242,7 @@ def collect(
     margin = config.overlong * config.max_new_tokens
     rewards = rewards - overlong_penalty(rollouts, rewards, margin, config.max_new_tokens)
     metrics["anchored"] = rollouts.anchor_mask.view(len(questions), -1).any(1).float().mean().item()
+    metrics |= report.reward_metrics(given)
     return Batch(questions, rollouts, rewards, metrics)
 
 
