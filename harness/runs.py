@@ -218,14 +218,19 @@ class Run:
 
     @contextmanager
     def saved_if_it_fails(self, step: int, learner: Trained, taken: int) -> Iterator[None]:
-        """Save the last whole step where what is inside raises: a reward function, say. Weights stay inside."""
+        """Save the last whole step where what is inside raises: a reward function, say, or a GPU without room.
+
+        Updates that were made inside are saved with it; not weights of which some have changed and some have not.
+        """
         generators = generators_of()
         try:
             yield
-        except Exception:
-            if step > 0:
+        except Exception as error:
+            if step > 0 and not learner.half_changed:
                 self.save(step, learner, taken, generators)
                 self.wait()
+            if self.saved > 0:
+                error.add_note(f"Saved after step {self.saved}; go on with: python dagrpo.py --resume {self.out}")
             raise
 
     @property

@@ -489,34 +489,6 @@ def test_a_reward_that_raises_costs_no_step(unbroken, tmp_path, monkeypatch):
     assert left_by(tmp_path / "run") == left_by(unbroken)
 
 
-def test_out_of_memory_halves_the_micro_batches_and_says_so_once(tmp_path, monkeypatch, capsys):
-    """The gradient is taken again from its beginning: nothing counts twice."""
-    dagrpo.train(settings(tmp_path / "plain", steps=2, token_budget=4096))
-    plain = rollout.token_logps
-
-    def small_gpu(model, input_ids, *rest, **options):
-        if torch.is_grad_enabled() and input_ids.numel() > 200:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(model, input_ids, *rest, **options)
-
-    monkeypatch.setattr(rollout, "token_logps", small_gpu)
-    dagrpo.train(settings(tmp_path / "run", steps=2, token_budget=4096))
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Out of memory")]
-    assert 1 <= len(said) == len(set(said)) and "--token-budget 2048 in place of 4096" in said[0]
-    ours, theirs = (rollout.load(str(tmp_path / name / "model"))[0] for name in ("run", "plain"))
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_out_of_memory_with_one_completion_at_a_time_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
-    def no_room(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(dagrpo, "policy_loss", no_room)
-    with pytest.raises(torch.OutOfMemoryError, match=r"one completion at a time .* Try --checkpointing"):
-        dagrpo.train(settings(tmp_path / "run"))
-
-
 def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
