@@ -310,6 +310,18 @@ def test_a_model_that_raves_does_not_hang_the_page(text, blank):
     assert seconds < 3
 
 
+def test_blocks_are_unpacked_alike_by_older_browsers(blank):
+    alike = """() => {
+        const newer = Uint8Array.fromBase64, read = () => [...bytesOf("AP8Q")];
+        const found = [read()];
+        Uint8Array.fromBase64 = undefined;
+        found.push(read());
+        Uint8Array.fromBase64 = newer;
+        return found;
+    }"""
+    assert blank.evaluate(alike) == [[0, 255, 16], [0, 255, 16]]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A run
 # ---------------------------------------------------------------------------------------------------------------------
