@@ -85,6 +85,7 @@ from harness.memory import with_room
 from harness.report import progress, say, timed
 from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
+from harness.tracking import tracked
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
@@ -100,7 +101,7 @@ def train(config: Config) -> dict[str, Any]:
     Raises DataError for a broken data line, before any model is loaded, and Interrupted where a signal ended it.
     """
     task = read_task(config)
-    with open_run(config) as run:  # from its newest checkpoint, where it is resumed
+    with open_run(config) as run, tracked(config, run) as tracker:  # from its newest checkpoint, where it is resumed
         learner = new_learner(config, run.resumed)
         task = verified_task(task, learner.model, learner.tokenizer, config)
         report.announce(learner.model, config, run)
@@ -154,6 +155,7 @@ def train(config: Config) -> dict[str, Any]:
                 run.save(step, learner, stream.taken)
             run.stop_if_bad(config.max_bad_steps)
             after = evaluate_where_due(learner, task, config, run, step, after)
+            tracker.forward()
         run.wait()
 
     if before:

@@ -63,6 +63,7 @@ TESTS: dict[str, list[str]] = {
     "harness/memory.py": ["tests/harness/test_memory.py"],
     "harness/runs.py": ["tests/harness/test_runs.py", "tests/harness/test_memory.py", "tests/harness/test_card.py"],
     "harness/card.py": ["tests/harness/test_card.py"],
+    "harness/tracking.py": ["tests/harness/test_tracking.py"],
     "harness/config.py": ["tests/harness/test_config.py", "tests/test_independent_step.py"],
     "harness/report.py": ["tests/harness/test_report.py", "tests/test_dagrpo.py"],
     "harness/task.py": ["tests/harness/test_task.py", "tests/test_dagrpo.py"],

@@ -7,6 +7,7 @@ the embedded example (where its model runs), the default of Config.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import re
@@ -62,6 +63,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "clip_high": None,
     },
 }
+TRACKERS = ("trackio", "wandb", "tensorboard")
 LOSS_NORMS = ("token", "sequence", "constant")
 RECTIFY_REASON = (
     "what is masked: nothing; pairs below --threshold (3); pairs that lower their better completion (5); pairs until "
@@ -110,6 +112,8 @@ class Config:
     force: bool = flag(False, "with --resume: go on although other settings have changed")
     seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0, most=2**63 - 1)
     device: str = flag("", "cpu, cuda or cuda:N; the default is the GPU where there is one")
+    track: str = flag("none", "a tracker that gets the figures of the log too; its package is to be installed, and "
+                      "WANDB_MODE=offline keeps wandb's here", choices=("none", *TRACKERS))
     trust_remote_code: bool = flag(False, "run Python code that comes with the model; read it first")
     skip_bad: bool = flag(False, "leave out lines of data that cannot be used, and count them, in place of stopping")
 
@@ -274,6 +278,7 @@ def check(config: Config) -> None:
                 "by less overflow."
             )
     check_device(config.device)
+    check_tracker(config.track)
     if config.updates > config.questions:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
 
@@ -287,6 +292,16 @@ def check_device(device: str) -> None:
     if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
         there = ", ".join(f"cuda:{number}" for number in range(torch.cuda.device_count()))
         raise ConfigError(f"--device {device}: there is no such GPU; there are {there}.")
+
+
+def check_tracker(name: str) -> None:
+    """Raise ConfigError for a tracker whose package is not there."""
+    package = importlib.util.find_spec(name) if name != "none" else None
+    if name != "none" and (package is None or package.origin is None):  # a folder of that name has no origin
+        raise ConfigError(
+            f"--track {name}: its package is not there. Run: pip install {name}, or leave the flag out (--track none): "
+            "metrics.jsonl has all figures."
+        )
 
 
 def check_judge(config: Config) -> None:
