@@ -150,8 +150,8 @@ def test_the_loss_of_anchors_is_the_shaped_one_and_that_of_the_others_is_trls(tm
 
 
 def test_an_anchor_that_others_outdo_is_lowered_without_a_clip(tmp_path):
-    """With rewards of one's own an anchor may have Ã < 0, and f(π) is far below 1 − ε."""
-    trainer = anchored_trainer(tmp_path, questions_of_example(1), rectify="none")
+    """With rewards of one's own an anchor may have Ã < 0; with γ = 1 its f(π) is below 1 − ε."""
+    trainer = anchored_trainer(tmp_path, questions_of_example(1), rectify="none", gamma=1.0)
     batch, sampled, found = one_batch(trainer)
     batch["advantages"], advantages = -batch["advantages"], -found.advantages
     check_loss(trainer, batch, as_rollouts(trainer, sampled), replace(found, advantages=advantages))
