@@ -674,10 +674,8 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
          "no row where the cache is too small for one"),
         ("            if broken:\n", "            if False:\n", "completions of a model that gives NaN are taken"),
         ("        self.memory = None  # PyTorch", "        pass  # PyTorch", "a graph pool of which no graph is left"),
-        ('getattr(error, "error_code", None) not in CAPTURE_ERRORS:', "False:", "a fault of the GPU is no graph"),
         ("            except NoGraphError as error:", "            except RuntimeError as error:",
          "decoding goes on after a fault of the GPU"),
-        ("            kept.copy_(given)", "            pass", "a graph that decodes its first token for ever"),
     ],
     "policy/compiling.py": [
         ('value.device.type == "cuda" for value in given', 'value.device.type == "cpu" for value in given',
@@ -685,6 +683,10 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ('if "run" not in state:', "if True:", "compiles again at every call"),
         ('            state["run"] = function\n', "", "tries to compile again after it failed"),
         ("given = [*arguments, *options.values()]", "given = [*arguments]", "tensors given by name are not seen"),
+    ],
+    "policy/graphs.py": [
+        ('getattr(error, "error_code", None) not in CAPTURE_ERRORS:', "False:", "a fault of the GPU is no graph"),
+        ("            kept.copy_(given)", "            pass", "a graph that decodes its first token for ever"),
     ],
     "scorers/gradients.py": [
         ("predicted = response_mask[:, 1:]", "predicted = response_mask[:, :-1]", "weights one place off"),
