@@ -573,8 +573,11 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("    if takes_any_mask(model):\n", "    if False:\n", "rows of one sequence are not looked at"),
     ],
     "policy/logprobs.py": [
-        ("(logits_from_hidden(model, hidden) / temperature).log_softmax(-1)",
-         "logits_from_hidden(model, hidden).log_softmax(-1)", "temperature 1"),
+        ("(logits_from_hidden(model, hidden, head) / temperature).log_softmax(-1)",
+         "logits_from_hidden(model, hidden, head).log_softmax(-1)", "temperature 1"),
+        ("(logits_from_hidden(model, hidden, head) / temperature).log_softmax(-1)",
+         "(logits_from_hidden(model, hidden) / temperature).log_softmax(-1)", "a frozen head is cast for each chunk"),
+        ("GPU_CHUNKS = 4", "GPU_CHUNKS = 1", "chunks of a large vocabulary are too small for a GPU"),
         ("entropies = -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(-1)",
          "entropies = -(logps.exp() * logps).sum(-1)", "entropy is NaN where a logit is -inf"),
         ("entropies = -(logps.exp()", "entropies = (logps.exp()", "negative entropies"),

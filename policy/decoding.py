@@ -23,7 +23,15 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from policy.compiling import compiled
 from policy.graphs import GraphMemory, NoGraphError, captured
-from policy.model import autocast, hidden_states, layer_configs, logits_from_hidden, takes_any_mask, text_config
+from policy.model import (
+    autocast,
+    head_of,
+    hidden_states,
+    layer_configs,
+    logits_from_hidden,
+    takes_any_mask,
+    text_config,
+)
 
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
 STOP_CHECK = 8  # tokens between two looks at which completions have ended: each look makes a GPU wait for the CPU
@@ -506,7 +514,7 @@ def decode(
             decoded.hidden = torch.zeros(len(keys), limit, hidden.shape[1], dtype=dtype, device=device)
         active = torch.arange(len(keys), device=device)  # rows still in the batch
         ended = torch.zeros(len(keys), dtype=torch.bool, device=device)  # of the active rows
-        chosen = input_ids.new_zeros(0)
+        chosen, head = input_ids.new_zeros(0), head_of(model)
         for start in range(0, limit, STOP_CHECK):
             block = range(start, min(start + STOP_CHECK, limit))
             noise = uniform_noise(keys[active][:, None], torch.arange(block.start, block.stop, device=device))
@@ -514,7 +522,7 @@ def decode(
             for position in block:
                 if position:
                     hidden = steps(chosen, position - 1)
-                logits = logits_from_hidden(model, hidden)
+                logits = logits_from_hidden(model, hidden, head)
                 chosen, logps = choose_tokens(logits, noise[:, position - start], sampling.temperature, sampling.top_p)
                 made.append((chosen, logps, hidden))
             columns = slice(block.start, block.stop)

@@ -8,6 +8,7 @@ from conftest import padded_batch, random_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import scoring
+from policy import logprobs
 from policy.model import vocabulary_gradients
 from scorers import gradients
 
@@ -140,7 +141,7 @@ def test_gram_does_not_depend_on_the_cut_into_micro_batches(model, monkeypatch):
     batch = padded_batch(ROWS * 3, 64)
     whole = scoring.gradient_gram(model, *batch, 4)
     monkeypatch.setattr(gradients, "ROW_TOKENS", 1)  # one row at a time through the model
-    monkeypatch.setattr(gradients, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
     torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4), whole, rtol=1e-5, atol=1e-4)
 
 
