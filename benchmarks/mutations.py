@@ -619,8 +619,11 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("    if takes_any_mask(model):\n", "    if False:\n", "rows of one sequence are not looked at"),
     ],
     "policy/logprobs.py": [
-        ("(logits_from_hidden(model, hidden) / temperature).log_softmax(-1)",
-         "logits_from_hidden(model, hidden).log_softmax(-1)", "temperature 1"),
+        ("(logits_from_hidden(model, hidden, head) / temperature).log_softmax(-1)",
+         "logits_from_hidden(model, hidden, head).log_softmax(-1)", "temperature 1"),
+        ("(logits_from_hidden(model, hidden, head) / temperature).log_softmax(-1)",
+         "(logits_from_hidden(model, hidden) / temperature).log_softmax(-1)", "a frozen head is cast for each chunk"),
+        ("GPU_CHUNKS = 4", "GPU_CHUNKS = 1", "chunks of a large vocabulary are too small for a GPU"),
         ("entropies = -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(-1)",
          "entropies = -(logps.exp() * logps).sum(-1)", "entropy is NaN where a logit is -inf"),
         ("entropies = -(logps.exp()", "entropies = (logps.exp()", "negative entropies"),
@@ -720,10 +723,8 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
          "no row where the cache is too small for one"),
         ("            if broken:\n", "            if False:\n", "completions of a model that gives NaN are taken"),
         ("        self.memory = None  # PyTorch", "        pass  # PyTorch", "a graph pool of which no graph is left"),
-        ('getattr(error, "error_code", None) not in CAPTURE_ERRORS:', "False:", "a fault of the GPU is no graph"),
         ("            except NoGraphError as error:", "            except RuntimeError as error:",
          "decoding goes on after a fault of the GPU"),
-        ("            kept.copy_(given)", "            pass", "a graph that decodes its first token for ever"),
     ],
     "policy/compiling.py": [
         ('value.device.type == "cuda" for value in given', 'value.device.type == "cpu" for value in given',
@@ -731,6 +732,10 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ('if "run" not in state:', "if True:", "compiles again at every call"),
         ('            state["run"] = function\n', "", "tries to compile again after it failed"),
         ("given = [*arguments, *options.values()]", "given = [*arguments]", "tensors given by name are not seen"),
+    ],
+    "policy/graphs.py": [
+        ('getattr(error, "error_code", None) not in CAPTURE_ERRORS:', "False:", "a fault of the GPU is no graph"),
+        ("            kept.copy_(given)", "            pass", "a graph that decodes its first token for ever"),
     ],
     "scorers/gradients.py": [
         ("predicted = response_mask[:, 1:]", "predicted = response_mask[:, :-1]", "weights one place off"),

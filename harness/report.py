@@ -27,7 +27,7 @@ from harness.command import printable
 from harness.config import Config
 from harness.runs import Run
 from policy.decoding import cache_bytes, rows_at_once
-from policy.logprobs import CHUNK_ELEMENTS
+from policy.logprobs import chunk_elements
 from policy.model import layer_configs, text_config
 from rollout import Rollouts
 from scoring import Rectified
@@ -256,7 +256,7 @@ def memory_estimate(
         layers += 4 * (inner[number] if isinstance(inner, list) else inner)  # Gemma 3n has one for each layer
     length = max_new_tokens + 256  # with a prompt of middling length
     tokens = min(token_budget, sequences * length)
-    logits = 4 * 4 * min(CHUNK_ELEMENTS, tokens * config.vocab_size)
+    logits = 4 * 4 * min(chunk_elements(model), tokens * config.vocab_size)
     estimate = {
         "weights": 4 * parameters * (2 if reference else 1),
         "gradients": 4 * parameters,

@@ -8,17 +8,19 @@ dagrpo.py.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -344,6 +346,21 @@ def autocast(model: PreTrainedModel) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The output layer, for several calls under one autocast: (..., H) -> (..., V)
+
+    Autocast keeps its bf16 copies of weights that require a gradient, and casts all others at every call. A head that
+    does not, such as that of a reference model, is cast here, once: at a vocabulary of 152,000 it has as many bytes as
+    a hundred tokens have logits.
+    """
+    head, device = model.get_output_embeddings(), model.device.type
+    if not torch.is_autocast_enabled(device) or type(head) is not torch.nn.Linear or head.weight.requires_grad:
+        return head
+    dtype = torch.get_autocast_dtype(device)
+    weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    return functools.partial(F.linear, weight=weight, bias=bias)
+
+
 def backbone(model: PreTrainedModel) -> Any:
     """The model without its head; Llama 4 has it under another name than the one it gives."""
     base = model.base_model
@@ -376,9 +393,11 @@ def takes_any_mask(model: PreTrainedModel) -> bool:
     return plain and not getattr(config, "alibi", False)  # ALiBi makes its bias from the mask of single tokens
 
 
-def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """What the model's head makes of hidden states, in fp32. (..., H) -> (..., V)"""
-    logits = model.get_output_embeddings()(hidden).float()
+def logits_from_hidden(
+    model: PreTrainedModel, hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """What the model's head makes of hidden states, in fp32; `head` is that of `head_of`. (..., H) -> (..., V)"""
+    logits = (head or model.get_output_embeddings())(hidden).float()
     scale, cap = head_scale_and_cap(model)
     if scale != 1:
         logits = logits * scale

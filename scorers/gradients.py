@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from policy.logprobs import CHUNK_ELEMENTS, check_response_mask
+from policy.logprobs import check_response_mask, chunk_elements
 from policy.model import autocast, hidden_states, text_config, vocabulary_gradients
 
 SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
@@ -227,7 +227,7 @@ def token_sketches(
     """
     width = min(SKETCH_WIDTH, text_config(model).vocab_size)
     weight = model.get_output_embeddings().weight
-    size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
+    size = max(1, chunk_elements(model) // text_config(model).vocab_size)
     scaled, plain = [], []
     for h, chosen in zip(states.split(size), targets.split(size), strict=True):
         gradients = vocabulary_gradients(model, h, chosen, measure.temperature)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from architectures import GEMMA3, LONGROPE, config_of, model_of
-from conftest import padded_batch
+from conftest import Casts, padded_batch
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -190,6 +190,25 @@ def test_gradients_of_the_vocabulary_equal_autograd_through_the_head(name, tempe
     (expected,) = torch.autograd.grad(chosen, plain)
     found = policy_model.vocabulary_gradients(model, hidden, targets, temperature).detach()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_head_is_cast_to_bf16_once_also_where_it_has_no_gradient(model, trained):
+    """Autocast itself casts the weights of a reference model again for each chunk of tokens."""
+    model.requires_grad_(trained)
+    hidden = torch.randn(5, 3, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = policy_model.logits_from_hidden(model, hidden)
+        with Casts((64, 32)) as casts:
+            head = policy_model.head_of(model)
+            found = [policy_model.logits_from_hidden(model, chunk, head) for chunk in hidden]
+    assert casts.count == (0 if trained else 1)  # autocast has kept that of the first call
+    torch.testing.assert_close(torch.stack(found), expected)
+
+
+def test_without_autocast_the_head_is_the_models_own(model):
+    model.requires_grad_(False)
+    assert policy_model.head_of(model) is model.get_output_embeddings()
 
 
 def test_positions_count_real_tokens_where_a_model_learns_them_by_number():
