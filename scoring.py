@@ -175,7 +175,10 @@ def push_weights(model: PreTrainedModel, rollouts: Rollouts, how: Rectification)
     weights = torch.ones_like(rollouts.logps)
     if how.gamma is not None and bool(rollouts.anchor_mask.any()):
         anchors_only = (values[rollouts.anchor_mask] for values in rollouts.tokens)
-        logps, _ = token_logps(model, *anchors_only, temperature=how.temperature)
+        of_anchors = rollouts.anchor_mask.nonzero().squeeze(1).tolist()
+        kept = [state for i in of_anchors if (state := rollouts.hidden[i]) is not None]
+        states = torch.cat(kept) if len(kept) == len(of_anchors) else None
+        logps, _ = token_logps(model, *anchors_only, temperature=how.temperature, states=states)
         weights[rollouts.anchor_mask] = how.gamma * logps.exp() / (logps.exp() + how.gamma) ** 2
     return weights
 

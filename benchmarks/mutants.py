@@ -54,6 +54,7 @@ TESTS: dict[str, list[str]] = {
     "scorers/tokens.py": ["tests/scorers/test_tokens.py", "tests/test_independent_step.py"],
     "scorers/judge.py": ["tests/scorers/test_judge.py"],
     "scorers/asking.py": ["tests/scorers/test_asking.py", "tests/scorers/test_judge.py"],
+    "harness/benchmarks.py": ["tests/harness/test_benchmarks.py"],
     "harness/checkpoint.py": [
         "tests/harness/test_checkpoint.py",
         "tests/harness/test_runs.py",

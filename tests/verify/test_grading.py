@@ -69,6 +69,17 @@ def test_tolerance_is_an_argument():
     assert not verify.is_correct("so 3.14", r"\pi", rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_has_one_tolerance_or_one_for_each_text(workers):
+    """Plain numbers, and what processes compare; equal answers under different tolerances are different comparisons."""
+    texts, golds = ["so 3.14", "so 3.14", "so 0.333", "so 0.333"], [r"\pi", r"\pi", "0.3333333333", "0.3333333333"]
+    assert verify.grade(texts, golds, workers=workers) == [False] * 4
+    assert verify.grade(texts, golds, rel_tol=0.01, workers=workers) == [True] * 4
+    assert verify.grade(texts, golds, rel_tol=[0.01, 0, 0, 0.01], workers=workers) == [True, False, False, True]
+    with pytest.raises(ValueError):
+        verify.grade(texts, golds, rel_tol=[0.01], workers=workers)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Grading a batch
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,7 +175,7 @@ def test_a_kept_worker_that_dies_as_it_is_taken_costs_no_verdict(monkeypatch):
     dead.process.kill()
     dead.process.wait()
     monkeypatch.setattr(grading, "idle_worker", lambda: dead)
-    assert grading.compare_all([(("x+1",), "1+x")], 1, 30.0) == [True]
+    assert grading.compare_all([(("x+1",), "1+x", 0.0)], 1, 30.0) == [True]
 
 
 @pytest.fixture
@@ -183,7 +194,7 @@ def test_without_workers_answers_are_compared_here(hands):
 def test_there_are_no_more_processes_than_pay_off(comparisons, processes, hands, monkeypatch):
     """One for each 32 comparisons, up to the number of cores."""
     monkeypatch.setattr(grading.os, "cpu_count", lambda: 8)
-    grading.compare_all([(("x",), str(number)) for number in range(comparisons)], None, 1.0)
+    grading.compare_all([(("x",), str(number), 0.0) for number in range(comparisons)], None, 1.0)
     assert len(hands) == processes
 
 
@@ -203,7 +214,7 @@ def test_an_interrupt_stops_the_workers_that_are_busy(monkeypatch):
     monkeypatch.setattr(grading, "work", lambda comparisons, verdicts, turns, busy, limit: busy.append(worker))
     monkeypatch.setattr(grading.threading, "Thread", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        grading.compare_all([(("x",), "y")], 1, 1.0)
+        grading.compare_all([(("x",), "y", 0.0)], 1, 1.0)
     assert worker.stopped
 
 
@@ -284,7 +295,7 @@ def test_a_worker_takes_no_module_from_the_working_directory(path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     worker = grading.Worker()
     try:
-        assert worker.compare((("2x",), "x + x"), 20) is True
+        assert worker.compare((("2x",), "x + x", 0.0), 20) is True
     finally:
         worker.stop()
 
