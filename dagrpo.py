@@ -80,12 +80,13 @@ import scoring
 from evaluate import comparison_table
 from harness import checkpoint, report
 from harness.command import one_sentence
-from harness.config import Config, check_effects, configure, not_defaults, parse
+from harness.config import Config, check_effects, check_packages, configure, not_defaults, parse
 from harness.memory import with_room
 from harness.report import progress, say, timed
 from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from harness.tracking import tracked
+from policy import lora
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
@@ -372,7 +373,7 @@ def backward(
             logps, entropies = rollout.token_logps(model, *part.tokens, **options)
             reference_logps = None
             if learner.reference is not None:
-                with torch.no_grad():
+                with torch.no_grad(), lora.without_adapter(learner.reference):
                     reference_logps, _ = rollout.token_logps(learner.reference, *part.tokens, **options)
             loss, counted = policy_loss(  # (7), (8)
                 logps,
@@ -505,7 +506,7 @@ class Learner:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    reference: PreTrainedModel | None  # the start model, where --kl needs it
+    reference: PreTrainedModel | None  # the start model, where --kl needs it; with --lora the model, by its base alone
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     half_changed: bool = False  # a step failed when it had changed something: these weights are of no step
@@ -532,14 +533,16 @@ def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) ->
     code = config.trust_remote_code
     source = resumed.model if resumed else config.model
     model, tokenizer = rollout.load(source, config.device or None, trust_remote_code=code)
-    reference = None
-    if config.kl:
+    if not resumed:
+        lora.begin(model, config.model, config.adapter)
+    reference = model if config.kl else None
+    if config.kl and not config.lora:
         reference = copy.deepcopy(model)
         if resumed:
             reference, _ = rollout.load(config.model, config.device or None, trust_remote_code=code)
         reference.requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.learning_rate,
         betas=(config.beta1, 0.999),
         weight_decay=config.weight_decay,
@@ -559,6 +562,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_effects(config, flags)
         if "resume" not in flags:
             say(not_defaults(flags))
+        check_packages(config)
         if "resume" not in flags or config.kl:  # else the checkpoint is the model
             check_files(config.model, "--model")
         train(config)

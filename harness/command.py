@@ -54,7 +54,7 @@ SAME_IN_BOTH = {
 ONE_BATCH = "a step is --questions times --group-size completions here; --token-budget bounds the memory."
 PRECISION = "not a flag here: on a GPU products are bf16 over fp32 weights, on a CPU all is fp32."
 LOGGED = "not here: figures are in metrics.jsonl of the run folder, one JSON object a step."
-ADAPTER = "not here: all weights are trained."
+ADAPTER = "it is --lora RANK here."
 OF_TRAINING = {
     **SAME_IN_BOTH,
     "lr": "it is --learning-rate here.",
@@ -98,11 +98,12 @@ OF_TRAINING = {
     "report-to": "it is --track here: trackio, wandb or tensorboard.",
     "tensorboard": "it is --track tensorboard here.",
     "trackio": "it is --track trackio here.",
-    "lora": ADAPTER,
     "use-peft": ADAPTER,
     "lora-r": ADAPTER,
     "lora-rank": ADAPTER,
-    "qlora": ADAPTER,
+    "lora-target-modules": "it is --lora-targets here.",
+    "target-modules": "it is --lora-targets here.",
+    "qlora": "not here: weights are fp32; --lora RANK trains an adapter beside them.",
     "bf16": PRECISION,
     "fp16": PRECISION,
     "dtype": PRECISION,

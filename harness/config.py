@@ -23,6 +23,7 @@ import torch
 from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
 from harness.command import ConfigError as ConfigError  # a name that others import from here
 from harness.recipe import read_recipe
+from policy.lora import Adapter, check_package
 from rollout import PromptStyle
 from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
 from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
@@ -166,6 +167,12 @@ class Config:
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this", above=0)
     token_budget: int = flag(4_096, "padded tokens in a micro-batch: bounds memory, not the result", least=1)
     checkpointing: bool = flag(False, "compute activations again in the backward pass: a third slower, far less memory")
+    lora: int = flag(0, "rank of an adapter (LoRA), trained in place of the weights, at a higher learning rate; "
+                     "0: none; needs peft", least=0)
+    lora_alpha: float = flag(32.0, "the adapter is multiplied by this, divided by its rank", above=0)
+    lora_targets: list[str] = flag([], "last names of the linear maps that get it, q_proj ...; without them all but "
+                                   "the head")
+    merge: bool = flag(False, "with --lora: model/ is a whole model, with the adapter in its weights")
 
     save_every: int = flag(50, "steps between checkpoints, beside those with an evaluation; 0: those alone", least=0,
                            group="evaluation and checkpoints")
@@ -191,8 +198,8 @@ class Config:
 
     @property
     def resolved_metric(self) -> str:
-        """--metric, or what predicts best of what the scorer can (study/README.md)."""
-        return self.metric or ("optimizer" if self.scorer == "gradient" else "gradient")
+        """--metric, or what predicts best of what the scorer can (study/README.md); an adapter has no moments of W."""
+        return self.metric or ("optimizer" if self.scorer == "gradient" and not self.lora else "gradient")
 
     @property
     def right(self) -> float:
@@ -206,6 +213,10 @@ class Config:
         if step == 0:
             return self.eval_at_start
         return step == self.steps or bool(self.eval_every and step % self.eval_every == 0)
+
+    @property
+    def adapter(self) -> Adapter:
+        return Adapter(self.lora, self.lora_alpha, tuple(self.lora_targets))
 
     @property
     def prompt_style(self) -> PromptStyle:
@@ -233,6 +244,11 @@ def check(config: Config) -> None:
     if config.metric == "optimizer" and config.scorer != "gradient":
         raise ConfigError(
             f"--metric optimizer: it is known of the output embedding alone, so --scorer gradient, not {config.scorer}."
+        )
+    if config.metric == "optimizer" and config.lora:
+        raise ConfigError(
+            "--metric optimizer: with --lora the output embedding is not trained, so that AdamW has no moments of it; "
+            "leave it out."
         )
     check_judge(config)
     if config.threshold is not None and config.rectify != "threshold":
@@ -419,6 +435,12 @@ def configure(**flags: Any) -> Config:
     return config
 
 
+def check_packages(config: Config) -> None:
+    """Raise ModelError for a package that a setting needs and that is missing."""
+    if config.lora:
+        check_package(f"--lora {config.lora}")
+
+
 # Flags that change nothing where something else is so: (flags, is it so, why).
 WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
     (
@@ -448,6 +470,7 @@ WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
         lambda config: config.updates * config.epochs == 1,
         "with one update of each batch every ratio is 1 and no clip acts; add --updates or --epochs",
     ),
+    (("lora_alpha", "lora_targets", "merge"), lambda config: not config.lora, "without --lora there is no adapter"),
 ]
 
 

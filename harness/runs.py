@@ -25,6 +25,7 @@ from harness.checkpoint import (
     flush_file,
     generators_of,
     kept_checkpoints,
+    model_to_publish,
     newest,
     publish,
     records_of,
@@ -38,6 +39,7 @@ from harness.config import Config, ConfigError, flag_name, shown
 # What says how long, how often, where, and with how much memory: never what is learned.
 MAY_CHANGE = (
     "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing", "track",
+    "merge",
 )  # fmt: skip
 LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
 
@@ -140,8 +142,8 @@ class Run:
             for path in (self.out / name for name in LOGS):
                 if path.exists():
                     flush_file(path)
-            write_checkpoint(whole, learner, weights, tensors, state)
-            publish(whole / "model", self.out / "model")
+            write_checkpoint(whole, learner, weights, tensors, state, self.config.merge)
+            publish(model_to_publish(whole), self.out / "model")
             self.describe(step)
             self.drop_old(step)
         except BaseException as error:  # of a full disk, say: told to the run at its next step
@@ -278,7 +280,7 @@ def open_run(config: Config) -> Iterator[Run]:
             clean(out, run.resumed.step if run.resumed else -1)
             if run.resumed is not None:
                 run.saved = run.resumed.step if here else -1
-                publish(run.resumed.path / "model", out / "model")
+                publish(model_to_publish(run.resumed.path), out / "model")
                 run.bad_steps = run.resumed.state["bad_steps"]
                 for result in records_of(out / "evaluations.jsonl"):
                     run.evaluated(result["step"], result)
