@@ -8,6 +8,8 @@ figure could move with other questions of the same kind, not with another traini
 
 from __future__ import annotations
 
+import harness.signals  # noqa: F401  # isort: skip  (first: Ctrl-C while PyTorch is imported)
+
 import argparse
 import json
 import math
@@ -81,7 +83,7 @@ def evaluate(
     texts: list[list[str]] = [[] for _ in questions]
     truncated, seen = 0, Counter[str]()
     step = max(1, BATCH_COMPLETIONS // k)
-    with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, file=sys.stderr) as bar:
+    with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, disable=None) as bar:
         for start in range(0, len(questions), step):
             part = by_length[start : start + step]
             rollouts = rollout.sample(

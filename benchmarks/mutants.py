@@ -59,6 +59,7 @@ TESTS: dict[str, list[str]] = {
         "tests/harness/test_runs.py",
     ],
     "harness/memory.py": ["tests/harness/test_memory.py"],
+    "harness/signals.py": ["tests/harness/test_signals.py"],
     "harness/runs.py": ["tests/harness/test_runs.py", "tests/harness/test_memory.py"],
     "harness/config.py": ["tests/harness/test_config.py", "tests/test_independent_step.py"],
     "harness/report.py": ["tests/harness/test_report.py", "tests/test_dagrpo.py"],
