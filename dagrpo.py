@@ -61,6 +61,8 @@ project's reading of the first. Known deviations:
 
 from __future__ import annotations
 
+import harness.signals  # noqa: F401  # isort: skip  (first: Ctrl-C while PyTorch is imported)
+
 import copy
 import math
 import random

@@ -14,6 +14,8 @@ questions. Neither says how far it moves with another training run.
 
 from __future__ import annotations
 
+import harness.signals  # noqa: F401  # isort: skip  (first: Ctrl-C while PyTorch is imported)
+
 import argparse
 import math
 import sys
@@ -78,7 +80,7 @@ def evaluate(
     rows: list[Row] = [{} for _ in questions]
     seen = Counter[str]()
     step = max(1, BATCH_COMPLETIONS // k)
-    with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, file=sys.stderr) as bar:
+    with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, disable=None) as bar:
         for start in range(0, len(questions), step):
             part = by_length[start : start + step]
             rollouts = rollout.sample(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import signal
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
+from transformers import logging
 
+from harness.signals import CLOSED_PIPE, Interrupted, complain, interrupt, signals_to, to_nowhere
 from policy.model import ModelError
 from questions import DataError
 
@@ -146,17 +150,31 @@ class ConfigError(ValueError):
 
 @contextmanager
 def one_sentence(program: str) -> Iterator[None]:
-    """Inside, what a user can mend ends the program with one line, and Ctrl-C with one and exit code 130."""
+    """Inside, what a user can mend ends the program with one line, and so does a signal, with 128 and its number."""
     try:
-        yield
+        with signals_to(interrupt):
+            bars_of_downloads_alone()
+            yield
     except ConfigError as error:
         stop(f"{program}: {error}", 2)
+    except BrokenPipeError:
+        to_nowhere(sys.stdout)
+        stop(f"{program}: interrupted: nobody reads any more what it prints.", 128 + CLOSED_PIPE)
     except (
         DataError, ModelError, OSError, NotImplementedError, FloatingPointError, torch.OutOfMemoryError
     ) as error:  # fmt: skip
         stop(f"{program}: {told(error)}", 1)
     except KeyboardInterrupt as stopped:
-        stop(f"{program}: {str(stopped) or 'interrupted.'}", 130)
+        number = stopped.number if isinstance(stopped, Interrupted) else int(signal.SIGINT)
+        stop(f"{program}: {str(stopped) or 'interrupted.'}", 128 + number)
+
+
+def bars_of_downloads_alone() -> None:
+    """No bars of transformers for loading and saving, which stay between the lines of a log; where somebody looks,
+    those of downloads, which take long."""
+    logging.disable_progress_bar()
+    if sys.stderr.isatty():
+        enable_progress_bars()
 
 
 def told(error: Exception) -> str:
@@ -171,7 +189,7 @@ def told(error: Exception) -> str:
 
 def stop(message: str, code: int) -> NoReturn:
     """End with a line on stderr. The message is in the exception too, for who calls main() from a program."""
-    print(printable(message), file=sys.stderr)
+    complain(printable(message))
     ending = SystemExit(printable(message))
     ending.code = code
     raise ending from None

@@ -26,6 +26,7 @@ from harness.checkpoint import records_of
 from harness.command import printable
 from harness.config import Config
 from harness.runs import Run
+from harness.signals import unheard
 from policy.decoding import cache_bytes, rows_at_once
 from policy.logprobs import chunk_elements
 from policy.model import layer_configs, text_config
@@ -311,9 +312,12 @@ def machine() -> dict[str, Any]:
 
 
 def say(line: str) -> None:
-    """Print a line above the progress bars."""
-    tqdm.write(printable(line), file=sys.stdout)
-    sys.stdout.flush()
+    """Print a line above the progress bars. Where nobody can read it, the program ends as by a signal."""
+    try:
+        tqdm.write(printable(line), file=sys.stdout)
+        sys.stdout.flush()
+    except OSError as error:
+        unheard(error)
 
 
 def progress(label: str, unit: str, total: int | None = None) -> tqdm:

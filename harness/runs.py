@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +33,7 @@ from harness.checkpoint import (
     write_whole,
 )
 from harness.config import Config, ConfigError, flag_name, shown
+from harness.signals import Interrupted, complain, signals_to
 
 # What says how long, how often, where, and with how much memory: never what is learned.
 MAY_CHANGE = (
@@ -42,11 +41,6 @@ MAY_CHANGE = (
     "merge",
 )  # fmt: skip
 LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the run after a whole step, which is saved."""
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The run and its folder
@@ -63,6 +57,7 @@ class Run:
     config: Config = field(default_factory=Config)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False  # a signal asks the run to end after its step
+    number: int = 0  # of that signal
     in_step: bool = False
     saved: int = -1  # the step of the newest checkpoint, or of that being written
     best: tuple[float, int] | None = None  # held-out accuracy and its step
@@ -97,7 +92,7 @@ class Run:
     def stop_if_asked(self) -> None:
         if self.interrupted:
             self.wait()
-            raise Interrupted(self.last_words())
+            raise Interrupted(self.last_words(), self.number)
 
     def last_words(self) -> str:
         """What is said where a signal ends the run."""
@@ -288,7 +283,7 @@ def open_run(config: Config) -> Iterator[Run]:
                     run.drop_old(run.resumed.step)  # a kill may have come before that
         kept = {**asdict(config), "resume": "", "force": False}  # they are of this one command
         write_whole(out / "config.json", json.dumps(kept, indent=1) + "\n")
-        with signals_to(run):
+        with ending_by_signals(run):
             try:
                 yield run
             except BaseException:
@@ -301,7 +296,7 @@ def open_run(config: Config) -> Iterator[Run]:
                 if run.writer is not None:
                     run.writer.join()
                 if run.failure is not None:  # another error ends the run, which must not hide this one
-                    print(f"{out}/checkpoints: step {run.saved} could not be written: {run.failure}", file=sys.stderr)
+                    complain(f"{out}/checkpoints: step {run.saved} could not be written: {run.failure}")
 
 
 def new_folder(config: Config) -> Path:
@@ -344,24 +339,17 @@ def locked(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def signals_to(run: Run) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after its step, and at once outside of a step or when they come again."""
+def ending_by_signals(run: Run) -> Iterator[None]:
+    """A signal ends the run after its step, and at once outside of a step or when it comes again."""
 
     def ask(number: int, _: Any) -> None:
         if run.in_step and not run.interrupted:
-            run.interrupted = True
+            run.interrupted, run.number = True, number
             return
-        raise Interrupted(run.last_words())
+        raise Interrupted(run.last_words(), number)
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
+    with signals_to(ask):
         yield
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def copy_logs(source: Path, out: Path) -> None:
