@@ -236,6 +236,8 @@ def test_two_results_stand_side_by_side_and_under_each_other_on_a_phone(tmp_path
     assert tab.locator("article .side .note").all_text_contents() == ["0 of 2 right", "1 of 2 right"]
     left, right = (tab.locator(".side").nth(n).bounding_box() for n in (0, 1))
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    lengths = tab.locator("table.bars").first.locator("tr").first
+    assert lengths.locator(".side-0").count() == lengths.locator(".side-1").count() == 1, "a bar in each colour"
     difference = tab.locator(".figures tbody tr").last.locator("td").all_text_contents()
     assert difference[0] == "first − second" and "won 1" in difference and "lost 1" in difference
     narrow = opened("page.html", width=PHONE)
