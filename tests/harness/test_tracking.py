@@ -152,11 +152,15 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_the_tracker_and_sends_no_step_
     assert len({run for run, _, _ in stand_in.sent}) == 1
 
 
-def test_an_evaluation_that_was_broken_off_is_sent_with_its_step_when_it_is_made_again(stand_in, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [4, 6])
+def test_an_evaluation_that_was_broken_off_is_sent_with_its_step_when_it_is_made_again(
+    stand_in, tmp_path, monkeypatch, step
+):
+    """Behind step 6 there is no further step to send it with."""
     plain = dagrpo.held_out_accuracy
 
     def broken_off(*arguments):
-        if arguments[-1] == 4:
+        if arguments[-1] == step:
             raise Interrupted
         return plain(*arguments)
 
@@ -165,9 +169,9 @@ def test_an_evaluation_that_was_broken_off_is_sent_with_its_step_when_it_is_made
         patches.setattr(dagrpo, "held_out_accuracy", broken_off)
         with pytest.raises(Interrupted):
             dagrpo.train(settings(out, track="wandb"))
-    assert max(stand_in.by_step()) == 3 and stand_in.closed == [(1,)], "the run is marked as failed"
+    assert max(stand_in.by_step()) == step - 1 and stand_in.closed == [(1,)], "the run is marked as failed"
     resumed(out)
-    assert stand_in.by_step()[4].keys() == expected_of(out)[4].keys() and stand_in.closed[-1] == (0,)
+    assert stand_in.by_step()[step].keys() == expected_of(out)[step].keys() and stand_in.closed[-1] == (0,)
 
 
 def test_a_run_that_goes_on_in_another_folder_is_another_run_of_the_tracker(stand_in, tmp_path, monkeypatch):
