@@ -30,7 +30,17 @@ import rollout
 import verify
 from harness.benchmarks import table_of_benchmarks
 from harness.command import one_sentence, printable
-from harness.evaluation import identity_of, measured, options_of, result_file, settings_of, short_name, style_of
+from harness.evaluation import (
+    identity_of,
+    measured,
+    options_of,
+    result_file,
+    settings_of,
+    short_name,
+    style_of,
+    without_examples,
+)
+from harness.prompting import told
 from policy.model import check_files, position_limit
 from questions import DataError, Question, Reward, correctness, drop_unreadable, fitting, prompt_of
 from rollout import PLAIN, PromptStyle
@@ -319,13 +329,15 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(options: argparse.Namespace) -> None:
     """Evaluate each benchmark, print its line, and write the results to --out."""
     check_files(options.model, "--model")
-    benchmarks = measured(options)
     style = style_of(options)
+    benchmarks = [without_examples(each, style) for each in measured(options)]
+    if style != PLAIN:
+        print(printable(told(style)))
     model, tokenizer = rollout.load(options.model, trust_remote_code=options.trust_remote_code)
     results: dict[str, Any] = {}
     with result_file(options.out) as write:
         identity = identity_of(options.model, model, tokenizer)
-        print(HEAD)
+        print(HEAD, flush=True)
         for each in benchmarks:
             try:
                 limit = options.max_new_tokens or default_limit(model, tokenizer, each.questions, style)

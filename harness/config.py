@@ -22,6 +22,7 @@ import torch
 
 from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
 from harness.command import ConfigError as ConfigError  # a name that others import from here
+from harness.prompting import Contents, arguments_of, contents_of, contents_of_record
 from harness.recipe import read_recipe
 from policy.lora import Adapter, check_package
 from rollout import PromptStyle
@@ -97,7 +98,7 @@ def flag(default: Any, reason: str, **rules: Any) -> Any:
 # fmt: off
 @dataclass
 class Config:
-    """One run. Each field is a flag, `group_size` is --group-size; `configure` adds the defaults of METHODS."""
+    """One run. Each field but the last is a flag, `group_size` is --group-size; `configure` adds a row of METHODS."""
 
     model: str = flag("", "Hub name, local directory or .gguf file; without it the embedded example runs", group="what")
     recipe: str = flag("", "TOML file of settings, such as those in recipes/; flags go before it")
@@ -108,6 +109,9 @@ class Config:
     right_at: float | None = flag(None, "with --reward: what a right completion earns at least; anchors need it")
     system: str = flag("", "system prompt, for models with a chat template")
     enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
+    template_arg: list[str] = flag([], "NAME=VALUE, further arguments of the chat template; a value is JSON, or text")
+    prompt_file: str = flag("", "file with a template of the prompt: {problem} and {choices} stand in it")
+    examples: str = flag("", "JSONL file of solved questions that every prompt shows first")
     out: str = flag("", "folder of the run; the default is a new one under runs/")
     resume: str = flag("", "folder of a run that goes on where its newest checkpoint is, with its own settings")
     force: bool = flag(False, "with --resume: go on although other settings have changed")
@@ -184,10 +188,16 @@ class Config:
     eval_temperature: float = flag(0.6, "of held-out completions", above=0)
     hold_out: int = flag(64, "questions kept back from --data, a fifth at most, without --eval-data", least=1)
 
+    # What the files of --prompt-file and --examples say, no flag: a run keeps it, and can go on without them.
+    prompt_contents: dict[str, Any] | None = None
+
     def __post_init__(self) -> None:
         if isinstance(self.reward, str):  # one function, as config.json of older runs has it
             self.reward = [self.reward] if self.reward else []
         check(self)
+        arguments_of(self.template_arg)
+        if self.prompt_contents is None and (self.prompt_file or self.examples):
+            self.prompt_contents = contents_of(self.prompt_file, self.examples).record()
 
     @property
     def resolved_threshold(self) -> float:
@@ -220,7 +230,9 @@ class Config:
 
     @property
     def prompt_style(self) -> PromptStyle:
-        return PromptStyle(self.system, self.enable_thinking)
+        contents = contents_of_record(self.prompt_contents) if self.prompt_contents else Contents()
+        arguments = arguments_of(self.template_arg)
+        return PromptStyle(self.system, self.enable_thinking, contents.template, arguments, contents.examples)
 
     @property
     def rectification(self) -> Rectification:
@@ -519,6 +531,11 @@ def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def flags_of(config: type) -> list[Any]:
+    """The fields that are flags: those with a reason."""
+    return [item for item in fields(config) if "reason" in item.metadata]
+
+
 def parse(arguments: list[str]) -> dict[str, Any]:
     """The settings that a command line gives, by name. Raises ConfigError for an unknown flag."""
     parser = Parser(
@@ -531,7 +548,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         allow_abbrev=False,
     )
     group: Any = parser
-    for item in fields(Config):
+    for item in flags_of(Config):
         rules = item.metadata
         if "group" in rules:
             group = parser.add_argument_group(rules["group"])
@@ -546,7 +563,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         group.add_argument(flag_name(item.name), metavar=metavar, help=help_text, **options)
     found = parsed(parser, arguments, OF_TRAINING)
     values = vars(found)
-    return {item.name: converted(item, values[item.name]) for item in fields(Config) if item.name in values}
+    return {item.name: converted(item, values[item.name]) for item in flags_of(Config) if item.name in values}
 
 
 def converted(item: Any, value: Any) -> Any:

@@ -8,10 +8,11 @@ import json
 import math
 import os
 import platform
+import random
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.benchmarks import Source, named_benchmarks, read_benchmark
 from harness.checkpoint import PART, write_whole
-from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, parsed, printable
-from questions import DataError, Question, read_data, without_contradictions
-from rollout import INSTRUCTION, PLAIN, PromptStyle
+from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, parsed
+from harness.prompting import Contents, arguments_of, contents_of, contents_of_record
+from questions import DataError, Question, key_of, read_data, without_contradictions
+from rollout import INSTRUCTION, PLAIN, PromptStyle, noise_key
 
 MOST_ANSWERS = 10_000_000  # of one benchmark: what is more is a slip of the pen, and would fill the memory
 
@@ -51,6 +53,10 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same completions")
     parser.add_argument("--system", help="system prompt, for models with a chat template")
     parser.add_argument("--enable-thinking", action=argparse.BooleanOptionalAction, help="passed to the chat template")
+    parser.add_argument("--template-arg", nargs="+", help="NAME=VALUE, further arguments of the chat template")
+    parser.add_argument("--prompt-file", help="file with a template of the prompt: {problem} and {choices} stand in it")
+    parser.add_argument("--examples", help="JSONL file of solved questions that every prompt shows first")
+    parser.add_argument("--shuffle-options", type=int, metavar="SEED", help="choices in another order, by this seed")
     parser.add_argument("--skip-bad", action="store_true", help="leave out lines of data that cannot be used")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
@@ -76,7 +82,8 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
             f"--temperature {options.temperature:g}: it must be 0, which takes the likeliest token, or at least "
             f"{LEAST_TEMPERATURE:g}: logits divided by less overflow."
         )
-    for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
+    arguments_of(options.template_arg or [])
+    for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0), ("shuffle_options", 0)):
         value = getattr(options, flag)
         if value is not None and not least <= value < 2**63:
             allowed = f"of at least {least}" + ("" if value < least else f" and at most {2**63 - 1}")
@@ -95,23 +102,34 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
 
 def style_of(options: argparse.Namespace) -> PromptStyle:
     """How prompts look: as the flags say, or else as the run that made the model trained with them."""
-    config = Path(options.model).parent / "config.json"
-    trained: Any = {}
-    if Path(options.model).name == "model" and config.is_file():
-        try:
-            trained = json.loads(config.read_text(encoding="utf-8"))
-            trained = {name: trained.get(name) for name in ("system", "enable_thinking")}
-        except (ValueError, AttributeError, RecursionError):
-            raise DataError(
-                f"{config}: it should say how the run's prompts looked, but it is no JSON object. Mend it, or move "
-                "model/ elsewhere."
-            ) from None
-    system = trained.get("system") or "" if options.system is None else options.system
-    thinking = trained.get("enable_thinking") if options.enable_thinking is None else options.enable_thinking
-    style = PromptStyle(str(system), thinking)
-    if style != PLAIN:
-        print(printable(f"system prompt {system!r}, enable_thinking {thinking}"))
-    return style
+    style = trained_style(options.model)
+    given = contents_of(options.prompt_file or "", options.examples or "")
+    arguments = {} if options.template_arg is None else arguments_of(options.template_arg)
+    return PromptStyle(
+        system=style.system if options.system is None else options.system,
+        enable_thinking=style.enable_thinking if options.enable_thinking is None else options.enable_thinking,
+        template=style.template if options.prompt_file is None else given.template,
+        arguments=style.arguments if options.template_arg is None else arguments,
+        examples=style.examples if options.examples is None else given.examples,
+    )
+
+
+def trained_style(model: str) -> PromptStyle:
+    """How the prompts of a run looked, where the model is its model/. Raises DataError where that cannot be read."""
+    config = Path(model).parent / "config.json"
+    if Path(model).name != "model" or not config.is_file():
+        return PLAIN
+    try:
+        trained = json.loads(config.read_text(encoding="utf-8"))
+        contents = contents_of_record(trained["prompt_contents"]) if trained.get("prompt_contents") else Contents()
+        arguments = arguments_of(trained.get("template_arg") or [])
+        system, thinking = str(trained.get("system") or ""), trained.get("enable_thinking")
+        return PromptStyle(system, thinking, contents.template, arguments, contents.examples)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+        raise DataError(
+            f"{config}: it should say how the run's prompts looked, but it is not what a run writes. Mend it, or move "
+            "model/ elsewhere."
+        ) from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,6 +249,19 @@ def measured(options: argparse.Namespace) -> list[Measured]:
     return found
 
 
+def without_examples(measured: Measured, style: PromptStyle) -> Measured:
+    """The same without the questions whose solutions every prompt shows, and with a note of them."""
+    shown = {key_of({"problem": each.problem, "choices": each.choices}) for each in style.examples}
+    kept = [question for question in measured.questions if key_of(question) not in shown]
+    count = len(measured.questions) - len(kept)
+    if not count:
+        return measured
+    if not kept:
+        raise DataError(f"{measured.name}: all its questions stand among the examples; give others.")
+    note = f"{count} questions left out: they stand among the examples."
+    return replace(measured, questions=kept, notes=[*measured.notes, note])
+
+
 def questions_of(source: str | Source, options: argparse.Namespace) -> tuple[list[Question], list[str]]:
     """The questions that --limit leaves of a benchmark, and notes. Raises DataError for lines that cannot be used."""
     if isinstance(source, Source):
@@ -238,7 +269,22 @@ def questions_of(source: str | Source, options: argparse.Namespace) -> tuple[lis
     else:
         questions, notes = read_data([source], skip_bad=options.skip_bad)
     kept, further = without_contradictions(questions[: options.limit], skip_bad=options.skip_bad)
+    if options.shuffle_options is not None:
+        kept = [with_shuffled_choices(question, options.shuffle_options) for question in kept]
+        if not any(question.get("choices") for question in kept):
+            further = [*further, f"--shuffle-options {options.shuffle_options}: no question here has choices."]
     return kept, notes + further
+
+
+def with_shuffled_choices(question: Question, seed: int) -> Question:
+    """The question with its choices in an order that depends on it and on the seed alone."""
+    choices = question.get("choices")
+    if not choices:
+        return question
+    order = list(range(len(choices)))
+    random.Random(noise_key("options", seed, question["problem"], *choices)).shuffle(order)
+    right = order.index(ord(question["answer"].strip()) - ord("A"))
+    return {**question, "choices": [choices[i] for i in order], "answer": chr(ord("A") + right)}
 
 
 def samples_of(source: str | Source, options: argparse.Namespace) -> int:
@@ -256,9 +302,13 @@ def settings_of(
         **identity,
         "data": measured.data,
         "data_hash": hash_of_questions(measured.questions),
-        "prompt": INSTRUCTION,
+        "prompt": style.template or "{problem}\n{choices}\n\n" + INSTRUCTION,
         "system": style.system,
         "enable_thinking": style.enable_thinking,
+        "template_arguments": style.arguments,
+        "prompt_file": options.prompt_file,
+        "examples": [[each.problem, each.solution] for each in style.examples],
+        "shuffle_options": options.shuffle_options,
         "temperature": options.temperature,
         "top_p": options.top_p,
         "max_new_tokens": limit,

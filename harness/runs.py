@@ -33,7 +33,9 @@ from harness.checkpoint import (
     write_whole,
 )
 from harness.config import Config, ConfigError, flag_name, shown
+from harness.prompting import changed_contents
 from harness.signals import Interrupted, complain, signals_to
+from questions import DataError
 
 # What says how long, how often, where, and with how much memory: never what is learned.
 MAY_CHANGE = (
@@ -384,11 +386,12 @@ def resumed_config(flags: dict[str, Any]) -> Config:
     folder = Path(flags["resume"])
     try:
         kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = Config(**{**kept, "out": str(folder), **flags})
+        contents = changed_contents(kept.get("prompt_contents"), flags)
+        config = Config(**{**kept, "out": str(folder), **flags, "prompt_contents": contents})
     except FileNotFoundError:
         raise ConfigError(f"--resume {folder}: there is no run in this folder (config.json is missing).") from None
     except (ValueError, TypeError) as error:
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError | DataError):
             raise
         raise ConfigError(
             f"--resume {folder}: config.json is not one of this version of the program ({error})."
