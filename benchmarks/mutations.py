@@ -687,6 +687,15 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ('            state["run"] = function\n', "", "tries to compile again after it failed"),
         ("given = [*arguments, *options.values()]", "given = [*arguments]", "tensors given by name are not seen"),
     ],
+    "policy/attention.py": [
+        ("-1 - prompt if again else prompt", "prompt", "each row computes what its prompt sees"),
+        ("is_causal=True", "is_causal=False", "tokens see those behind them"),
+        ("scale=scaling,", "scale=None,", "attention of another scale than the model's"),
+        ("torch.where(rows < 0, batch * length, rows)", "rows.clamp(min=0)", "padding is written to the first place"),
+        ("torch.where(rows < 0, -1 - rows, rows)", "rows.clamp(min=0)", "completions behind one prompt see its start"),
+        (" and model._supports_attention_backend", "", "layers get a mask that they do not know"),
+        ("attention_mask.dtype != torch.long:", "True:", "no layer knows the mask"),
+    ],
     "policy/graphs.py": [
         ('getattr(error, "error_code", None) not in CAPTURE_ERRORS:', "False:", "a fault of the GPU is no graph"),
         ("            kept.copy_(given)", "            pass", "a graph that decodes its first token for ever"),
