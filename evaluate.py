@@ -47,6 +47,7 @@ from rollout import PLAIN, PromptStyle
 from verify.reading import Reading, vote
 
 BATCH_COMPLETIONS = 256  # sampled and graded between two moves of the progress bar
+GPU_BATCHES = 8  # so many times more on a GPU, where each batch captures its CUDA graphs anew
 Row = dict[str, Any]  # of the result: one question with its completions
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def evaluate(
     by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
     rows: list[Row] = [{} for _ in questions]
     seen = Counter[str]()
-    step = max(1, BATCH_COMPLETIONS // k)
+    step = max(1, BATCH_COMPLETIONS * (GPU_BATCHES if model.device.type == "cuda" else 1) // k)
     with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, disable=None) as bar:
         for start in range(0, len(questions), step):
             part = by_length[start : start + step]

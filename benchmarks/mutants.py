@@ -39,6 +39,7 @@ TESTS: dict[str, list[str]] = {
     "harness/command.py": ["tests/harness/test_command.py", "tests/test_trial.py"],
     "questions.py": ["tests/test_questions.py", "tests/test_anchors.py", "tests/test_dagrpo.py"],
     "evaluate.py": ["tests/test_evaluate.py", "tests/test_trial.py"],
+    "policy/attention.py": ["tests/policy/test_attention.py"],
     "policy/checks.py": ["tests/policy/test_checks.py"],
     "policy/compiling.py": ["tests/policy/test_compiling.py"],
     "policy/decoding.py": ["tests/policy/test_decoding.py", "tests/test_rollout.py", "tests/policy/test_lora.py"],

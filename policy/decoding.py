@@ -40,6 +40,8 @@ SHARED_PROMPT = 64  # tokens from which on rows read one copy of their prompt's 
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
 NOT_FINITE = "the model gives NaN: its weights are damaged, or a learning rate too high has made them so."
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
+GRAPH_ROWS = 16  # down to which rows are halved: of fewer, a step takes as long, which is to read the weights
+CHOICE_BYTES = 24  # of each token of the vocabulary, while a GPU chooses one: logits, probabilities, their sums, ...
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,10 +362,10 @@ class FastSteps:
 
     def rows_to_keep(self, going: int) -> int:
         """How many rows the batch should have when `going` of them go on: on CUDA a half, a quarter, ..., as each
-        number of rows needs another graph."""
+        number of rows needs another graph, and is captured in the time of some ten steps."""
         if self.use_graphs:
             rows = self.rows
-            while rows // 2 >= max(going, 2):  # torch.compile would compile anew for a single row
+            while rows // 2 >= max(going, GRAPH_ROWS):
                 rows //= 2
             return rows
         return rows_left(going, self.rows)
@@ -564,8 +566,9 @@ def cache_bytes(model: PreTrainedModel, length: int) -> int:
 
 def rows_at_once(model: PreTrainedModel, length: int) -> int:
     """How many sequences of `length` tokens the key-value cache has room for, at least one."""
-    budget = CACHE_BYTES
+    budget, row = CACHE_BYTES, cache_bytes(model, length)
     if model.device.type == "cuda":  # half of what is free, counting what PyTorch's allocator holds and does not use
         held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
         budget = (torch.cuda.mem_get_info(model.device)[0] + held) // 2
-    return max(1, budget // cache_bytes(model, length))
+        row += CHOICE_BYTES * text_config(model).vocab_size
+    return max(1, budget // row)

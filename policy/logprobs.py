@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from policy.attention import by_rows, rows_as_mask
 from policy.model import (
     autocast,
     backbone,
@@ -130,13 +131,14 @@ def packed_states(
     )
     # For each piece, a prompt or a completion: where its tokens are, where they go, and what they are there.
     sources, targets, positions, runs, pieces, predicting = [], [], [], [], [], []
+    members: list[list[torch.Tensor]] = []  # of each row the places of its prompt and of its completion
     run = 0
     for number, sequence in enumerate(rows_by_run(packing)):
         end = number * length
         for rows in sequence:
             prompt = prompts[rows[0]]
             assert all(prompts[i] == prompt for i in rows), "the rows of a run must have one prompt"
-            prompt_end = end + prompt - 1
+            prompt_places = torch.arange(prompt) + end
             for piece, i in enumerate([rows[0], *rows]):  # piece 0 is the prompt
                 size, first = (completions[i] - 1, prompt) if piece else (prompt, 0)
                 sources.append(torch.arange(size) + i * width + starts[i] + first)
@@ -145,7 +147,8 @@ def packed_states(
                 runs.append(torch.full((size,), run))
                 pieces.append(torch.full((size,), piece))
                 if piece:
-                    predicting += [torch.tensor([prompt_end]), targets[-1]]
+                    predicting += [prompt_places[-1:], targets[-1]]
+                    members.append([prompt_places, targets[-1]])
                 end += size
             run += 1
     device = input_ids.device
@@ -156,11 +159,14 @@ def packed_states(
         room = torch.full((len(packing) * length,), blank, device=device)
         return room.index_copy(0, target, values.to(device)).view(-1, length)
 
-    # Padding is a run by itself, so that no row of the attention mask is empty.
-    run_of, piece_of = packed(torch.cat(runs), -1), packed(torch.cat(pieces), 0)
-    same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
-    same_piece = piece_of[:, :, None] == piece_of[:, None, :]
-    allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
+    if by_rows(model):
+        allowed = rows_as_mask(members).to(device)  # (1, 1, N, T)
+    else:
+        # Padding is a run by itself, so that no row of the attention mask is empty.
+        run_of, piece_of = packed(torch.cat(runs), -1), packed(torch.cat(pieces), 0)
+        same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
+        same_piece = piece_of[:, :, None] == piece_of[:, None, :]
+        allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
     output = backbone(model)(
         input_ids=packed(input_ids.flatten()[torch.cat(sources).to(device)], 0),
         attention_mask=allowed,

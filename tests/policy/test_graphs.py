@@ -36,6 +36,7 @@ class Gpu:
         monkeypatch.setattr(decoding.FastSteps, "step", self.step(decoding.FastSteps.step))
         monkeypatch.setattr(decoding.FastSteps, "__init__", self.with_graphs(decoding.FastSteps.__init__))
         monkeypatch.setattr(decoding, "GRAPH_PLACES", 32)
+        monkeypatch.setattr(decoding, "GRAPH_ROWS", 2)
 
     def with_graphs(self, plain):
         def run(steps, *arguments):

@@ -12,7 +12,7 @@ from transformers import FalconConfig, FalconForCausalLM
 from transformers.cache_utils import DynamicCache
 
 import rollout
-from policy import logprobs
+from policy import attention, logprobs
 from policy.model import hidden_states
 
 ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1)]
@@ -317,8 +317,13 @@ def test_runs_of_a_shared_prompt_end_where_attention_costs_more_than_the_prompt(
     assert [len(run) for run in runs] == [3, 3, 2]
 
 
+@pytest.mark.parametrize("devices", [(), ("cpu",)], ids=["by a mask", "by rows"])
 @pytest.mark.parametrize("budget", [40, 300, 100_000])
-def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradients(model, tokenizer, budget):
+def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradients(
+    model, tokenizer, monkeypatch, budget, devices
+):
+    """As on a CPU, and as on a GPU."""
+    monkeypatch.setattr(attention, "DEVICES", devices)
     record = drawn_rollouts(model, tokenizer)
     weights = torch.randn(record.input_ids.shape)
     packed_share = 0
