@@ -296,11 +296,15 @@ def head_metric(learner: Learner, rollouts: Rollouts, config: Config) -> scoring
     """What --metric optimizer compares the gradients of N rows by; None without it, and before the first step."""
     if config.resolved_metric != "optimizer" or not config.rollouts:
         return None
-    lengths = rollouts.lengths
+    return scoring.adam_metric(learner.model, learner.optimizer, shared_denominator(rollouts.lengths, config))
+
+
+def shared_denominator(lengths: torch.Tensor, config: Config) -> float:
+    """What every g_j is divided by in the loss of an optimizer step, of completions of these lengths. (N,)"""
     denominators = loss_denominators(lengths, config.loss_norm, config.max_new_tokens) / config.updates
     if config.loss_norm == "sequence":
         denominators = denominators / lengths  # a completion's own length is in its gradient
-    return scoring.adam_metric(learner.model, learner.optimizer, denominators.mean().item())
+    return denominators.mean().item()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -178,12 +179,21 @@ def push_weights(model: PreTrainedModel, rollouts: Rollouts, how: Rectification)
     anchors = rollouts.anchor_mask.nonzero().squeeze(1)
     if how.gamma is None or len(anchors) == 0:
         return weights
-    for micro in micro_batches(model, rollouts, anchors, how.token_budget):
-        part = rollouts.rows(micro.rows)
-        logps, _ = token_logps(model, *part.tokens, temperature=how.temperature, packing=micro.packing)
-        slopes = how.gamma * logps.exp() / (logps.exp() + how.gamma) ** 2
-        for row, values, mask in zip(micro.rows.tolist(), slopes, part.prediction_mask, strict=True):
+    gamma: float = how.gamma
+
+    def weigh(rows: torch.Tensor, **options: Any) -> None:
+        part = rollouts.rows(rows)
+        logps, _ = token_logps(model, *part.tokens, temperature=how.temperature, **options)
+        slopes = gamma * logps.exp() / (logps.exp() + gamma) ** 2
+        for row, values, mask in zip(rows.tolist(), slopes, part.prediction_mask, strict=True):
             weights[row, rollouts.prediction_mask[row]] = values[mask]
+
+    known = [state for i in anchors.tolist() if (state := rollouts.hidden[i]) is not None]
+    if len(known) == len(anchors):
+        weigh(anchors, states=torch.cat(known))
+    else:
+        for micro in micro_batches(model, rollouts, anchors, how.token_budget):
+            weigh(micro.rows, packing=micro.packing)
     return weights
 
 

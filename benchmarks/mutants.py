@@ -53,6 +53,7 @@ TESTS: dict[str, list[str]] = {
     "scorers/tokens.py": ["tests/scorers/test_tokens.py", "tests/test_independent_step.py"],
     "scorers/judge.py": ["tests/scorers/test_judge.py"],
     "scorers/asking.py": ["tests/scorers/test_asking.py", "tests/scorers/test_judge.py"],
+    "harness/benchmarks.py": ["tests/harness/test_benchmarks.py"],
     "harness/checkpoint.py": [
         "tests/harness/test_checkpoint.py",
         "tests/harness/test_memory.py",
@@ -60,12 +61,14 @@ TESTS: dict[str, list[str]] = {
     ],
     "harness/memory.py": ["tests/harness/test_memory.py"],
     "harness/signals.py": ["tests/harness/test_signals.py"],
-    "harness/runs.py": ["tests/harness/test_runs.py", "tests/harness/test_memory.py"],
+    "harness/runs.py": ["tests/harness/test_runs.py", "tests/harness/test_memory.py", "tests/harness/test_card.py"],
+    "harness/card.py": ["tests/harness/test_card.py"],
     "harness/config.py": ["tests/harness/test_config.py", "tests/test_independent_step.py"],
     "harness/report.py": ["tests/harness/test_report.py", "tests/test_dagrpo.py"],
     "harness/task.py": ["tests/harness/test_task.py", "tests/test_dagrpo.py"],
     "verify/extraction.py": ["tests/verify/test_extraction.py", "tests/verify/test_grading.py"],
     "verify/grading.py": ["tests/verify/test_grading.py"],
+    "verify/reading.py": ["tests/verify/test_reading.py"],
 }
 
 

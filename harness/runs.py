@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import card
 from harness.checkpoint import (
     PART,
     Checkpoint,
@@ -51,6 +52,7 @@ class Run:
     out: Path
     resumed: Checkpoint | None = None
     keep: int = 1
+    config: Config = field(default_factory=Config)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False  # a signal asks the run to end after its step
     number: int = 0  # of that signal
@@ -137,9 +139,21 @@ class Run:
                     flush_file(path)
             write_checkpoint(whole, learner, weights, tensors, state)
             publish(whole / "model", self.out / "model")
+            self.describe(step)
             self.drop_old(step)
         except BaseException as error:  # of a full disk, say: told to the run at its next step
             self.failure = error
+
+    def describe(self, step: int) -> None:
+        """Write the card of the model after a step, beside its weights in the checkpoint and in model/.
+
+        No manifest lists it: it is written again when the model has been evaluated.
+        """
+        for folder in (self.out / "checkpoints" / f"step-{step}" / "model", self.out / "model"):
+            if folder.is_dir():
+                has_template = (folder / "chat_template.jinja").exists()
+                evaluations = records_of(self.out / "evaluations.jsonl")
+                write_whole(folder / card.NAME, card.model_card(self.config, evaluations, step, has_template))
 
     def drop_old(self, newest: int) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
@@ -151,10 +165,16 @@ class Run:
                 shutil.rmtree(path.rename(path.with_name(path.name + PART)))  # by that name no half of it is looked at
 
     def evaluated(self, step: int, result: dict[str, Any]) -> None:
-        """Remember the best held-out accuracy, or reward where nothing says what is right; of equal ones, the first."""
+        """Remember the best held-out accuracy, or reward where nothing says what is right; of equal ones, the first.
+
+        The card of the model says how it did.
+        """
         value = result["accuracy"] if "accuracy" in result else result["reward"]
         if step > 0 and (self.best is None or value > self.best[0]):
             self.best = (value, step)
+        if step > 0 and step in (self.start, self.saved):
+            self.wait()
+            self.describe(step)
 
     def bad_questions(self, sums: dict[str, float], questions: list[dict[str, Any]]) -> dict[str, list[str]]:
         """The questions of a step that was left out for a gradient that is not finite; counts such steps in a row."""
@@ -250,7 +270,7 @@ def open_run(config: Config) -> Iterator[Run]:
     begun = out.exists() and any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        run = Run(out, keep=config.keep)
+        run = Run(out, keep=config.keep, config=config)
         if config.resume:
             source = Path(config.resume)
             run.resumed, run.notes = newest(source)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -268,7 +269,20 @@ def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
 def adam_metric(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, denominator: float = 1.0
 ) -> HeadMetric | None:
-    """P of AdamW's next step, 1/(√v + ε) over its second moments v of W, factored; None before its first step.
+    """P of AdamW's next step by its moments of W: `metric_of_moments`; None before its first step."""
+    state = optimizer.state.get(model.get_output_embeddings().weight, {})
+    if "exp_avg_sq" not in state:
+        return None
+    return metric_of_moments(state["exp_avg"], state["exp_avg_sq"], optimizer.param_groups[0], denominator)
+
+
+def metric_of_moments(
+    first: torch.Tensor,  # m (V, H)
+    second: torch.Tensor,  # v (V, H)
+    group: dict[str, Any],  # of the optimizer: its eps and betas
+    denominator: float = 1.0,
+) -> HeadMetric:
+    """P of AdamW's next step, 1/(√v + ε) over its second moments v of W, factored.
 
     v_vh ≈ r_v c_h/m, with r and c the means of its rows and columns and m that of them all (Shazeer and Stern 2018,
     arXiv 1804.04235). The correction for v's start at 0 is one factor for all, which no sign and no cosine sees.
@@ -276,11 +290,8 @@ def adam_metric(
     The step is along β1 m + (1 − β1) G, m the first moments and G the gradient of the loss: the momentum beside a
     gradient of weight 1 is β1/(1 − β1) m, times the `denominator` of (8) that all completions share.
     """
-    state = optimizer.state.get(model.get_output_embeddings().weight, {})
-    if "exp_avg_sq" not in state:
-        return None
-    second, group = state["exp_avg_sq"].float(), optimizer.param_groups[0]
+    second = second.float()
     least, beta1 = group["eps"] ** 2, group["betas"][0]
     rows, columns = second.mean(1).clamp(min=least), second.mean(0).clamp(min=least)
-    momentum = state["exp_avg"].float() * (beta1 / (1 - beta1) * denominator) if beta1 else None
+    momentum = first.float() * (beta1 / (1 - beta1) * denominator) if beta1 else None
     return HeadMetric(rows**-0.25, (columns / rows.mean()) ** -0.25, momentum)

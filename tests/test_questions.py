@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
 import threading
@@ -302,6 +303,18 @@ def test_prompts_have_their_choices(tokenizer):
 def test_no_completion_is_right_where_the_gold_cannot_be_read():
     unreadable = {"problem": "?", "answer": "\\frac{1"}
     assert questions.correctness(["\\boxed{2}", "\\boxed{3}", "\\boxed{1}"], [SOLVED, SOLVED, unreadable]) == [1, 0, 0]
+
+
+def test_a_question_says_how_far_a_number_may_be_from_its_answer():
+    exact, rounded = {"problem": "?", "answer": "6.63"}, {"problem": "?", "answer": "6.63", "rel_tol": 0.01}
+    assert questions.correctness(["6.626", "6.626", "6.7"], [exact, rounded, rounded]) == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1, True, "0.01", [0.01], math.nan])
+def test_a_tolerance_that_is_no_share_is_named(tmp_path, tolerance):
+    source = write_questions(tmp_path / "a.jsonl", [SOLVED, {**SOLVED, "rel_tol": tolerance}])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: `rel_tol` is .*; it must be a number of at least 0 and below 1"):
+        questions.read_questions([source])
 
 
 def test_choices_are_graded_as_letters():

@@ -99,6 +99,26 @@ def test_a_run_that_was_broken_off_ends_as_one_that_never_was(unbroken, tmp_path
     assert not list((tmp_path / "run").rglob("*.part"))
 
 
+def cards_of(out):
+    return {str(path.relative_to(out)): path.read_text() for path in out.rglob("README.md")}
+
+
+def test_a_resumed_run_has_the_cards_of_one_that_never_stopped(unbroken, tmp_path, monkeypatch):
+    """Step 4 is saved and then evaluated: a run that was broken off between the two has a card without the latter."""
+    broken_at(tmp_path / "run", 4, monkeypatch)
+    assert "after step 4" not in cards_of(tmp_path / "run")["model/README.md"]
+    resumed(tmp_path / "run")
+    assert cards_of(tmp_path / "run") == cards_of(unbroken) != {}
+
+
+def test_a_run_that_goes_on_in_another_folder_has_the_card_of_its_own_evaluation(tmp_path, monkeypatch):
+    broken_at(tmp_path / "run", 4, monkeypatch)
+    before = cards_of(tmp_path / "run")
+    resumed(tmp_path / "run", out=str(tmp_path / "other"), steps=4)
+    assert "after step 4 |" in cards_of(tmp_path / "other")["model/README.md"]
+    assert cards_of(tmp_path / "run") == before, "the files of the first folder are linked, and stay as they are"
+
+
 def test_every_method_that_draws_or_remembers_something_resumes_to_the_bit(tmp_path, monkeypatch):
     """Anchors, the start model as reference, several updates, resampling, and the metric of the optimizer."""
     changes = {"anchors": "data", "kl": 0.1, "updates": 3, "epochs": 2, "resample": 2, "rectify": "batch",
