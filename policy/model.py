@@ -51,14 +51,13 @@ def load(
 
     The weights are fp32 unless `dtype` says otherwise, whatever the file holds: AdamW needs fp32 master weights, and
     many CPUs multiply bf16 matrices a hundred times slower. The device is the GPU where there is one. Code that comes
-    with a model runs only with `trust_remote_code`.
+    with a model runs only with `trust_remote_code`. `check_files` tells before what can be seen without loading.
 
     Raises ModelError, whose message begins with `flag` and the model, where it cannot be read, is damaged, or is no
     language model; and NotImplementedError for one whose completions the sampler or the trainer would get wrong.
     """
     from policy.checks import check_model  # not above: the checks decode, and decoding imports this module
 
-    check_files(model, flag)
     source = model
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # None would ask at the terminal
     weights: dict[str, Any] = {}

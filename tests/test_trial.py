@@ -83,6 +83,7 @@ FLAGS = [
     ("--wombat", "--wombat: there is no such flag. --help lists them all."),
     ("--group 4", "--group: there is no such flag."),
     ("good.jsonl", "good.jsonl: no flag stands before it; questions are given by --data good.jsonl"),
+    ("data.zip", "data.zip: no flag stands before it; questions are given by --data data.zip"),
     ("m", "m: no flag stands before it; --data takes questions, --model a model"),
     ("--steps", "--steps: a value is missing behind it."),
     ("--model --data good.jsonl", "--model: a value is missing behind it."),
