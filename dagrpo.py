@@ -84,7 +84,7 @@ from harness import checkpoint, report
 from harness.command import one_sentence
 from harness.config import Config, check_effects, check_packages, configure, not_defaults, parse
 from harness.memory import with_room
-from harness.report import progress, say, timed
+from harness.report import progress, say, tell, timed
 from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from harness.tracking import tracked
@@ -153,7 +153,7 @@ def train(config: Config) -> dict[str, Any]:
             report.write_samples(
                 run.out / "samples.jsonl", step, batch.questions, batch.rollouts, batch.rewards, rectified
             )
-            say(report.step_line(record, config.steps))
+            say(report.step_line(record, config.steps, run.seconds_left(step, config.steps)))
             if run.is_due(step, config):
                 run.save(step, learner, stream.taken)
             run.stop_if_bad(config.max_bad_steps)
@@ -165,8 +165,8 @@ def train(config: Config) -> dict[str, Any]:
         say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
         say(f"({before['questions'] * config.eval_samples} completions at temperature {config.eval_temperature:g}):\n")
         say(comparison_table(before, after))
-    say(f"\nSaved in {run.out}: model/ (Hugging Face format), checkpoints/, metrics.jsonl, samples.jsonl, "
-        "evaluations.jsonl, config.json")  # fmt: skip
+    tell(f"\nSaved in {run.out}: model/ (Hugging Face format), checkpoints/, metrics.jsonl, samples.jsonl, "
+         "evaluations.jsonl, config.json")  # fmt: skip
     return {**record, "before": before, "after": after, "out": str(run.out)}
 
 

@@ -971,6 +971,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
          "--checkpointing is advised where it is on"),
     ],
     "harness/runs.py": [
+        ("/ (step - self.start) * (last - step)", "/ step * (last - step)", "a resumed run has little time left"),
         ("            if self.saved == step:  #", "            if True:  #", "a step that is not saved is lost"),
         ("before, self.in_step = self.in_step, False", "before = self.in_step", "a signal waits for an evaluation"),
         ("        self.in_step = before\n", "", "after an evaluation a signal loses the step"),
@@ -1179,6 +1180,11 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("sorted_by_reward(group)", "group", "groups are in the order of sampling"),
     ],
     "harness/report.py": [
+        ("        if seconds < most * size:", "        if seconds <= 99 * size:", "a time of four characters"),
+        ("parts if len(line) > COLUMNS else [line]", "[line]", "lines wider than a terminal"),
+        ("break_long_words=False", "break_long_words=True", "paths are broken in two"),
+        ("for given in rounds for value in", "for given in rounds[:1] for value in",
+         "functions of --reward are logged of the first round only"),
         ("isinstance(value, float) and not math.isfinite(value)", "isinstance(value, float) and math.isinf(value)",
          "NaN is written as JSON"),
         ("{name: each_value(item, change) for name, item in value.items()}",

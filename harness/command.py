@@ -22,11 +22,10 @@ from transformers import logging
 
 from harness.signals import CLOSED_PIPE, Interrupted, complain, interrupt, signals_to, to_nowhere
 from policy.model import ModelError
-from questions import DataError
+from questions import DATA_FILES, DataError
 
 LIKE = 0.75  # share of letters in common from which on a flag is taken for a mistyped one
 LEAST_TEMPERATURE = 1e-6
-WRITTEN_DATA = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz")
 
 # What users of other programs type, and what it is here.
 SAME_IN_BOTH = {
@@ -256,7 +255,7 @@ def unknown(argument: str, names: list[str], elsewhere: dict[str, str]) -> str:
     """What is said of an argument that is no flag: what it is called here, or which flag is much like it."""
     typed = argument.split("=")[0]
     if not re.match(r"[-–—]", typed):
-        if typed.lower().endswith(WRITTEN_DATA):
+        if typed.lower().endswith(DATA_FILES):
             return f"{argument}: no flag stands before it; questions are given by --data {argument}"
         return f"{argument}: no flag stands before it; --data takes questions, --model a model, --help lists all flags."
     word = re.sub(r"[_\s]+", "-", typed.lstrip("-–—").lower())

@@ -509,9 +509,7 @@ def not_defaults(flags: dict[str, Any]) -> str:
         ]
         if changed:
             text = f"{source}: {', '.join(changed)}"
-            lines.append(
-                textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-            )
+            lines.append(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(lines) if len(lines) > 1 else "All settings are defaults."
 
 
@@ -543,7 +541,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         usage="python dagrpo.py [--model MODEL --data FILE] [flags]",
         description="Train a language model with DaGRPO or a baseline. Without --model, the embedded example runs, "
         "whose examples/arithmetic/run.json has other defaults than those in brackets.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=110, max_help_position=34),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80, max_help_position=28),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -68,12 +68,14 @@ class Run:
     stood_still: float = 0.0  # seconds that the last checkpoint kept training waiting
     bad_steps: int = 0  # in a row, without a finite gradient
     data: str = ""  # a hash of the questions
+    began: float = 0.0  # when the first step did, by the clock of this process
 
     def steps(self, last: int) -> Iterator[int]:
         """The steps from here to the last one; a signal waits until the step is done.
 
         Raises Interrupted then, with what goes on from there.
         """
+        self.began = time.monotonic()
         for step in range(self.start + 1, last + 1):
             if self.writer is not None and not self.writer.is_alive():
                 self.wait()  # raises what went wrong there
@@ -209,6 +211,10 @@ class Run:
         by_count = bool(config.save_every) and step % config.save_every == 0
         ends = self.interrupted or self.bad_steps >= config.max_bad_steps
         return ends or by_count or config.evaluates(step)
+
+    def seconds_left(self, step: int, last: int) -> float:
+        """An estimate, after a step: what the steps until now took, evaluations and all, the others will take."""
+        return (time.monotonic() - self.began) / (step - self.start) * (last - step)
 
     def seconds_of_saving(self) -> dict[str, float]:
         """What the checkpoint after the step before cost training, for the log; nothing where there was none."""

@@ -56,7 +56,7 @@ def load(
 
     The weights are fp32 unless `dtype` says otherwise, whatever the file holds: AdamW needs fp32 master weights, and
     many CPUs multiply bf16 matrices a hundred times slower. The device is the GPU where there is one. Code that comes
-    with a model runs only with `trust_remote_code`.
+    with a model runs only with `trust_remote_code`. `check_files` tells before what can be seen without loading.
 
     Raises ModelError, whose message begins with `flag` and the model, where it cannot be read, is damaged, or is no
     language model; and NotImplementedError for one whose completions the sampler or the trainer would get wrong.
@@ -64,12 +64,12 @@ def load(
     from policy import lora  # neither above: both import this module
     from policy.checks import check_model
 
-    check_files(model, flag)
     source, named_so = model, f"{flag} {model}"
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # None would ask at the terminal
     weights: dict[str, Any] = {}
     if lora.is_adapter(model):
         base, of_base = lora.base_of(Path(model), named_so), f"{named_so}, whose base model is"
+        check_files(base, of_base)
         policy, tokenizer = load(base, device, dtype, flag=of_base, **options)
         lora.load_adapter(policy, Path(model), named_so)
         if (Path(model) / "tokenizer_config.json").is_file():

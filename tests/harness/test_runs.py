@@ -340,6 +340,15 @@ def test_training_stands_still_for_the_copy_and_the_log_says_how_long(unbroken):
     assert all(0 < record["seconds/save"] < 1 for record in records if "seconds/save" in record)
 
 
+def test_the_time_left_is_what_the_steps_of_this_process_took(tmp_path, monkeypatch, unbroken):
+    """Of a resumed run, too: four steps of six are from before."""
+    clock = iter([100.0, 107.0])
+    now = Run(tmp_path, resumed=checkpoint.Checkpoint(unbroken, {"step": 4}))
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    assert next(now.steps(20)) == 5
+    assert now.seconds_left(5, 20) == pytest.approx(7.0 * 15)
+
+
 # --- folders and locks -------------------------------------------------------------------------------------------
 
 

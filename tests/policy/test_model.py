@@ -52,11 +52,11 @@ def test_loaded_weights_begin_where_a_vector_can(model, tokenizer, tmp_path):
 
 def test_missing_gguf_file_and_missing_gguf_package(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="no such file"):
-        policy_model.load(str(tmp_path / "model.gguf"))
+        policy_model.check_files(str(tmp_path / "model.gguf"), "--model")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(policy_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install gguf accelerate"):
-        policy_model.load(str(tmp_path / "model.gguf"))
+        policy_model.check_files(str(tmp_path / "model.gguf"), "--model")
 
 
 # --- configurations ----------------------------------------------------------------------------------------------
