@@ -46,6 +46,7 @@ def token_logps(
     *,
     temperature: float = 1.0,
     packing: Packing | None = None,
+    states: torch.Tensor | None = None,  # (M, H)
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, S), (N, S)
     """Log-probabilities of the completions' tokens, and entropies of the distributions that they were drawn from.
 
@@ -55,6 +56,9 @@ def token_logps(
     [[2, 1], [3]] makes two sequences of six rows, in order, and the first two rows have the same prompt. The result
     does not depend on it. The model must take any mask (`policy.model.takes_any_mask`).
 
+    `states` are those that predict the completions' tokens, in order, where they are known: then nothing is run through
+    the model but its head.
+
     Differentiable. Only completions go through the head, a chunk at a time; the backward pass computes each chunk
     again, so that memory does not grow with the vocabulary.
 
@@ -63,7 +67,9 @@ def token_logps(
     check_response_mask(response_mask)
     predicts = response_mask[:, 1:]  # (N, T) -> (N, S)
     with autocast(model):
-        if packing is None:
+        if states is not None:
+            hidden = states
+        elif packing is None:
             hidden = hidden_states(model, input_ids, attention_mask)[:, :-1][predicts]  # (N, T, H) -> (M, H)
         else:
             hidden = packed_states(model, input_ids, attention_mask, response_mask, packing)
