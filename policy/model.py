@@ -69,7 +69,6 @@ def load(
     weights: dict[str, Any] = {}
     if lora.is_adapter(model):
         base, of_base = lora.base_of(Path(model), named_so), f"{named_so}, whose base model is"
-        check_files(base, of_base)
         policy, tokenizer = load(base, device, dtype, flag=of_base, **options)
         lora.load_adapter(policy, Path(model), named_so)
         if (Path(model) / "tokenizer_config.json").is_file():
