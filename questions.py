@@ -430,19 +430,23 @@ class OwnReward:
     """The reward of --reward: the weighted sum of what its functions give."""
 
     parts: list[Part]
-    means: dict[str, float] = field(default_factory=dict)  # of each function, before its weight, in the last call
+    given: dict[str, list[float]] = field(default_factory=dict)  # by each function, before its weight, in the last call
 
     def __call__(self, texts: list[str], questions: list[Question]) -> list[float]:
         """N completions, the question of each -> N rewards. Raises DataError where a function gives anything else."""
         if not texts:
             return []
-        values = {part.name: part.values(texts, questions) for part in self.parts}
-        self.means = {name: sum(given) / len(given) for name, given in values.items()}
+        self.given = {part.name: part.values(texts, questions) for part in self.parts}
         weights = [part.weight for part in self.parts]
         return [
             sum(weight * value for weight, value in zip(weights, row, strict=True))
-            for row in zip(*values.values(), strict=True)
+            for row in zip(*self.given.values(), strict=True)
         ]
+
+
+def given_by_functions(reward: Reward) -> dict[str, list[float]]:
+    """What each function of --reward gave in the last call, before its weight; nothing of another reward."""
+    return reward.given if isinstance(reward, OwnReward) else {}
 
 
 def shown(text: str, question: Question) -> str:

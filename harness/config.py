@@ -213,7 +213,7 @@ class Config:
         return Rectification(
             rule=self.rectify, scorer=self.scorer, threshold=self.resolved_threshold, scale=self.scale,
             temperature=self.temperature, per_token=self.loss_norm == "sequence",
-            gamma=self.gamma if self.anchor_objective == "shaped" else None,
+            gamma=self.gamma if self.anchor_objective == "shaped" else None, token_budget=self.token_budget,
         )
 # fmt: on
 

@@ -363,7 +363,7 @@ def test_a_function_that_raises_is_named_with_its_line_and_the_answer_that_it_fa
         questions.load_reward([f"{tmp_path / 'mine.py'}:f"])(["a", "b", "c"], [SOLVED] * 3)
 
 
-def test_several_functions_are_summed_by_their_weights_and_their_means_kept(tmp_path):
+def test_several_functions_are_summed_by_their_weights_and_what_they_gave_is_kept(tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(
             "def length(texts, questions):\n    return [len(t) for t in texts]\n\n"
@@ -372,7 +372,8 @@ def test_several_functions_are_summed_by_their_weights_and_their_means_kept(tmp_
     one, two = tmp_path / "one.py", tmp_path / "two.py"
     reward = questions.load_reward([f"{one}:length", f"{one}:half=-2", f"{two}:length=0.5"])
     assert reward(["a", "bcd"], [SOLVED] * 2) == [0.5, 3.5]
-    assert reward.means == {"one.length": 2.0, "half": 0.5, "two.length": 2.0}
+    assert questions.given_by_functions(reward) == {"one.length": [1, 3], "half": [0.5, 0.5], "two.length": [1, 3]}
+    assert questions.given_by_functions(questions.correctness) == {}
     assert reward([], []) == []
 
 

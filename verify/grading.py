@@ -43,7 +43,7 @@ PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
 def is_correct(text: str, gold: str, choices: list[str] | None = None, *, rel_tol: float = 0.0) -> bool:
     """Does the final answer of the text equal the gold answer? With `choices`, the gold is a letter: A, B, ..."""
     if choices:
-        return chosen(text) == (choice_of(gold) or gold.strip().upper())
+        return chosen(text, choices) == (choice_of(gold) or gold.strip().upper())
     return any(is_equivalent(answer, gold, rel_tol=rel_tol) for answer in final_answers(text))
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import verify
 from verify import grading
+from verify.extraction import chosen
 from verify.worker import WORKER_MEMORY
 
 ROOT = Path(verify.__file__).parents[1]
@@ -49,6 +50,44 @@ def test_choices_are_letters():
 def test_what_a_text_chooses(text, letter):
     for gold in ("A", "B", "C"):
         assert verify.is_correct(text, gold, ["Paris", "Rome", "Oslo"]) == (gold == letter)
+
+
+CITIES = ["Paris", "Rome", "12"]
+NAMED = {
+    "its text, or its number": [
+        (r"\boxed{Rome}", "B"),
+        (r"\boxed{\text{rome.}}", "B"),
+        (r"so \boxed{12.0}", "C"),
+        ("The answer is: Paris", "A"),
+    ],
+    "its words in the answer or in the final sentence": [
+        ("The answer is the city of Rome.", "B"),
+        ("Paris is in France, so A is wrong. The capital is Rome.", "B"),
+        ("I take Rome, and this is B.", "B"),
+    ],
+    "a letter before its text": [("B. Paris", "B"), (r"\boxed{A}, which is Rome", "A")],
+    "nothing, where it names several, denies one, or was cut off": [
+        ("The capital of Italy is Rome, and that of France is Paris.", None),
+        ("It is not Rome.", None),
+        (r"so it is \boxed{Rome", None),
+        ("<think>It is Rome.", None),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_a_choice_is_known_by(kind):
+    for text, letter in NAMED[kind]:
+        assert chosen(text, CITIES) == letter, text
+
+
+def test_of_choices_that_are_alike_the_one_that_is_meant():
+    """A letter inside of a name is no choice; of two whose words contain each other the longer counts."""
+    assert chosen(r"\boxed{Vitamin C}", ["Vitamin A", "Vitamin D", "vitamin B", "Vitamin C"]) == "D"
+    assert chosen("So it is acid rain.", ["rain", "acid rain", "snow"]) == "B"
+    assert chosen(r"\boxed{A and B only}", ["A only", "B only", "A and B only"]) == "C"
+    assert chosen(r"\boxed{-5}", ["5", "-5"]) == "B" and chosen(r"\boxed{x-1}", ["x + 1", "x - 1"]) == "B"
+    assert chosen(r"\boxed{Rome}", ["Rome", "Rome"]) is None
 
 
 @pytest.mark.parametrize("gold", ["B", "b", " b ", "(B)", "B.", "Option B"])
