@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness import page
+from harness import page, page_data
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 expect = playwright.expect
@@ -84,7 +84,9 @@ def sums(count: int = 45) -> dict[str, Any]:
 
 
 @pytest.fixture
-def evaluation(tmp_path: Path) -> dict[str, Any]:
+def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Its page is of many blocks, so that questions of a page of the list lie in several."""
+    monkeypatch.setattr(page_data, "BLOCK", 2_000)
     result = sums()
     page.write_evaluation({"sums": result}, tmp_path / "page.html")
     return result
@@ -108,6 +110,7 @@ def test_paging_goes_through_all_questions(evaluation, opened):
     tab = opened("page.html")
     status(tab, "45 questions, 1 to 20 shown")
     assert shown(tab) == list(range(20)) and tab.locator("button", has_text="previous").first.is_disabled()
+    assert tab.locator(".problem").all_text_contents() == [f"Which number is {n}?" for n in range(20)]
     tab.locator("button", has_text="next").last.click()
     status(tab, "45 questions, 21 to 40 shown")
     tab.locator("button", has_text="next").first.click()
