@@ -1,9 +1,12 @@
 """Measure a model on questions: accuracy, avg@k and pass@k with intervals, by difficulty, with every completion.
 
+    python evaluate.py --model MODEL --bench math500,aime24,arc_c --samples 8
     python evaluate.py --model MODEL --data FILE.jsonl [FILE.jsonl ...] --samples 4 --temperature 0.6
+    python evaluate.py --bench list
 
-The training loop calls `evaluate` too. Intervals are 95 % bootstrap intervals over questions: they say how far the
-figure could move with other questions of the same kind, not with another training run.
+`--bench` names benchmarks of harness/benchmarks.py. The training loop calls `evaluate` too. Intervals are 95 %
+bootstrap intervals over questions: they say how far the figure could move with other questions of the same kind, not
+with another training run.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
+from harness.benchmarks import Source, named_benchmarks, read_benchmark, table_of_benchmarks
 from harness.checkpoint import PART, write_whole
 from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, one_sentence, parsed, printable
 from policy.model import check_files, position_limit
@@ -208,9 +212,11 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     """The flags of a command line. Raises ConfigError for what is unknown, out of range, or does not go together."""
     parser = Parser(prog="evaluate.py", description="Measure a model on questions.", allow_abbrev=False)
     parser.add_argument("--model", help="Hub name, local directory, or .gguf file")
+    parser.add_argument("--bench", nargs="+", help="benchmarks by name: a,b or a=FILE; list says what there is")
+    parser.add_argument("--bench-dir", help="folder of the benchmarks' files, NAME.jsonl; without it, the Hub")
     parser.add_argument("--data", nargs="+", help="JSONL files or Hub sets, one benchmark each")
     parser.add_argument(
-        "--samples", type=int, default=1, help="completions of each question: the k of avg@k and pass@k"
+        "--samples", type=int, help="completions of each question, k; 1, or for --bench as its papers have it"
     )
     parser.add_argument("--temperature", type=float, default=0.6, help="0 takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability mass that is sampled from")
@@ -225,10 +231,18 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
     options = parsed(parser, arguments, OF_EVALUATION)
+    if options.bench == ["list"]:
+        return options
     if options.model is None:
         raise ConfigError("--model is missing: name the model to measure, a Hub name, local directory, or .gguf file.")
-    if options.data is None:
-        raise ConfigError("--data is missing: name the JSONL files or Hub sets to measure it on.")
+    if options.data is None and options.bench is None:
+        raise ConfigError(
+            "--data is missing: name the JSONL files or Hub sets to measure it on, or benchmarks by --bench."
+        )
+    if options.bench_dir is not None and options.bench is None:
+        raise ConfigError(f"--bench-dir {options.bench_dir}: without --bench nothing is read from it; leave it out.")
+    options.data = options.data or []
+    options.bench = named_benchmarks(options.bench or [], options.bench_dir)
     if not 0 < options.top_p <= 1:
         raise ConfigError(f"--top-p {options.top_p:g}: it must be above 0 and at most 1.")
     if not 0 <= options.temperature < math.inf:
@@ -243,7 +257,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
         if value is not None and not least <= value < 2**63:
             allowed = f"of at least {least}" + ("" if value < least else f" and at most {2**63 - 1}")
             raise ConfigError(f"--{flag.replace('_', '-')} {value}: it must be a whole number {allowed}.")
-    if options.temperature == 0 and options.samples > 1:
+    if options.temperature == 0 and (options.samples or 1) > 1:
         raise ConfigError(
             f"--samples {options.samples}: at --temperature 0 all completions are the same; use --samples 1."
         )
@@ -251,7 +265,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     if twice:
         raise ConfigError(f"--data {twice}: it is named twice; leave one of them out.")
     if options.out is not None:
-        check_out(options.out, options.data)
+        check_out(options.out, options.data + [source.file for source in options.bench])
     return options
 
 
@@ -321,38 +335,43 @@ def result_file(out: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 def main(arguments: list[str] | None = None) -> None:
     with one_sentence("evaluate.py"):
-        measure(options_of(sys.argv[1:] if arguments is None else arguments))
+        options = options_of(sys.argv[1:] if arguments is None else arguments)
+        if options.bench == ["list"]:
+            print(table_of_benchmarks())
+        else:
+            measure(options)
 
 
 def measure(options: argparse.Namespace) -> None:
     """Evaluate each benchmark, print its line, and write the results to --out."""
     check_files(options.model, "--model")
-    benchmarks = {source: read_benchmark(source, options) for source in options.data}
+    sources = [*options.data, *options.bench]
+    benchmarks = {source: questions_of(source, options) for source in sources}
     style = style_of(options)
     model, tokenizer = rollout.load(options.model, trust_remote_code=options.trust_remote_code)
-    k, results = options.samples, {}
+    results: dict[str, Any] = {}
     with result_file(options.out) as write:
-        print(
-            f"{'benchmark':<32}{'questions':>10}{f'avg@{k}':>9}{'95 %':>16}{f'pass@{k}':>9}{'tokens':>8}{'cut off':>9}"
-        )
+        print(f"{'benchmark':<24}{'questions':>10}{'k':>4}{'avg@k':>8}{'95 %':>17}{'pass@k':>8}{'tokens':>7}")
         for source, (questions, notes) in benchmarks.items():
-            name = printable(Path(source).stem)
+            key = source.name if isinstance(source, Source) else source
+            name = printable(Path(key).stem)
+            k = samples_of(source, options)
             try:
                 limit = options.max_new_tokens or default_limit(model, tokenizer, questions, style)
                 kept, further = fitting(model, tokenizer, questions, limit, style)
-                result = results[source] = evaluate(
+                result = results[key] = evaluate(
                     model, tokenizer, kept,
                     k=k, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit, seed=options.seed,
                     style=style, label=name,
                 )  # fmt: skip
             except (DataError, FloatingPointError) as error:  # the second where the model gives NaN
-                raise type(error)(f"{source}: {error}") from error
+                raise type(error)(f"{key}: {error}") from error
             low, high = result["interval"]
             print(
-                f"{name[:31]:<32}{result['questions']:>10}{result['accuracy']:>9.1%}"
-                f"{f'{low:.1%} to {high:.1%}':>16}{result[f'pass@{k}']:>9.1%}{result['length']:>8.1f}"
-                f"{result['truncated']:>9.1%}"
+                f"{name[:23]:<24}{result['questions']:>10}{k:>4}{result['accuracy']:>8.1%}"
+                f"{f'{low:.1%} to {high:.1%}':>17}{result[f'pass@{k}']:>8.1%}{result['length']:>7.0f}"
             )
+            print(f"  {result['truncated']:.1%} cut off")
             result |= {"max_new_tokens": limit, "left_out": len(questions) - len(kept)}
             print(f"  at most {limit} tokens each")
             for note in notes + further:
@@ -360,15 +379,25 @@ def measure(options: argparse.Namespace) -> None:
             if result["unreadable"]:
                 print(f"  {result['unreadable']} questions left out: their gold answer cannot be read")
         if len(results) > 1:
-            print(f"{'mean of benchmarks':<42}{np.mean([result['accuracy'] for result in results.values()]):>9.1%}")
+            print(f"{'mean of benchmarks':<38}{np.mean([result['accuracy'] for result in results.values()]):>8.1%}")
         write(results)
 
 
-def read_benchmark(source: str, options: argparse.Namespace) -> tuple[list[Question], list[str]]:
+def questions_of(source: str | Source, options: argparse.Namespace) -> tuple[list[Question], list[str]]:
     """The questions that --limit leaves of a benchmark, and notes. Raises DataError for lines that cannot be used."""
-    questions, notes = read_data([source], skip_bad=options.skip_bad)
+    if isinstance(source, Source):
+        questions, notes = read_benchmark(source, skip_bad=options.skip_bad)
+    else:
+        questions, notes = read_data([source], skip_bad=options.skip_bad)
     kept, further = without_contradictions(questions[: options.limit], skip_bad=options.skip_bad)
     return kept, notes + further
+
+
+def samples_of(source: str | Source, options: argparse.Namespace) -> int:
+    """Completions of each question: --samples, or what the benchmark's papers have; 1 of greedy decoding."""
+    if options.samples is not None or options.temperature == 0:
+        return options.samples or 1
+    return source.benchmark.samples if isinstance(source, Source) else 1
 
 
 if __name__ == "__main__":

@@ -261,7 +261,7 @@ def sample(
     Where memory runs out, half as many questions are decoded at once from there on, and a warning says so.
 
     Raises ValueError where prompt and completion do not fit into the model's positions, and for a top-p that leaves
-    nothing to choose from.
+    nothing to choose from; torch.OutOfMemoryError where there is no room for the completions of one question.
     """
     if not 0 < top_p <= 1:
         raise ValueError(f"--top-p {top_p:g}: it must be above 0 and at most 1.")
@@ -294,10 +294,14 @@ def sample(
         part_keys = noise_keys[start * group_size : (start + groups) * group_size]
         try:
             decoded = decode(model, part, part_keys, sampling, keep_hidden=keep_hidden, progress=progress)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
             groups = min(groups, len(prompts) - start) // 2
             if groups == 0:
-                raise
+                raise torch.OutOfMemoryError(
+                    f"Out of memory with the completions of one question, {group_size} at once with up to "
+                    f"{longest + max_new_tokens} tokens each. Sample fewer of a question, lower --max-new-tokens, or "
+                    "take a smaller model."
+                ) from error
         else:
             repeated = [ids for ids in part for _ in range(group_size)]
             lengths, tokens, logps = decoded.lengths.tolist(), decoded.tokens.tolist(), decoded.logps.tolist()

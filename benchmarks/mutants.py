@@ -32,7 +32,7 @@ from mutations import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parent.parent
 
 TESTS: dict[str, list[str]] = {
-    "dagrpo.py": ["tests/test_dagrpo.py", "tests/test_independent_step.py"],
+    "dagrpo.py": ["tests/test_dagrpo.py", "tests/test_independent_step.py", "tests/harness/test_memory.py"],
     "scoring.py": ["tests/test_scoring.py", "tests/test_independent_step.py", "tests/test_rollout.py"],
     "rollout.py": ["tests/test_rollout.py", "tests/test_independent_step.py", "tests/test_anchors.py"],
     "anchors.py": ["tests/test_anchors.py", "tests/test_independent_step.py"],
@@ -53,13 +53,21 @@ TESTS: dict[str, list[str]] = {
     "scorers/tokens.py": ["tests/scorers/test_tokens.py", "tests/test_independent_step.py"],
     "scorers/judge.py": ["tests/scorers/test_judge.py"],
     "scorers/asking.py": ["tests/scorers/test_asking.py", "tests/scorers/test_judge.py"],
-    "harness/checkpoint.py": ["tests/harness/test_checkpoint.py", "tests/harness/test_runs.py"],
-    "harness/runs.py": ["tests/harness/test_runs.py"],
+    "harness/benchmarks.py": ["tests/harness/test_benchmarks.py"],
+    "harness/checkpoint.py": [
+        "tests/harness/test_checkpoint.py",
+        "tests/harness/test_memory.py",
+        "tests/harness/test_runs.py",
+    ],
+    "harness/memory.py": ["tests/harness/test_memory.py"],
+    "harness/runs.py": ["tests/harness/test_runs.py", "tests/harness/test_memory.py", "tests/harness/test_card.py"],
+    "harness/card.py": ["tests/harness/test_card.py"],
     "harness/config.py": ["tests/harness/test_config.py", "tests/test_independent_step.py"],
     "harness/report.py": ["tests/harness/test_report.py", "tests/test_dagrpo.py"],
     "harness/task.py": ["tests/harness/test_task.py", "tests/test_dagrpo.py"],
     "verify/extraction.py": ["tests/verify/test_extraction.py", "tests/verify/test_grading.py"],
     "verify/grading.py": ["tests/verify/test_grading.py"],
+    "verify/reading.py": ["tests/verify/test_reading.py"],
 }
 
 

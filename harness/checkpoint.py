@@ -40,6 +40,7 @@ class Trained(Protocol):
     tokenizer: PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
+    half_changed: bool
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ def copied(learner: Trained) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
         for moment, value in learner.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value.detach().to("cpu", copy=True)
     return weights, tensors
+
+
+def changes(learner: Trained) -> int:
+    """How often weights and moments were changed in place, as PyTorch counts; equal before and after: nothing was.
+
+    The count of a fused AdamW's weights stands still; that of its `step` goes up before they change.
+    """
+    moments = (value for state in learner.optimizer.state.values() for value in state.values())
+    tensors = (value for value in moments if isinstance(value, torch.Tensor))
+    return sum(value._version for value in (*learner.model.parameters(), *tensors))
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,9 @@ OF_EVALUATION = {
     "eval-samples": "it is --samples here.",
     "eval-temperature": "it is --temperature here.",
     "eval-data": "it is --data here.",
-    "benchmark": "it is --data here.",
-    "tasks": "it is --data here.",
+    "benchmark": "it is --bench here, for a file --data.",
+    "benchmarks": "it is --bench here, for files --data.",
+    "tasks": "it is --bench here, for files --data.",
     "num-questions": "it is --limit here.",
     "max-samples": "it is --limit here.",
     "batch-size": "not needed: as many completions are sampled at once as the memory holds.",
@@ -150,9 +151,19 @@ def one_sentence(program: str) -> Iterator[None]:
     except (
         DataError, ModelError, OSError, NotImplementedError, FloatingPointError, torch.OutOfMemoryError
     ) as error:  # fmt: skip
-        stop(f"{program}: {error}", 1)
+        stop(f"{program}: {told(error)}", 1)
     except KeyboardInterrupt as stopped:
         stop(f"{program}: {str(stopped) or 'interrupted.'}", 130)
+
+
+def told(error: Exception) -> str:
+    """What an error says with its notes; of PyTorch's page about a full GPU the first sentences, and what to do."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) and text.startswith("CUDA out of memory"):
+        needed = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        text = f"the GPU has no room{f' for another {needed[1]}' if needed else ''}. Does another program use it "
+        text += "(nvidia-smi)? If not, lower --max-new-tokens, or take a smaller model."
+    return " ".join([text, *getattr(error, "__notes__", [])])
 
 
 def stop(message: str, code: int) -> NoReturn:

@@ -1,7 +1,7 @@
 """The settings of a run: one dataclass, the rows of defaults of each method, their checks, and the command line.
 
-A setting comes from the first of these that has it: its flag, the row of METHODS, the run.json of the embedded example
-(where its model runs), the default of Config.
+A setting comes from the first of these that has it: its flag, the file of --recipe, the row of METHODS, the run.json of
+the embedded example (where its model runs), the default of Config.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 
 from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
 from harness.command import ConfigError as ConfigError  # a name that others import from here
+from harness.recipe import read_recipe
 from rollout import PromptStyle
 from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
 from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
@@ -96,6 +97,7 @@ class Config:
     """One run. Each field is a flag, `group_size` is --group-size; `configure` adds the defaults of METHODS."""
 
     model: str = flag("", "Hub name, local directory or .gguf file; without it the embedded example runs", group="what")
+    recipe: str = flag("", "TOML file of settings, such as those in recipes/; flags go before it")
     data: list[str] = flag([], "training questions: JSONL files or Hub sets, name[:split]")
     eval_data: list[str] = flag([], "held-out questions; without them --hold-out of --data are kept back")
     reward: list[str] = flag([], "file.py:function, from texts and questions to floats, in place of the verifier; of "
@@ -211,7 +213,7 @@ class Config:
         return Rectification(
             rule=self.rectify, scorer=self.scorer, threshold=self.resolved_threshold, scale=self.scale,
             temperature=self.temperature, per_token=self.loss_norm == "sequence",
-            gamma=self.gamma if self.anchor_objective == "shaped" else None,
+            gamma=self.gamma if self.anchor_objective == "shaped" else None, token_budget=self.token_budget,
         )
 # fmt: on
 
@@ -364,18 +366,20 @@ def check_ranges(config: Config) -> None:
 
 def settings_by_source(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings that are given, by where they come from; the later ones win. Raises ConfigError as `configure`."""
-    method = flags.get("method", "dagrpo")
+    recipe = read_recipe(flags["recipe"], Config) if flags.get("recipe") else {}
+    given = {**recipe, **flags}
+    method = given.get("method", "dagrpo")
     if method not in METHODS:
         raise ConfigError(f"--method {method}: it must be one of {', '.join(METHODS)}.")
-    model, data = flags.get("model"), flags.get("data")
+    model, data = given.get("model"), given.get("data")
     if data and not model:
         raise ConfigError(
             f"--data {data[0]} without --model: which model is to learn from it? A language model: add --model NAME. "
             "The embedded one, which knows nothing but its sums: add --model examples/arithmetic."
         )
-    if flags.get("eval_data") and "hold_out" in flags:
+    if given.get("eval_data") and "hold_out" in given:
         raise ConfigError(
-            f"--hold-out {flags['hold_out']}: with --eval-data nothing is held out of --data; leave one of them out."
+            f"--hold-out {given['hold_out']}: with --eval-data nothing is held out of --data; leave one of them out."
         )
     example: dict[str, Any] = {}
     if not model or Path(model).resolve() == EXAMPLE:
@@ -383,9 +387,10 @@ def settings_by_source(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
         example["model"] = str(EXAMPLE / example["model"])
         for name in ("data", "eval_data"):
             example[name] = [str(EXAMPLE / path) for path in example[name]]
-        if data and not flags.get("eval_data"):
+        if data and not given.get("eval_data"):
             del example["eval_data"]  # other questions are held out of themselves
-    return {"run.json": example, f"--method {method}": METHODS[method], "flags": flags}
+    by_recipe = {f"--recipe {flags['recipe']}": recipe} if recipe else {}
+    return {"run.json": example, f"--method {method}": METHODS[method], **by_recipe, "flags": flags}
 
 
 def configure(**flags: Any) -> Config:

@@ -123,6 +123,12 @@ def solve_metrics(rewards: torch.Tensor, right: float) -> dict[str, float]:
     }
 
 
+def reward_metrics(rounds: list[dict[str, list[float]]]) -> dict[str, float]:
+    """Mean of what each function of --reward gave, before its weight, over all rounds of sampling of a step."""
+    values = {name: [value for given in rounds for value in given[name]] for name in rounds[0]}
+    return {f"reward/{name}": sum(given) / len(given) for name, given in values.items()}
+
+
 def group_metrics(
     rewards: torch.Tensor,  # (P, G)
     rollouts: Rollouts,  # N rows

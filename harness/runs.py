@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import card
 from harness.checkpoint import (
     PART,
     Checkpoint,
@@ -57,6 +58,7 @@ class Run:
     out: Path
     resumed: Checkpoint | None = None
     keep: int = 1
+    config: Config = field(default_factory=Config)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False  # a signal asks the run to end after its step
     in_step: bool = False
@@ -140,9 +142,21 @@ class Run:
                     flush_file(path)
             write_checkpoint(whole, learner, weights, tensors, state)
             publish(whole / "model", self.out / "model")
+            self.describe(step)
             self.drop_old(step)
         except BaseException as error:  # of a full disk, say: told to the run at its next step
             self.failure = error
+
+    def describe(self, step: int) -> None:
+        """Write the card of the model after a step, beside its weights in the checkpoint and in model/.
+
+        No manifest lists it: it is written again when the model has been evaluated.
+        """
+        for folder in (self.out / "checkpoints" / f"step-{step}" / "model", self.out / "model"):
+            if folder.is_dir():
+                has_template = (folder / "chat_template.jinja").exists()
+                evaluations = records_of(self.out / "evaluations.jsonl")
+                write_whole(folder / card.NAME, card.model_card(self.config, evaluations, step, has_template))
 
     def drop_old(self, newest: int) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
@@ -154,10 +168,16 @@ class Run:
                 shutil.rmtree(path.rename(path.with_name(path.name + PART)))  # by that name no half of it is looked at
 
     def evaluated(self, step: int, result: dict[str, Any]) -> None:
-        """Remember the best held-out accuracy, or reward where nothing says what is right; of equal ones, the first."""
+        """Remember the best held-out accuracy, or reward where nothing says what is right; of equal ones, the first.
+
+        The card of the model says how it did.
+        """
         value = result["accuracy"] if "accuracy" in result else result["reward"]
         if step > 0 and (self.best is None or value > self.best[0]):
             self.best = (value, step)
+        if step > 0 and step in (self.start, self.saved):
+            self.wait()
+            self.describe(step)
 
     def bad_questions(self, sums: dict[str, float], questions: list[dict[str, Any]]) -> dict[str, list[str]]:
         """The questions of a step that was left out for a gradient that is not finite; counts such steps in a row."""
@@ -198,14 +218,19 @@ class Run:
 
     @contextmanager
     def saved_if_it_fails(self, step: int, learner: Trained, taken: int) -> Iterator[None]:
-        """Save the last whole step where what is inside raises: a reward function, say. Weights stay inside."""
+        """Save the last whole step where what is inside raises: a reward function, say, or a GPU without room.
+
+        Updates that were made inside are saved with it; not weights of which some have changed and some have not.
+        """
         generators = generators_of()
         try:
             yield
-        except Exception:
-            if step > 0:
+        except Exception as error:
+            if step > 0 and not learner.half_changed:
                 self.save(step, learner, taken, generators)
                 self.wait()
+            if self.saved > 0:
+                error.add_note(f"Saved after step {self.saved}; go on with: python dagrpo.py --resume {self.out}")
             raise
 
     @property
@@ -244,7 +269,7 @@ def open_run(config: Config) -> Iterator[Run]:
     begun = out.exists() and any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        run = Run(out, keep=config.keep)
+        run = Run(out, keep=config.keep, config=config)
         if config.resume:
             source = Path(config.resume)
             run.resumed, run.notes = newest(source)

@@ -18,7 +18,7 @@ from harness.checkpoint import records_of
 from harness.config import Config
 from harness.report import append_json, evaluation_line, say
 from harness.runs import Run
-from questions import DataError, OwnReward, Question, Reward, fitting, load_reward, read_data, split_questions
+from questions import DataError, Question, Reward, fitting, load_reward, read_data, split_questions
 from rollout import Rollouts, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
 from scoring import SCORERS
@@ -71,17 +71,11 @@ def distances_of(config: Config) -> Distances | None:
 
 
 def judged(task: Task, questions: list[Question], rollouts: Rollouts, rewards: torch.Tensor) -> Judged:
-    """The distances of a step's groups by the task's judge, if it has one; says what there is to say. (P, G)
-
-    With them come the metrics of what judges in this step: of the judge, and of each function of --reward.
-    """
+    """The distances of a step's groups by the task's judge, if it has one; says what there is to say. (P, G)"""
     found = of_differing_groups(task.distances, questions, rollouts.texts, rewards)
     for note in found.notes:
         say(note)
-    if not isinstance(task.reward, OwnReward) or bool(rollouts.anchor_mask.all()):  # then nothing was sampled
-        return found
-    means = {f"reward/{name}": mean for name, mean in task.reward.means.items()}
-    return replace(found, metrics={**found.metrics, **means})
+    return found
 
 
 def anchors_needed(config: Config) -> int:

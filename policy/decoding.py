@@ -10,6 +10,7 @@ R rows to a prompt.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -30,6 +31,7 @@ SHARED_PROMPT = 64  # tokens from which on rows read one copy of their prompt's 
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
 NOT_FINITE = "the model gives NaN: its weights are damaged, or a learning rate too high has made them so."
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
+CAPTURE_ERRORS = range(900, 910)  # cudaErrorStreamCapture...: CUDA's codes for what a capture does not allow
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,6 +278,8 @@ class FastSteps:
         width = prompt_mask.shape[1]
         self.copied_prompt = width if on_cuda or width < SHARED_PROMPT else 0
         capacity = self.copied_prompt + max_new_tokens
+        if on_cuda:
+            capacity += -capacity % 16  # else attention on CUDA copies the bias to such a width, in every layer
         self.prompts: list[PromptCache | None] = []
         self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer: keys and values, (N, K, L, D)
         for cached in cache.layers:
@@ -285,11 +289,13 @@ class FastSteps:
             padding_bias = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill(padding, -torch.inf)
             # A graph reads places that are not filled yet; their weight is 0, but 0 times garbage may not be 0.
             new_room = torch.zeros if on_cuda else torch.empty
-            room = new_room(2, self.rows, kv_heads, capacity, size, dtype=dtype, device=device)
+            # Each by itself: of two inputs that share memory and are written to, torch.compile makes one.
+            shape = (self.rows, kv_heads, capacity, size)
+            room = [new_room(shape, dtype=dtype, device=device) for _ in ("keys", "values")]
             self.caches.append((room[0], room[1]))
             if self.copied_prompt:
-                room[0, :, :, :width] = keys.repeat_interleave(group_size, dim=0)  # (P, ...) -> (N, ...)
-                room[1, :, :, :width] = values.repeat_interleave(group_size, dim=0)
+                room[0][:, :, :width] = keys.repeat_interleave(group_size, dim=0)  # (P, ...) -> (N, ...)
+                room[1][:, :, :width] = values.repeat_interleave(group_size, dim=0)
                 self.prompts.append(None)
             else:
                 slots = torch.arange(self.rows, device=device)
@@ -302,7 +308,7 @@ class FastSteps:
             self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
         self.kv_heads = kv_heads
         self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK  # for fewer, making one takes longer than it saves
-        self.pool = torch.cuda.graph_pool_handle() if on_cuda else None  # one for all graphs: only one runs at a time
+        self.memory: GraphMemory | None = None  # of all graphs, made with the first: only one runs at a time
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
     def __call__(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
@@ -315,11 +321,10 @@ class FastSteps:
         if (self.rows, places) not in self.graphs:
             step = functools.partial(self.step, places, decoder_layer)
             plain = functools.partial(self.step, places, decoder_layer.eager)
+            self.memory = self.memory or GraphMemory(tokens.device)
             try:
-                self.graphs[self.rows, places] = captured(self.pool, step, plain, *inputs)
-            except torch.OutOfMemoryError:
-                raise  # `rollout.sample` goes on with fewer rows
-            except RuntimeError as error:
+                self.graphs[self.rows, places] = captured(self.memory, step, plain, *inputs)
+            except NoGraphError as error:  # nothing else: a fault of the GPU would come back with every later call
                 self.use_graphs = False
                 warnings.warn(f"no CUDA graph could be made, decoding goes on without: {error}", stacklevel=2)
                 return plain(*inputs)
@@ -363,6 +368,7 @@ class FastSteps:
             self.bias = kept.view(-1, 1, self.bias.shape[2])
         self.rows, self.prompt_lengths = len(rows), self.prompt_lengths[rows]
         self.graphs.clear()  # their numbers of rows do not come back
+        self.memory = None  # PyTorch takes no pool again of which all graphs are gone
         live, self.group_of, counts = self.group_of[rows].unique_consecutive(return_inverse=True, return_counts=True)
         each = int(counts.max())
         first = counts.cumsum(0) - counts  # the first row of each prompt
@@ -373,25 +379,49 @@ class FastSteps:
                 self.prompts[number] = PromptCache(old.keys[live], old.values[live], bias, slots, each)
 
 
+class NoGraphError(RuntimeError):
+    """No CUDA graph can be made of a step, or the one that was made gives other values."""
+
+
+class GraphMemory:
+    """Where CUDA graphs keep what they compute: one pool, which graphs share that are captured on one stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+
+
 def captured(
-    pool: Any, step: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *inputs: torch.Tensor
+    memory: GraphMemory, step: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *inputs: torch.Tensor
 ) -> Callable[..., torch.Tensor]:
-    """`step` as a CUDA graph with memory from `pool`: all its kernels by one launch.
+    """`step` as a CUDA graph with memory from `memory`: all its kernels by one launch.
 
     To run `step` again on equal inputs must change nothing.
 
-    Raises RuntimeError where the graph gives other values than `plain`, the same without compiler and graph.
+    Raises NoGraphError where CUDA does not allow a part of the step in a graph, and where the graph gives other values
+    than `plain`, the same without compiler and graph. Whatever else fails, fails as it would without a graph.
     """
     expected = plain(*inputs)
     static = [tensor.clone() for tensor in inputs]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiles, and sets up libraries, which a capture must not do
-        step(*static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        result = step(*static)
+    graph, stream, current = torch.cuda.CUDAGraph(), memory.stream, torch.cuda.current_stream(expected.device)
+    stream.wait_stream(current)
+    # Not by `torch.cuda.graph`: it empties PyTorch's cache of memory each time, and stays on its stream after an error.
+    with torch.cuda.stream(stream):
+        step(*static)  # compiles, and sets up libraries, which a capture must not do
+        torch.cuda.synchronize()  # a fault of an earlier kernel shows here, and is not taken for one of the capture
+        try:
+            graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
+            try:
+                result = step(*static)
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # the capture has failed already; what made it fail is told
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        except torch.AcceleratorError as error:
+            if getattr(error, "error_code", None) not in CAPTURE_ERRORS:
+                raise
+            raise NoGraphError(str(error).strip().splitlines()[0]) from error
+    current.wait_stream(stream)
 
     def replay(*inputs: torch.Tensor) -> torch.Tensor:
         for kept, given in zip(static, inputs, strict=True):
@@ -400,7 +430,7 @@ def captured(
         return result.clone()
 
     if not torch.allclose(replay(*inputs), expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
-        raise RuntimeError("its values differ from those of the same step without it.")
+        raise NoGraphError("its values differ from those of the same step without it.")
     return replay
 
 

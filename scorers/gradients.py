@@ -21,7 +21,7 @@ from policy.model import autocast, hidden_states, text_config, vocabulary_gradie
 
 SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
 SKETCH_SEED = 0  # the sketch is the same in every step and every run
-ROW_TOKENS = 16_384  # padded tokens that `completion_states` runs through the model at a time
+ROW_TOKENS = 16_384  # padded tokens that go through the model at a time, where nobody says how many
 BATCH_ELEMENTS = 2**27  # floats that the narrow gradients of a whole batch share: 512 MB
 
 
@@ -59,6 +59,7 @@ class Measure:
     scorer: str = "gradient"  # or state
     temperature: float = 1.0
     metric: HeadMetric | None = None  # None: the plain inner product
+    row_tokens: int = ROW_TOKENS  # padded tokens that go through the model at a time: bounds memory, not the result
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def token_gradients(
     check_response_mask(sequences.response_mask)
     lengths = sequences.response_mask.sum(1).tolist()
     tokens = (sequences.input_ids, sequences.attention_mask, sequences.response_mask)
-    states = completion_states(model, *tokens, sequences.hidden or [None] * len(lengths))
+    kept = sequences.hidden or [None] * len(lengths)
+    states = completion_states(model, *tokens, kept, measure.row_tokens)
     targets = sequences.input_ids[sequences.response_mask].split(lengths)  # (N, T) -> N times (M,)
     for start in range(0, len(lengths), sequences.group_size):
         group = slice(start, start + sequences.group_size)
@@ -199,12 +201,13 @@ def completion_states(
     attention_mask: torch.Tensor,  # (N, T)
     response_mask: torch.Tensor,  # (N, T)
     kept: list[torch.Tensor | None],  # N times (M, H)
+    row_tokens: int = ROW_TOKENS,  # padded tokens at a time
 ) -> list[torch.Tensor]:  # N times (M, H)
     """The hidden states that predict each completion's tokens, in fp32; those not kept, by a forward pass."""
     assert len(kept) == len(input_ids), f"{len(kept)} hidden states for {len(input_ids)} completions"
     states = [None if state is None else state.float() for state in kept]
     missing = [i for i, state in enumerate(states) if state is None]
-    step = max(1, ROW_TOKENS // input_ids.shape[1])
+    step = max(1, row_tokens // input_ids.shape[1])
     for start in range(0, len(missing), step):
         rows = missing[start : start + step]
         with autocast(model):

@@ -97,8 +97,10 @@ def test_command_line_writes_every_answer(model, tokenizer, tmp_path, capsys):
             str(out),
         ]
     )
-    assert "avg@2" in capsys.readouterr().out
-    assert len(json.loads(out.read_text())[str(data)]["rows"]) == 3
+    line = capsys.readouterr().out.splitlines()[1].split()
+    result = json.loads(out.read_text())[str(data)]
+    assert line[:4] == ["small", "3", "2", f"{result['avg@2']:.1%}"]
+    assert len(result["rows"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,26 @@ def test_a_run_that_was_broken_off_ends_as_one_that_never_was(unbroken, tmp_path
     assert not list((tmp_path / "run").rglob("*.part"))
 
 
+def cards_of(out):
+    return {str(path.relative_to(out)): path.read_text() for path in out.rglob("README.md")}
+
+
+def test_a_resumed_run_has_the_cards_of_one_that_never_stopped(unbroken, tmp_path, monkeypatch):
+    """Step 4 is saved and then evaluated: a run that was broken off between the two has a card without the latter."""
+    broken_at(tmp_path / "run", 4, monkeypatch)
+    assert "after step 4" not in cards_of(tmp_path / "run")["model/README.md"]
+    resumed(tmp_path / "run")
+    assert cards_of(tmp_path / "run") == cards_of(unbroken) != {}
+
+
+def test_a_run_that_goes_on_in_another_folder_has_the_card_of_its_own_evaluation(tmp_path, monkeypatch):
+    broken_at(tmp_path / "run", 4, monkeypatch)
+    before = cards_of(tmp_path / "run")
+    resumed(tmp_path / "run", out=str(tmp_path / "other"), steps=4)
+    assert "after step 4 |" in cards_of(tmp_path / "other")["model/README.md"]
+    assert cards_of(tmp_path / "run") == before, "the files of the first folder are linked, and stay as they are"
+
+
 def test_every_method_that_draws_or_remembers_something_resumes_to_the_bit(tmp_path, monkeypatch):
     """Anchors, the start model as reference, several updates, resampling, and the metric of the optimizer."""
     changes = {"anchors": "data", "kl": 0.1, "updates": 3, "epochs": 2, "resample": 2, "rectify": "batch",
@@ -467,34 +487,6 @@ def test_a_reward_that_raises_costs_no_step(unbroken, tmp_path, monkeypatch):
     assert checkpoint.newest(tmp_path / "run")[0].step == 3
     resumed(tmp_path / "run")
     assert left_by(tmp_path / "run") == left_by(unbroken)
-
-
-def test_out_of_memory_halves_the_micro_batches_and_says_so_once(tmp_path, monkeypatch, capsys):
-    """The gradient is taken again from its beginning: nothing counts twice."""
-    dagrpo.train(settings(tmp_path / "plain", steps=2, token_budget=4096))
-    plain = rollout.token_logps
-
-    def small_gpu(model, input_ids, *rest, **options):
-        if torch.is_grad_enabled() and input_ids.numel() > 200:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(model, input_ids, *rest, **options)
-
-    monkeypatch.setattr(rollout, "token_logps", small_gpu)
-    dagrpo.train(settings(tmp_path / "run", steps=2, token_budget=4096))
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Out of memory")]
-    assert 1 <= len(said) == len(set(said)) and "--token-budget 2048 in place of 4096" in said[0]
-    ours, theirs = (rollout.load(str(tmp_path / name / "model"))[0] for name in ("run", "plain"))
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_out_of_memory_with_one_completion_at_a_time_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
-    def no_room(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(dagrpo, "policy_loss", no_room)
-    with pytest.raises(torch.OutOfMemoryError, match=r"one completion at a time .* Try --checkpointing"):
-        dagrpo.train(settings(tmp_path / "run"))
 
 
 def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one(tmp_path, monkeypatch):
