@@ -22,25 +22,32 @@ FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFO
 FSDP += ["--fsdp_state_dict_type", "FULL_STATE_DICT"]
 
 
-def run(out: Path, processes: int, launch: list[str] | None = None, **options: Any) -> tuple[dict, list[dict]]:
-    """Weights and batches of a run of 24 completions a step."""
-    out.mkdir()
-    settings = {"num_generations": 8, "per_device_train_batch_size": 8 // processes, "gradient_accumulation_steps": 3}
-    settings |= {"out": str(out), "learning_rate": 1e-4, "hard_below": 0.5, **options}
+LORA = {"rectify": "threshold", "lora": True}
+Run = tuple[dict[str, torch.Tensor], list[dict[str, Any]]]  # weights and batches
+
+
+def run(folder: Path, processes: int, launch: list[str], **runs: dict[str, Any]) -> dict[str, Run]:
+    """Runs of 24 completions a step, by name, one after the other on the same processes."""
+    settings: dict[str, Any] = {"num_generations": 8, "learning_rate": 1e-4, "hard_below": 0.5}
+    settings |= {"per_device_train_batch_size": 8 // processes, "gradient_accumulation_steps": 3}
+    listed = []
+    for name, options in runs.items():
+        (folder / name).mkdir()
+        listed.append({**settings, "out": str(folder / name), **options})
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "accelerate.commands.launch", *(launch or ["--multi_gpu"]), "--num_machines", "1"]
-        command += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["-m", "accelerate.commands.launch", *launch, "--num_processes", str(processes)]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         command += ["--main_process_port", "0", "--num_cpu_threads_per_process", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     ended = subprocess.run(
-        [*command, str(WORKER), json.dumps(settings)], env=environment, capture_output=True, text=True, timeout=900
+        [*command, str(WORKER), json.dumps(listed)], env=environment, capture_output=True, text=True, timeout=1200
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    return torch.load(out / "weights.pt"), torch.load(out / "batches.pt")
+    return {name: (torch.load(folder / name / "weights.pt"), torch.load(folder / name / "batches.pt")) for name in runs}
 
 
-def check_equal(one: tuple[dict, list[dict]], other: tuple[dict, list[dict]]) -> None:
+def check_equal(one: Run, other: Run) -> None:
     """The masks of every batch are equal, and the weights are but for rounding."""
     assert len(one[1]) == len(other[1]) == 3
     for mine, theirs in zip(one[1], other[1], strict=True):
@@ -54,28 +61,25 @@ def check_equal(one: tuple[dict, list[dict]], other: tuple[dict, list[dict]]) ->
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone") / "run", 1, rectify="group")
+    pytest.importorskip("peft")
+    return run(tmp_path_factory.mktemp("alone"), 1, [], group={"rectify": "group"}, lora=LORA)
 
 
 def test_the_runs_have_what_is_to_be_compared(alone):
-    assert any(not bool(batch["pair_mask"].all()) for batch in alone[1])
-    assert any(any(batch["is_anchor"]) for batch in alone[1])
+    for _, batches in alone.values():
+        assert any(not bool(batch["pair_mask"].all()) for batch in batches)
+    assert any(any(batch["is_anchor"]) for batch in alone["group"][1])
+    assert any("lora_A" in name for name in alone["lora"][0])
 
 
-def test_two_processes_mask_and_learn_as_one(alone, tmp_path):
-    check_equal(alone, run(tmp_path / "run", 2, rectify="group"))
+def test_two_processes_mask_and_learn_as_one_with_and_without_an_adapter(alone, tmp_path):
+    both = run(tmp_path, 2, ["--multi_gpu"], group={"rectify": "group"}, lora=LORA)
+    for name, found in both.items():
+        check_equal(alone[name], found)
 
 
 def test_two_processes_that_share_the_weights_mask_and_learn_as_one(alone, tmp_path):
     """FSDP 2: the head is gathered, 272 × 128 floats, and from the second step on AdamW's two moments of it."""
-    shared = run(tmp_path / "run", 2, FSDP, rectify="group")
-    check_equal(alone, shared)
+    shared = run(tmp_path, 2, FSDP, group={"rectify": "group"})["group"]
+    check_equal(alone["group"], shared)
     assert [batch["bytes"] for batch in shared[1]] == [[4.0 * 272 * 128], [12.0 * 272 * 128], [12.0 * 272 * 128]]
-
-
-def test_an_adapter_is_judged_by_the_base_models_head_on_one_process_and_on_two(tmp_path):
-    pytest.importorskip("peft")
-    one = run(tmp_path / "one", 1, rectify="threshold", lora=True)
-    check_equal(one, run(tmp_path / "two", 2, rectify="threshold", lora=True))
-    assert any(not bool(batch["pair_mask"].all()) for batch in one[1])
-    assert any("lora_A" in name for name in one[0])

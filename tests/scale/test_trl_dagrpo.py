@@ -170,6 +170,24 @@ def test_the_divergence_counts_what_the_policy_has_sampled(tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
+    """With moments of AdamW in the masks, and anchors: both go on where they were."""
+    questions = questions_of_example(16)
+    solutions = anchors.load(questions, joining=questions, tokenizer=TOKENIZER, max_new_tokens=160)
+    options = {"rectify": "group", "hard_below": 0.25, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    runs = []
+    for name in ("unbroken", "resumed"):
+        trainer = new(
+            DaGRPOTrainer, settings(tmp_path / name, **options), rows(questions), reward_funcs=arbitrary,
+            questions=questions, anchors=solutions,
+        )  # fmt: skip
+        start = str(tmp_path / "unbroken" / "checkpoint-2") if name == "resumed" else None
+        trainer.train(resume_from_checkpoint=start)
+        assert trainer.state.global_step == 4
+        runs.append(trainer.model.state_dict())
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
 # ---------------------------------------------------------------------------------------------------------------------

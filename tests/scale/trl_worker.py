@@ -1,8 +1,8 @@
-"""One process of a run over several: three steps on completions that are the same on any number of processes.
+"""One process of runs over several: three steps on completions that are the same on any number of processes.
 
-    accelerate launch ... tests/scale/trl_worker.py '{"out": FOLDER, settings of DaGRPOConfig...}'
+    accelerate launch ... tests/scale/trl_worker.py '[{"out": FOLDER, settings of DaGRPOConfig...}, ...]'
 
-The first process writes weights.pt, and batches.pt: of each batch the rewards, masks, advantages and metrics.
+The first process writes weights.pt, and batches.pt: of each batch rewards, masks, advantages, and the head's bytes.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ def let_fsdp_run_on_a_cpu() -> None:
 def run(options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     out, lora = Path(options.pop("out")), options.pop("lora", False)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        let_fsdp_run_on_a_cpu()
     questions, size = questions_of_example(9), options["num_generations"]
     dataset = rows(questions)
     canned = completions_of(dataset["prompt"], size)
@@ -93,8 +91,11 @@ def run(options: dict[str, Any]) -> None:
     if trainer.accelerator.is_main_process:
         torch.save({name: value.cpu() for name, value in weights.items()}, out / "weights.pt")
         torch.save(batches, out / "batches.pt")
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    run(json.loads(sys.argv[1]))
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        let_fsdp_run_on_a_cpu()
+    for options in json.loads(sys.argv[1]):
+        run(options)
+    accelerate.PartialState().destroy_process_group()
