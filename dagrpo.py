@@ -92,6 +92,7 @@ from policy import lora
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
+from policy.optimizer import new_optimizer
 from questions import Question, Reward, Stream, given_by_functions, overlong_penalty, prompt_of
 from rollout import Rollouts
 
@@ -542,14 +543,9 @@ def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) ->
         reference = copy.deepcopy(model)
         if resumed:
             reference, _ = rollout.load(config.model, config.device or None, trust_remote_code=code)
+            lora.merge(reference)
         reference.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=config.learning_rate,
-        betas=(config.beta1, 0.999),
-        weight_decay=config.weight_decay,
-        fused=model.device.type == "cuda",  # otherwise a copy of all states would be made at every step
-    )
+    optimizer = new_optimizer(model, config.adamw)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / max(1, config.warmup)))
     learner = Learner(model, tokenizer, reference, optimizer, schedule)
     if resumed:

@@ -32,7 +32,12 @@ from mutations import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parent.parent
 
 TESTS: dict[str, list[str]] = {
-    "dagrpo.py": ["tests/test_dagrpo.py", "tests/test_independent_step.py", "tests/harness/test_memory.py"],
+    "dagrpo.py": [
+        "tests/test_dagrpo.py",
+        "tests/test_independent_step.py",
+        "tests/harness/test_memory.py",
+        "tests/harness/test_lora_runs.py",
+    ],
     "scoring.py": ["tests/test_scoring.py", "tests/test_independent_step.py", "tests/test_rollout.py"],
     "rollout.py": ["tests/test_rollout.py", "tests/test_independent_step.py", "tests/test_anchors.py"],
     "anchors.py": ["tests/test_anchors.py", "tests/test_independent_step.py"],
@@ -45,6 +50,7 @@ TESTS: dict[str, list[str]] = {
     "policy/decoding.py": ["tests/policy/test_decoding.py", "tests/test_rollout.py", "tests/policy/test_lora.py"],
     "policy/graphs.py": ["tests/policy/test_graphs.py"],
     "policy/lora.py": ["tests/policy/test_lora.py", "tests/harness/test_lora_runs.py"],
+    "policy/optimizer.py": ["tests/policy/test_optimizer.py", "tests/harness/test_lora_runs.py"],
     "policy/logprobs.py": ["tests/policy/test_logprobs.py", "tests/test_independent_step.py"],
     "policy/model.py": [
         "tests/policy/test_model.py",

@@ -32,9 +32,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy.lora import adapter_state, has_adapter, save_adapter, save_merged
+from policy.optimizer import restore_state, state_tensors
 
 PART = ".part"  # ends the names of what is being written
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Trained(Protocol):
@@ -88,8 +88,8 @@ def copied(learner: Trained) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
         weights[name] = copies[place]
     tensors = {}
     for name, parameter in learner.model.named_parameters():
-        for moment, value in learner.optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value.detach().to("cpu", copy=True)
+        for moment, value in state_tensors(learner.optimizer, parameter).items():
+            tensors[f"{moment}.{name}"] = value.to("cpu", copy=True)
     return weights, tensors
 
 
@@ -158,13 +158,13 @@ def write_checkpoint(
 def restore(learner: Trained, checkpoint: Checkpoint) -> None:
     """Put optimizer, schedule and random generators where the checkpoint has them; the model was loaded from it."""
     tensors, state = load_file(checkpoint.path / "optimizer.safetensors"), checkpoint.state
-    parameters = dict(learner.model.named_parameters())
-    for name, parameter in parameters.items():
-        moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
-        for moment, value in moments.items():
-            on_device = moment != "step" or learner.optimizer.param_groups[0].get("fused")
-            value = value.to(parameter.device) if on_device else value
-            learner.optimizer.state[parameter][moment] = value.clone()  # out of the file's memory
+    kept: dict[str, dict[str, torch.Tensor]] = {}  # by parameter
+    for key, value in tensors.items():
+        moment, _, name = key.partition(".")
+        kept.setdefault(name, {})[moment] = value
+    for name, parameter in learner.model.named_parameters():
+        if name in kept:
+            restore_state(learner.optimizer, parameter, kept[name])
     schedule = learner.schedule.state_dict()
     learner.schedule.load_state_dict({**schedule, "last_epoch": state["updates"], "_step_count": state["updates"] + 1})
     for group, first, rate in zip(

@@ -113,6 +113,7 @@ OF_TRAINING = {
     "lora-target-modules": "it is --lora-targets here.",
     "target-modules": "it is --lora-targets here.",
     "qlora": "not here: weights are fp32; --lora RANK trains an adapter beside them.",
+    "optim": "it is --optimizer here: adamw, or adamw8bit.",
     "bf16": PRECISION,
     "fp16": PRECISION,
     "dtype": PRECISION,

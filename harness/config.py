@@ -24,7 +24,8 @@ from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
 from harness.command import ConfigError as ConfigError  # a name that others import from here
 from harness.prompting import Contents, arguments_of, contents_of, contents_of_record
 from harness.recipe import read_recipe
-from policy.lora import Adapter, check_package
+from policy.lora import Adapter, check_peft
+from policy.optimizer import KINDS, AdamW, check_optimizer
 from rollout import PromptStyle
 from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
 from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
@@ -164,6 +165,8 @@ class Config:
     updates: int = flag(1, "optimizer steps per batch, each on a share of it; clipping acts from the second on",
                         least=1)
     epochs: int = flag(1, "times that a batch is gone through; clipping acts from the second on", least=1)
+    optimizer: str = flag("adamw", "moments in fp32, or in 8 bits (adamw8bit): a quarter of their memory; needs "
+                          "bitsandbytes", choices=KINDS)
     learning_rate: float = flag(1e-6, "of AdamW, constant after the warm-up", least=0)
     beta1: float = flag(0.9, "of AdamW: the share of a step that comes from earlier gradients", least=0, most=0.999)
     warmup: int = flag(10, "optimizer steps to reach the learning rate: early gradients are noisy", least=0)
@@ -227,6 +230,10 @@ class Config:
     @property
     def adapter(self) -> Adapter:
         return Adapter(self.lora, self.lora_alpha, tuple(self.lora_targets))
+
+    @property
+    def adamw(self) -> AdamW:
+        return AdamW(self.optimizer, self.learning_rate, self.beta1, self.weight_decay)
 
     @property
     def prompt_style(self) -> PromptStyle:
@@ -450,7 +457,8 @@ def configure(**flags: Any) -> Config:
 def check_packages(config: Config) -> None:
     """Raise ModelError for a package that a setting needs and that is missing."""
     if config.lora:
-        check_package(f"--lora {config.lora}")
+        check_peft(f"--lora {config.lora}")
+    check_optimizer(config.optimizer)
 
 
 # Flags that change nothing where something else is so: (flags, is it so, why).

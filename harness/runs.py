@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing", "track",
     "merge",
 )  # fmt: skip
+OF_CHECKPOINTS = ("lora", "lora_alpha", "lora_targets", "optimizer")  # what they hold is of this kind alone
 LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -387,11 +388,13 @@ def clean(out: Path, step: int) -> None:
 def resumed_config(flags: dict[str, Any]) -> Config:
     """The settings of the run that --resume names, with those flags changed that only say how long or how often.
 
-    Raises ConfigError for a folder without a run, and for any other change, unless --force.
+    Raises ConfigError for a folder without a run, and for any other change, unless --force; for one of what
+    checkpoints hold, also then.
     """
     folder = Path(flags["resume"])
     try:
-        kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        # A run of an earlier version does not know all settings.
+        kept = {**asdict(Config()), **json.loads((folder / "config.json").read_text(encoding="utf-8"))}
         contents = changed_contents(kept.get("prompt_contents"), flags)
         config = Config(**{**kept, "out": str(folder), **flags, "prompt_contents": contents})
     except FileNotFoundError:
@@ -407,6 +410,12 @@ def resumed_config(flags: dict[str, Any]) -> Config:
             f"--resume {folder}: --method {flags['method']} stands for many settings, and this run has those of "
             f"{kept['method']}. Begin a new run, from --model {folder}/model if you like."
         )
+    for name in OF_CHECKPOINTS:
+        if flags.get(name, kept[name]) != kept[name]:
+            raise ConfigError(
+                f"--resume {folder}: {flag_name(name)} {shown(kept[name])} -> {shown(flags[name])}: its checkpoints "
+                f"hold no such thing to go on from. Begin a new run, from --model {folder}/model if you like."
+            )
     changed = [
         f"{flag_name(name)} {shown(kept[name])} -> {shown(value)}"
         for name, value in flags.items()

@@ -49,7 +49,7 @@ class Adapter:
     targets: tuple[str, ...] = ()  # last names of linear maps, such as q_proj; none: all but the head
 
 
-def check_package(what: str) -> None:
+def check_peft(what: str) -> None:
     """Raise ModelError, which begins with `what`, where peft is missing."""
     if importlib.util.find_spec("peft") is None:
         raise ModelError(f"{what}: to use an adapter (LoRA), run: pip install peft")
@@ -83,7 +83,7 @@ def add(model: PreTrainedModel, base: str, adapter: Adapter) -> None:
 
     Raises ModelError where peft is missing, or for a target that is no linear map of the model.
     """
-    check_package(f"--lora {adapter.rank}")
+    check_peft(f"--lora {adapter.rank}")
     from peft import LoraConfig, inject_adapter_in_model
 
     names = linear_maps(model)
@@ -234,7 +234,7 @@ def base_of(folder: Path, named_so: str) -> str:
 
 def settings_of(folder: Path, named_so: str) -> dict[str, Any]:
     """The fields of adapter_config.json that are read here. Raises ModelError for an adapter of another kind."""
-    check_package(named_so)
+    check_peft(named_so)
     from peft import LoraConfig
 
     try:

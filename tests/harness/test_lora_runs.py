@@ -1,4 +1,4 @@
-"""Runs with --lora: resuming to the bit, what lies in their folders, and measuring them."""
+"""Runs with --lora or 8-bit moments: resuming to the bit, what lies in their folders, and measuring them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from test_runs import broken_at, left_by, lines_of, resumed, settings
 
 import dagrpo
 import evaluate
+from harness import runs
 from harness.config import EXAMPLE, ConfigError, configure
 from policy.lora import adapter_state, has_adapter
 from policy.model import ModelError, load
@@ -39,6 +40,16 @@ def test_a_run_with_an_adapter_resumes_to_the_bit(unbroken, tmp_path, monkeypatc
     records = lines_of(unbroken / "metrics.jsonl")
     assert records[1]["kl"] == 0 and records[-1]["kl"] > 0
     assert all(record["sampler_gap"] < 1e-5 for record in records if "step" in record)
+
+
+def test_a_run_with_8_bit_moments_resumes_to_the_bit(tmp_path, monkeypatch):
+    """Pairs are judged by the moments, so that these are read too."""
+    pytest.importorskip("bitsandbytes")
+    changes = {"optimizer": "adamw8bit", "rectify": "batch", "metric": "optimizer", "steps": 4}
+    dagrpo.train(settings(tmp_path / "unbroken", **changes))
+    broken_at(tmp_path / "run", 3, monkeypatch, **changes)
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(tmp_path / "unbroken")
 
 
 def test_checkpoints_are_the_adapter_and_the_model_of_the_run_is_merged(unbroken):
@@ -85,13 +96,34 @@ def test_merging_may_begin_when_a_run_is_resumed(tmp_path):
 
 
 def test_a_run_may_begin_from_the_adapter_of_another(tmp_path):
-    """Then all weights are trained, and the checkpoints are whole; another adapter is refused, and a word says why."""
+    """Then all weights are trained, and the checkpoints are whole; another adapter is refused, and a word says why.
+
+    Resumed, the reference of --kl is the start model to the bit, as it was made of base and adapter.
+    """
     dagrpo.train(settings(tmp_path / "first", lora=2, steps=1))
     start = str(tmp_path / "first" / "model")
-    dagrpo.train(settings(tmp_path / "second", steps=1, model=start))
-    assert (tmp_path / "second" / "model" / "model.safetensors").exists()
+    few = {"model": start, "kl": 10.0, "max_new_tokens": 20, "eval_every": 1}
+    dagrpo.train(settings(tmp_path / "second", steps=2, **few))
+    dagrpo.train(settings(tmp_path / "broken", steps=1, **few))
+    resumed(tmp_path / "broken", steps=2)
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("second", "broken")]
+    assert weights[0] == weights[1]
     with pytest.raises(ModelError, match="is an adapter already"):
         dagrpo.train(settings(tmp_path / "third", steps=1, model=start, lora=2))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [({"lora": 4}, "--lora 2 -> 4"), ({"lora_targets": ["q_proj"]}, "--lora-targets  -> q_proj"),
+     ({"optimizer": "adamw8bit"}, "--optimizer adamw -> adamw8bit")],
+)  # fmt: skip
+def test_a_resumed_run_keeps_the_kind_of_its_checkpoints_also_with_force(tmp_path, flags, message):
+    config = {**vars(settings(tmp_path / "run", lora=2)), "force": False}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert runs.resumed_config({"resume": str(tmp_path / "run"), "lora": 2}).lora == 2
+    with pytest.raises(ConfigError, match=f"{message}: its checkpoints hold no such thing"):
+        runs.resumed_config({"resume": str(tmp_path / "run"), "force": True, **flags})
 
 
 def test_a_base_that_is_gone_ends_the_program_in_a_sentence(tmp_path, capsys):

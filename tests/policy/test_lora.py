@@ -11,6 +11,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, config_of, model_of
 from conftest import random_model, small_rollouts
+from safetensors.torch import load_file, save_file
 
 import dagrpo
 import rollout
@@ -266,9 +267,12 @@ def test_what_is_saved_loads_as_it_was_with_its_base_and_can_be_trained_on(saved
 
 
 def test_peft_reads_what_is_saved(saved):
+    """The names of tensors are those that it writes itself."""
     from peft import AutoPeftModelForCausalLM
 
     folder, model = saved
+    names = set(load_file(folder / "adapter_model.safetensors"))
+    assert "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight" in names and len(names) == 28
     found = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert torch.equal(found(IDS).logits, model(IDS).logits)
 
@@ -311,10 +315,32 @@ def test_a_merged_model_has_the_adapter_of_the_copy_and_not_what_is_trained_mean
 def test_the_same_adapter_gives_the_same_files(saved, tmp_path):
     """The names of targets are a set in peft, whose order is another in each process."""
     folder, model = saved
-    model.peft_config["default"].target_modules = set(reversed(sorted(model.peft_config["default"].target_modules)))
+    targets = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert targets == sorted(targets) and len(targets) == 7
     lora.save_adapter(model, lora.adapter_state(model), tmp_path / "again")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_the_path_of_the_base_is_kept_whole(base, monkeypatch):
+    """A relative one would lead elsewhere from another folder. A name of the Hub stays a name."""
+    monkeypatch.chdir(base.parent)
+    for given, kept in (("base", str(base)), ("owner/name", "owner/name")):
+        model = random_model()
+        lora.add(model, given, lora.Adapter(2))
+        assert model.peft_config["default"].base_model_name_or_path == kept
+
+
+def test_a_whole_model_beside_an_adapters_file_is_that_model(saved):
+    folder, _ = saved
+    assert lora.is_adapter(str(folder))
+    random_model().save_pretrained(folder)
+    assert not lora.is_adapter(str(folder))
+
+
+def without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file(dict(list(tensors.items())[1:]), folder / "adapter_model.safetensors")
 
 
 def changed(**fields):
@@ -353,6 +379,7 @@ def test_an_adapter_that_cannot_be_used_is_refused_before_anything_is_loaded(sav
 LATE = [
     (changed(target_modules=["q_proj"]), "its adapter is not of the model .*: model.layers.0.* is not in that model"),
     (changed(target_modules=["q_proj", "lm_head"], exclude_modules=None), "its adapter is not of the model"),
+    (without_a_tensor, r"its adapter is not of the model .*lora_A.default.weight is missing"),
     (changed(r=5), r"its adapter cannot be read \(RuntimeError"),
     (changed(target_modules=["wombat"]), r"its adapter cannot be read \(\w+Error: Target modules"),
 ]
