@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     logging,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -82,6 +84,7 @@ def load(
         # Packed weights cannot be trained: they are unpacked once, here.
         source, options = str(path.parent), {"gguf_file": path.name}
         weights = {"quantization_config": GgufConfig(dequantize=True)}
+        modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=None)  # its bar knows no switch
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with named(named_so):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
