@@ -158,7 +158,7 @@ def test_settings_in_backticks_are_accepted():
     for path in PAGES:
         for setting in set(re.findall(r"`(--[a-z][a-z0-9-]+ [\w.]+)`", path.read_text(encoding="utf-8"))):
             flag = setting.split()[0]
-            if flag in ("--against", "--side", "--mean", "--model", "--reward", "--only", "--judge-model"):
+            if flag in ("--against", "--bench", "--side", "--mean", "--model", "--reward", "--only", "--judge-model"):
                 continue
             tried += 1
             try:
