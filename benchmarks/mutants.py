@@ -42,6 +42,7 @@ TESTS: dict[str, list[str]] = {
     "policy/checks.py": ["tests/policy/test_checks.py"],
     "policy/compiling.py": ["tests/policy/test_compiling.py"],
     "policy/decoding.py": ["tests/policy/test_decoding.py", "tests/test_rollout.py"],
+    "policy/refilling.py": ["tests/policy/test_refilling.py"],
     "policy/logprobs.py": ["tests/policy/test_logprobs.py", "tests/test_independent_step.py"],
     "policy/model.py": [
         "tests/policy/test_model.py",
