@@ -146,28 +146,44 @@ def insert(
     earned = rewards.tolist()
     placed: list[Completion] = []
 
-    def place(p: int, g: int, solution: list[int], reward: float) -> None:
-        """Completion g of question p is the next anchor."""
+    places = placements(
+        rewards, questions, anchors, count=count, hard_below=hard_below, every_group=every_group, rng=rng, right=right
+    )
+    for p, g, (solution, reward) in places:
         of_prompt = rollouts.attention_mask[p * size] & ~rollouts.response_mask[p * size]
         prompt = rollouts.input_ids[p * size][of_prompt].tolist()
         rows[p][g : g + 1], earned[p][g : g + 1] = [len(rollouts.texts) + len(placed)], [reward]
         placed.append(Completion(prompt, solution, is_anchor=True))
-
-    waits = is_hard(rewards, right, hard_below).cpu() & anchors.cover(questions)  # (6)
-    for p, question in enumerate(questions):
-        available = anchors.available(question)
-        if every_group:
-            for solution, reward in rng.sample(available, count):
-                place(p, len(rows[p]), solution, reward)
-        elif waits[p]:
-            failing = (rewards[p] < right).nonzero().flatten().tolist()
-            chosen = rng.sample(available, min(count, len(failing), len(available)))
-            for g, (solution, reward) in zip(failing[len(failing) - len(chosen) :], chosen, strict=True):
-                place(p, g, solution, reward)
     if not placed:
         return rollouts, rewards
     record = combined(rollouts, assemble(model, tokenizer, placed, 1), [row for group in rows for row in group])
     return replace(record, group_size=len(rows[0])), torch.tensor(earned, device=rewards.device)
+
+
+def placements(
+    rewards: torch.Tensor,  # (P, G)
+    questions: list[Question],  # P questions
+    anchors: Anchors,
+    *,
+    count: int,
+    hard_below: float,
+    every_group: bool,
+    rng: random.Random,
+    right: float = 1.0,
+) -> list[tuple[int, int, Solution]]:
+    """Which solution becomes completion g of question p, for all of them in order: (p, g, solution). As `insert`."""
+    size = rewards.shape[1]
+    places: list[tuple[int, int, Solution]] = []
+    waits = is_hard(rewards, right, hard_below).cpu() & anchors.cover(questions)  # (6)
+    for p, question in enumerate(questions):
+        available = anchors.available(question)
+        if every_group:
+            places += [(p, size + n, solution) for n, solution in enumerate(rng.sample(available, count))]
+        elif waits[p]:
+            failing = (rewards[p] < right).nonzero().flatten().tolist()
+            chosen = rng.sample(available, min(count, len(failing), len(available)))
+            places += [(p, g, s) for g, s in zip(failing[len(failing) - len(chosen) :], chosen, strict=True)]
+    return places
 
 
 def only(

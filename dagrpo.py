@@ -61,6 +61,8 @@ project's reading of the first. Known deviations:
 
 from __future__ import annotations
 
+import harness.signals  # noqa: F401  # isort: skip  (first: Ctrl-C while PyTorch is imported)
+
 import copy
 import math
 import random
@@ -68,6 +70,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,15 +82,18 @@ import scoring
 from evaluate import comparison_table
 from harness import checkpoint, report
 from harness.command import one_sentence
-from harness.config import Config, check_effects, configure, not_defaults, parse
-from harness.report import progress, say, timed
+from harness.config import Config, check_effects, check_packages, configure, not_defaults, parse
+from harness.memory import with_room
+from harness.report import progress, say, tell, timed
 from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from harness.tracking import tracked
+from policy import lora
 from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
-from questions import Question, Reward, Stream, overlong_penalty, prompt_of
+from policy.optimizer import new_optimizer
+from questions import Question, Reward, Stream, given_by_functions, overlong_penalty, prompt_of
 from rollout import Rollouts
 
 
@@ -112,29 +118,27 @@ def train(config: Config) -> dict[str, Any]:
         for step in run.steps(config.steps):
             seconds = run.seconds_of_saving()
 
-            # Steps 1 to 3 of the algorithm: sample, reward, and bring anchors into hard groups.
+            # Where it fails, the step before it is saved: all that may be lost is this one.
             with run.saved_if_it_fails(step - 1, learner, stream.taken):
+                # Steps 1 to 3 of the algorithm: sample, reward, and bring anchors into hard groups.
                 batch = collect(learner, task, stream, config, step, seconds)
                 with timed(seconds, "score", learner.model):
                     by_judge = judged(task, batch.questions, batch.rollouts, batch.rewards)
 
-            # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
-            with timed(seconds, "score", learner.model):
-                rectified = scoring.rectify(
-                    learner.model, batch.rollouts, batch.rewards, config.rectification, by_judge.distances,
-                    head_metric(learner, batch.rollouts, config),
-                )  # fmt: skip
-                if not config.rollouts:  # an anchor alone has nothing to be compared with: it is imitated
-                    rectified = replace(rectified, advantages=torch.ones_like(batch.rewards))
-                batch = replace(batch, rollouts=batch.rollouts.without_hidden())  # their memory is the update's now
+                # Steps 4 and 5: mask pairs that are not distinct, and take the advantages from the rest.
+                with timed(seconds, "score", learner.model):
+                    tokens = batch.rollouts.attention_mask.sum(1)
+                    scored = partial(rectified_batch, learner, batch, by_judge.distances, config)
+                    rectified = with_room(config, tokens, scored)
+                    batch = replace(batch, rollouts=batch.rollouts.without_hidden())  # their memory is the update's now
 
-            # Steps 6 and 7: completions without advantage are left out, unless a KL or entropy term needs them.
-            with timed(seconds, "train", learner.model):
-                trained = rectified.has_advantage
-                if config.kl or config.entropy_bonus:
-                    trained = torch.ones_like(trained)
-                label, advantages = f"step {step}: update", rectified.token_advantages
-                sums = update(learner, batch.rollouts, advantages, trained, config, label)
+                # Steps 6 and 7: completions without advantage are left out, unless a KL or entropy term needs them.
+                with timed(seconds, "train", learner.model):
+                    trained = rectified.has_advantage
+                    if config.kl or config.entropy_bonus:
+                        trained = torch.ones_like(trained)
+                    label, advantages = f"step {step}: update", rectified.token_advantages
+                    sums = update(learner, batch.rollouts, advantages, trained, config, label)
 
             record = {
                 "step": step,
@@ -150,7 +154,7 @@ def train(config: Config) -> dict[str, Any]:
             report.write_samples(
                 run.out / "samples.jsonl", step, batch.questions, batch.rollouts, batch.rewards, rectified
             )
-            say(report.step_line(record, config.steps))
+            say(report.step_line(record, config.steps, run.seconds_left(step, config.steps)))
             if run.is_due(step, config):
                 run.save(step, learner, stream.taken)
             run.stop_if_bad(config.max_bad_steps)
@@ -162,8 +166,8 @@ def train(config: Config) -> dict[str, Any]:
         say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
         say(f"({before['questions'] * config.eval_samples} completions at temperature {config.eval_temperature:g}):\n")
         say(comparison_table(before, after))
-    say(f"\nSaved in {run.out}: model/ (Hugging Face format), checkpoints/, metrics.jsonl, samples.jsonl, "
-        "evaluations.jsonl, config.json")  # fmt: skip
+    tell(f"\nSaved in {run.out}: model/ (Hugging Face format), checkpoints/, metrics.jsonl, samples.jsonl, "
+         "evaluations.jsonl, config.json")  # fmt: skip
     return {**record, "before": before, "after": after, "out": str(run.out)}
 
 
@@ -220,6 +224,7 @@ def collect(
         "truncated": rollouts.truncated.float().mean().item(),
         "sampled_tokens": int(rollouts.lengths.sum()),
     }
+    given = [given_by_functions(task.reward)]
     for part in range(1, config.resample + 1):
         waits = anchors.is_hard(rewards, config.right, config.hard_below).cpu() & task.anchors.cover(questions)  # (6)
         without_signal = ((rewards == rewards[:, :1]).all(1).cpu() & ~waits).nonzero().squeeze(1).tolist()
@@ -228,6 +233,7 @@ def collect(
         others = [next(stream) for _ in without_signal]
         further, further_rewards = sample_and_reward(learner, task.reward, others, config, (step, part), seconds)
         metrics["sampled_tokens"] += int(further.lengths.sum())
+        given.append(given_by_functions(task.reward))
         rollouts = rollout.replace_groups(rollouts, without_signal, further)
         rewards[without_signal] = further_rewards
         for p, question in zip(without_signal, others, strict=True):
@@ -242,6 +248,7 @@ def collect(
     margin = config.overlong * config.max_new_tokens
     rewards = rewards - overlong_penalty(rollouts, rewards, margin, config.max_new_tokens)
     metrics["anchored"] = rollouts.anchor_mask.view(len(questions), -1).any(1).float().mean().item()
+    metrics |= report.reward_metrics(given)
     return Batch(questions, rollouts, rewards, metrics)
 
 
@@ -271,6 +278,40 @@ def sample_and_reward(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Steps 4 and 5: masks, advantages
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def rectified_batch(
+    learner: Learner,
+    batch: Batch,
+    distances: torch.Tensor | None,  # (P, G, G) of a judge
+    config: Config,
+) -> scoring.Rectified:
+    """The pairs of a batch that are left, and its advantages; of anchors alone, which nothing is compared with, 1."""
+    metric = head_metric(learner, batch.rollouts, config)
+    rectified = scoring.rectify(learner.model, batch.rollouts, batch.rewards, config.rectification, distances, metric)
+    if not config.rollouts:
+        rectified = replace(rectified, advantages=torch.ones_like(batch.rewards))
+    return rectified
+
+
+def head_metric(learner: Learner, rollouts: Rollouts, config: Config) -> scoring.HeadMetric | None:
+    """What --metric optimizer compares the gradients of N rows by; None without it, and before the first step."""
+    if config.resolved_metric != "optimizer" or not config.rollouts:
+        return None
+    return scoring.adam_metric(learner.model, learner.optimizer, shared_denominator(rollouts.lengths, config))
+
+
+def shared_denominator(lengths: torch.Tensor, config: Config) -> float:
+    """What every g_j is divided by in the loss of an optimizer step, of completions of these lengths. (N,)"""
+    denominators = loss_denominators(lengths, config.loss_norm, config.max_new_tokens) / config.updates
+    if config.loss_norm == "sequence":
+        denominators = denominators / lengths  # a completion's own length is in its gradient
+    return denominators.mean().item()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Steps 6 and 7: update. (7) ratio and shaping, (8) loss
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -286,7 +327,9 @@ def update(
     """The optimizer steps of one batch, each on its share of the questions; returns sums for the log."""
     model = learner.model
     if config.updates * config.epochs > 1:
-        rollouts = replace(rollouts, logps=old_logps(model, rollouts, trained, config))
+        tokens = rollouts.attention_mask.sum(1)[trained]
+        logps = with_room(config, tokens, partial(old_logps, model, rollouts, trained, config))
+        rollouts = replace(rollouts, logps=logps)
     sums: dict[str, Any] = defaultdict(float)
     row_numbers = torch.arange(len(trained), device=trained.device).view(-1, rollouts.group_size)  # (N,) -> (P, G)
     for share in row_numbers.tensor_split(config.updates) * config.epochs:
@@ -296,20 +339,14 @@ def update(
         learning = members[trained[members]]
         if len(learning) == 0:
             continue
-        counted = None
-        while counted is None:
-            try:
-                counted = backward(learner, rollouts, token_advantages, learning, denominators, config, label)
-            except torch.OutOfMemoryError as error:
-                learner.optimizer.zero_grad(set_to_none=True)  # of the micro-batches that there was room for
-                config.token_budget = smaller_budget(config.token_budget, rollouts, learning, error)
+        work = partial(backward, learner, rollouts, token_advantages, learning, denominators, config, label)
+        counted = with_room(config, rollouts.attention_mask.sum(1)[learning], work)
         for name, value in counted.items():
             sums[name] += value
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
         sums["learning_rate"] = learner.optimizer.param_groups[0]["lr"]
         if math.isfinite(norm):  # else a step would write it into every weight and moment
-            learner.optimizer.step()
-            learner.schedule.step()
+            learner.step()
         learner.optimizer.zero_grad(set_to_none=True)
         sums["bad_updates"] += not math.isfinite(norm)
         sums["updates"] += 1
@@ -329,6 +366,7 @@ def backward(
     """The gradient of the loss (8) of one optimizer step, in micro-batches; returns sums for the log."""
     model, objective = learner.model, Objective.of(config)
     sums: dict[str, Any] = defaultdict(float)
+    learner.optimizer.zero_grad(set_to_none=True)  # of micro-batches that there was room for, before it ran out
     # The bonus is of the mean over tokens: this is each token's part.
     entropy_weight = config.entropy_bonus / rollouts.lengths[learning].sum()
     with progress(label, "completion", len(learning)) as bar, checkpointed(model, config.checkpointing):
@@ -338,7 +376,7 @@ def backward(
             logps, entropies = rollout.token_logps(model, *part.tokens, **options)
             reference_logps = None
             if learner.reference is not None:
-                with torch.no_grad():
+                with torch.no_grad(), lora.without_adapter(learner.reference):
                     reference_logps, _ = rollout.token_logps(learner.reference, *part.tokens, **options)
             loss, counted = policy_loss(  # (7), (8)
                 logps,
@@ -362,23 +400,6 @@ def backward(
             sums["padded_tokens"] += micro.padded_tokens
             bar.update(len(micro.rows))
     return sums
-
-
-def smaller_budget(budget: int, rollouts: Rollouts, learning: torch.Tensor, error: torch.OutOfMemoryError) -> int:
-    """Half of the tokens in a micro-batch, after a GPU ran out of memory. N rows, (B,)
-
-    Raises the error where the longest row is a micro-batch of its own already.
-    """
-    longest = int(rollouts.attention_mask[learning].sum(1).max())
-    if budget <= longest:
-        raise torch.OutOfMemoryError(
-            f"Out of memory with one completion at a time ({longest} tokens). Try --checkpointing, lower "
-            "--max-new-tokens, or take a smaller model."
-        ) from error
-    half = max(longest, budget // 2)
-    say(f"Out of memory: from here on with --token-budget {half} in place of {budget}; the result stays the same.")
-    torch.cuda.empty_cache()
-    return half
 
 
 @dataclass(frozen=True)
@@ -477,17 +498,6 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
     return logps
 
 
-def head_metric(learner: Learner, rollouts: Rollouts, config: Config) -> scoring.HeadMetric | None:
-    """What --metric optimizer compares the gradients of N rows by; None without it, and before the first step."""
-    if config.resolved_metric != "optimizer" or not config.rollouts:
-        return None
-    lengths = rollouts.lengths
-    denominators = loss_denominators(lengths, config.loss_norm, config.max_new_tokens) / config.updates
-    if config.loss_norm == "sequence":
-        denominators = denominators / lengths  # a completion's own length is in its gradient
-    return scoring.adam_metric(learner.model, learner.optimizer, denominators.mean().item())
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What a run starts with
 # ---------------------------------------------------------------------------------------------------------------------
@@ -499,9 +509,25 @@ class Learner:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    reference: PreTrainedModel | None  # the start model, where --kl needs it
+    reference: PreTrainedModel | None  # the start model, where --kl needs it; with --lora the model, by its base alone
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
+    half_changed: bool = False  # a step failed when it had changed something: these weights are of no step
+
+    def step(self) -> None:
+        """A step of optimizer and schedule. Raises OutOfMemoryError, with what to do, where there is no room for it."""
+        before = checkpoint.changes(self)
+        try:
+            self.optimizer.step()
+        except Exception as error:
+            self.half_changed = checkpoint.changes(self) != before
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise torch.OutOfMemoryError(
+                "Out of memory in the optimizer's step, in the first of which AdamW makes two numbers for each weight. "
+                "Take a smaller model."
+            ) from error
+        self.schedule.step()
 
 
 def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) -> Learner:
@@ -510,19 +536,16 @@ def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) ->
     code = config.trust_remote_code
     source = resumed.model if resumed else config.model
     model, tokenizer = rollout.load(source, config.device or None, trust_remote_code=code)
-    reference = None
-    if config.kl:
+    if not resumed:
+        lora.begin(model, config.model, config.adapter)
+    reference = model if config.kl else None
+    if config.kl and not config.lora:
         reference = copy.deepcopy(model)
         if resumed:
             reference, _ = rollout.load(config.model, config.device or None, trust_remote_code=code)
+            lora.merge(reference)
         reference.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        betas=(config.beta1, 0.999),
-        weight_decay=config.weight_decay,
-        fused=model.device.type == "cuda",  # otherwise a copy of all states would be made at every step
-    )
+    optimizer = new_optimizer(model, config.adamw)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / max(1, config.warmup)))
     learner = Learner(model, tokenizer, reference, optimizer, schedule)
     if resumed:
@@ -537,6 +560,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_effects(config, flags)
         if "resume" not in flags:
             say(not_defaults(flags))
+        check_packages(config)
         if "resume" not in flags or config.kl:  # else the checkpoint is the model
             check_files(config.model, "--model")
         train(config)

@@ -4,7 +4,8 @@ Data is JSONL, one question a line:
 
     {"problem": "...", "answer": "72", "solution": "optional, the anchor", "choices": ["optional", ...]}
 
-With `choices`, `answer` is a letter. An answer may be a number, which is read as it is written. Further fields (`id`,
+With `choices`, `answer` is a letter. An answer may be a number, which is read as it is written. `rel_tol` is the
+relative difference that a number may have from the answer: 0.01 for constants of physics. Further fields (`id`,
 `source`, `level`, ...) are kept. Nothing here prints: what there is to say comes back as `notes`.
 """
 
@@ -19,7 +20,7 @@ import random
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,26 +80,34 @@ def read_data(sources: list[str], flag: str = "--data", *, skip_bad: bool = Fals
     questions: list[Question] = []
     notes: list[str] = []
     for source in sources:
-        usable: list[Question] = []
-        faults: list[Fault] = []
-        for row in rows_of(source, flag):
-            if isinstance(row, Fault):
-                faults.append(row)
-            else:
-                usable.append(row)
-            if len(faults) == ENOUGH_FAULTS and not skip_bad:
-                break
-        if faults and not skip_bad:
-            raise DataError(f"{told(faults)} To go on without such lines: --skip-bad.")
-        if faults and not usable:
-            raise DataError(f"{told(faults)} No line can be used.")
-        if not usable:
-            raise DataError(f"{flag} {source}: the file has no questions.")
-        notes += [f"{fault.where}: left out, {fault.text}" for fault in faults[:3]]
-        if faults:
-            notes.append(f"{source}: {len(faults)} of {len(faults) + len(usable)} lines left out (--skip-bad).")
+        usable, further = sifted(rows_of(source, flag), f"{flag} {source}", skip_bad=skip_bad)
         questions += usable
+        notes += further
     return questions, notes
+
+
+def sifted(rows: Iterable[Question | Fault], source: str, *, skip_bad: bool) -> tuple[list[Question], list[str]]:
+    """The questions among the rows of a source, and notes. Raises DataError for faults, and where no question is."""
+    usable: list[Question] = []
+    faults: list[Fault] = []
+    for row in rows:
+        if isinstance(row, Fault):
+            faults.append(row)
+        else:
+            usable.append(row)
+        if len(faults) == ENOUGH_FAULTS and not skip_bad:
+            break
+    if faults and not skip_bad:
+        raise DataError(f"{told(faults)} To go on without such lines: --skip-bad.")
+    if faults and not usable:
+        raise DataError(f"{told(faults)} No line can be used.")
+    if not usable:
+        raise DataError(f"{source}: the file has no questions.")
+    notes = [f"{fault.where}: left out, {fault.text}" for fault in faults[:3]]
+    if faults:
+        name = source.partition(" ")[2]
+        notes.append(f"{name}: {len(faults)} of {len(faults) + len(usable)} lines left out (--skip-bad).")
+    return usable, notes
 
 
 def told(faults: list[Fault]) -> str:
@@ -225,6 +234,10 @@ def checked(fields: object, where: str) -> Question | Fault:
     if not isinstance(level, str | int | float | None) or (isinstance(level, float) and not math.isfinite(level)):
         text = f"`level` is {short(repr(level))}; it must be a string, a number, null, or left out."
         return Fault(where, "kind of level", text)
+    tolerance = fields.get("rel_tol")
+    if tolerance is not None and not (type(tolerance) in (int, float) and 0 <= tolerance < 1):
+        text = f"`rel_tol` is {short(repr(tolerance))}; it must be a number of at least 0 and below 1, or left out."
+        return Fault(where, "kind of rel_tol", text)
     choices = fields.get("choices")
     if choices is not None:
         if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
@@ -245,11 +258,14 @@ def short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def rows_of_hub(source: str, flag: str) -> Iterator[Question | Fault]:
+def rows_of_hub(
+    source: str, flag: str, convert: Callable[[dict[str, Any]], Question] | None = None
+) -> Iterator[Question | Fault]:
     """A Hub data set, name[/configuration][:split], through the optional `datasets` package.
 
-    `question` is read as `problem`, and GSM8K's `####`. Of several configurations one must be named, unless one of them
-    is called main or default. Raises DataError where it is not, with their names.
+    `convert` makes a question of a row; without it, `question` is read as `problem`, and GSM8K's `####`. Of several
+    configurations one must be named, unless one of them is called main or default. Raises DataError where it is not,
+    with their names.
     """
     path, _, split = source.partition(":")
     name, configuration = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
@@ -277,7 +293,14 @@ def rows_of_hub(source: str, flag: str) -> Iterator[Question | Fault]:
     except Exception as error:
         raise DataError(f"{flag} {source}: it cannot be read ({first_line(error)}).") from error
     for number, fields in enumerate(table, start=1):
-        yield checked(from_hub(dict(fields)), f"{source}:{number}")
+        where = f"{source}:{number}"
+        try:
+            question = (convert or from_hub)(dict(fields))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            there = short(", ".join(map(str, fields))) or "no fields"
+            yield Fault(where, "row", f"the row is not what was expected ({first_line(error)}); it has {there}.")
+            continue
+        yield checked(question, where)
 
 
 def first_line(error: BaseException) -> str:
@@ -305,12 +328,19 @@ def key_of(question: Question) -> Key:
 
 
 def prompt_of(tokenizer: PreTrainedTokenizerBase, question: Question, style: PromptStyle = PLAIN) -> str:
-    """The rendered prompt of a question. Raises DataError for a style without a chat template to read it."""
-    if style != PLAIN and tokenizer.chat_template is None:
+    """The rendered prompt of a question. Raises DataError for a style that the chat template cannot read."""
+    if style.needs_chat_template and tokenizer.chat_template is None:
         raise DataError(
-            "--system and --enable-thinking are for a chat template, and the tokenizer has none: leave them out."
+            "--system, --enable-thinking and --template-arg are for a chat template, and the tokenizer has none: leave "
+            "them out."
         )
-    return render_prompt(tokenizer, question["problem"], question.get("choices"), style)
+    unknown = [name for name in style.arguments if name not in str(tokenizer.chat_template)]
+    if unknown:
+        raise DataError(f"--template-arg {unknown[0]}: the model's chat template does not know it; leave it out.")
+    try:
+        return render_prompt(tokenizer, question["problem"], question.get("choices"), style)
+    except Exception as error:  # of the template: it takes no system prompt, or an argument is not what it expects
+        raise DataError(f"the model's chat template cannot make a prompt ({first_line(error)}).") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,7 +351,8 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase, question: Question, style: Pro
 def correctness(texts: list[str], questions: list[Question]) -> list[float]:
     """The reward: 1.0 where the verifier finds the completion right, else 0.0; 0.0 where the gold is unreadable."""
     golds, choices = gold_answers(questions)
-    return [float(verdict is True) for verdict in verify.grade(texts, golds, choices)]
+    tolerances = [question.get("rel_tol") or 0.0 for question in questions]
+    return [float(verdict is True) for verdict in verify.grade(texts, golds, choices, rel_tol=tolerances)]
 
 
 def drop_unreadable(questions: list[Question]) -> tuple[list[Question], list[Question]]:
@@ -406,19 +437,23 @@ class OwnReward:
     """The reward of --reward: the weighted sum of what its functions give."""
 
     parts: list[Part]
-    means: dict[str, float] = field(default_factory=dict)  # of each function, before its weight, in the last call
+    given: dict[str, list[float]] = field(default_factory=dict)  # by each function, before its weight, in the last call
 
     def __call__(self, texts: list[str], questions: list[Question]) -> list[float]:
         """N completions, the question of each -> N rewards. Raises DataError where a function gives anything else."""
         if not texts:
             return []
-        values = {part.name: part.values(texts, questions) for part in self.parts}
-        self.means = {name: sum(given) / len(given) for name, given in values.items()}
+        self.given = {part.name: part.values(texts, questions) for part in self.parts}
         weights = [part.weight for part in self.parts]
         return [
             sum(weight * value for weight, value in zip(weights, row, strict=True))
-            for row in zip(*values.values(), strict=True)
+            for row in zip(*self.given.values(), strict=True)
         ]
+
+
+def given_by_functions(reward: Reward) -> dict[str, list[float]]:
+    """What each function of --reward gave in the last call, before its weight; nothing of another reward."""
+    return reward.given if isinstance(reward, OwnReward) else {}
 
 
 def shown(text: str, question: Question) -> str:

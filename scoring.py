@@ -8,15 +8,16 @@ The letters of shapes are in the docstring of dagrpo.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from policy.compiling import compiled
 from policy.logprobs import check_response_mask, token_logps
-from rollout import Rollouts
-from scorers.gradients import HeadMetric, Measure, Products, Sequences, gradient_products, token_gradients
+from rollout import Rollouts, micro_batches
+from scorers.gradients import ROW_TOKENS, HeadMetric, Measure, Products, Sequences, gradient_products, token_gradients
 from scorers.gradients import adam_metric as adam_metric  # names that others call
 from scorers.gradients import gradient_gram as gradient_gram
 from scorers.tokens import by_tokens
@@ -42,6 +43,8 @@ class Rectification:
     temperature: float  # at which completions were sampled and are trained
     per_token: bool  # the loss divides each log-likelihood by its tokens (--loss-norm sequence), and so does (5)
     gamma: float | None  # of the anchors' shaped objective (7); None: it is log π
+    # Padded tokens that go through the model at a time: they bound memory, and are no part of how pairs are judged.
+    token_budget: int = field(default=ROW_TOKENS, compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def rectify(
         rows = (scored[:, None] * size + torch.arange(size, device=scored.device)).flatten()
         part, pairs = rollouts.rows(rows), pair_advantages(rewards[scored], scale=how.scale)
         if how.scorer in BY_GRADIENT:
-            measure = Measure(how.scorer, how.temperature, metric)
+            measure = Measure(how.scorer, how.temperature, metric, how.token_budget)
             products = products_of(model, part, how, measure)
             d[scored] = gradient_distinctiveness(products.gram)  # (2)
             pair_mask[scored] = pairs_by_gradient(products, d[scored], rewards[scored], pairs, how)  # (3), (5), (5')
@@ -173,10 +176,24 @@ def sequences_of(rollouts: Rollouts) -> Sequences:
 def push_weights(model: PreTrainedModel, rollouts: Rollouts, how: Rectification) -> torch.Tensor:
     """w_t of (5): how much a token's push is its gradient. 1 on-policy; ∂f/∂log π for a shaped anchor. -> (N, S)"""
     weights = torch.ones_like(rollouts.logps)
-    if how.gamma is not None and bool(rollouts.anchor_mask.any()):
-        anchors_only = (values[rollouts.anchor_mask] for values in rollouts.tokens)
-        logps, _ = token_logps(model, *anchors_only, temperature=how.temperature)
-        weights[rollouts.anchor_mask] = how.gamma * logps.exp() / (logps.exp() + how.gamma) ** 2
+    anchors = rollouts.anchor_mask.nonzero().squeeze(1)
+    if how.gamma is None or len(anchors) == 0:
+        return weights
+    gamma: float = how.gamma
+
+    def weigh(rows: torch.Tensor, **options: Any) -> None:
+        part = rollouts.rows(rows)
+        logps, _ = token_logps(model, *part.tokens, temperature=how.temperature, **options)
+        slopes = gamma * logps.exp() / (logps.exp() + gamma) ** 2
+        for row, values, mask in zip(rows.tolist(), slopes, part.prediction_mask, strict=True):
+            weights[row, rollouts.prediction_mask[row]] = values[mask]
+
+    known = [state for i in anchors.tolist() if (state := rollouts.hidden[i]) is not None]
+    if len(known) == len(anchors):
+        weigh(anchors, states=torch.cat(known))
+    else:
+        for micro in micro_batches(model, rollouts, anchors, how.token_budget):
+            weigh(micro.rows, packing=micro.packing)
     return weights
 
 

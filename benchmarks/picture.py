@@ -17,50 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
-from scoring import SCORERS, rectified_advantages
+from harness.command import one_sentence
+from harness.samples import Group, groups_of, masking_of, sorted_by_reward, unmasked_advantages
 
-Group = dict[str, Any]  # one line of samples.jsonl
 WRAP = 52  # characters of a completion in a line of the figure
 LINES = 2  # of a completion; longer ones are cut in the middle
-
-
-def groups_of(folder: Path, step: int) -> list[Group]:
-    """The groups that the run kept of a step. Ends the program where there are none."""
-    path = folder / "samples.jsonl"
-    if not path.is_file():
-        sys.exit(f"picture.py: {path} does not exist; name the folder of a run (--out of dagrpo.py).")
-    groups = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    of_step = [group for group in groups if group["step"] == step]
-    if not of_step:
-        steps = [group["step"] for group in groups]
-        sys.exit(f"picture.py: --step {step}: {path} has the steps {min(steps)} to {max(steps)}.")
-    return of_step
-
-
-def sorted_by_reward(group: Group) -> Group:
-    """The same group, best completions first, so that pairs of different rewards make up one block of the heat map."""
-    answers = group["answers"]
-    order = sorted(range(len(answers)), key=lambda i: -answers[i]["reward"])
-    place = {i: n for n, i in enumerate(order)}
-    d = group["distinctiveness"]
-    return {
-        **group,
-        "answers": [answers[i] for i in order],
-        "distinctiveness": d and [[d[i][j] for j in order] for i in order],
-        "masked_pairs": [[place[i], place[j]] for i, j in group["masked_pairs"]],
-    }
-
-
-def unmasked_advantages(group: Group, scale: str) -> list[float]:
-    """What equation (1) gives without masks and anchors; an anchor counts as 0, as the failing answer did before it."""
-    rewards = torch.tensor([[0.0 if answer["anchor"] else answer["reward"] for answer in group["answers"]]])
-    size = rewards.shape[1]
-    return rectified_advantages(rewards, torch.ones(1, size, size, dtype=torch.bool), scale=scale)[0].tolist()
 
 
 def shortened(text: str) -> str:
@@ -71,17 +35,8 @@ def shortened(text: str) -> str:
     return "\n".join(lines)
 
 
-def masking_of(config: dict[str, Any]) -> str:
-    """How the run masked pairs, in a few words."""
-    threshold = config["threshold"]
-    if config["rectify"] == "threshold":
-        usual = SCORERS[config["scorer"]].threshold if config["scorer"] in SCORERS else JUDGED_THRESHOLD
-        return f"d < {usual if threshold is None else threshold:g}"
-    return "none" if config["rectify"] == "none" else "rule (5)"
-
-
 def draw(groups: list[Group], scale: str, masking: str, out: Path) -> list[Path]:
-    """Write the figure as PNG and SVG; returns their paths. `masking`: see `masking_of`. Needs matplotlib."""
+    """Write the figure as PNG and SVG; returns their paths. `masking`: see `samples.masking_of`. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -180,10 +135,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--step", type=int, default=1, help="of the run")
     parser.add_argument("--out", type=Path, default=Path("group"), help="name of the two files, without .png and .svg")
     options = parser.parse_args(arguments)
-    groups = groups_of(options.run, options.step)
-    config = json.loads((options.run / "config.json").read_text(encoding="utf-8"))
-    for path in draw(groups, config["scale"], masking_of(config), options.out):
-        print(path)
+    with one_sentence("picture.py"):
+        groups = groups_of(options.run, options.step)
+        config = json.loads((options.run / "config.json").read_text(encoding="utf-8"))
+        for path in draw(groups, config["scale"], masking_of(config), options.out):
+            print(path)
 
 
 if __name__ == "__main__":

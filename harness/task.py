@@ -16,9 +16,9 @@ from anchors import Anchors
 from evaluate import evaluate
 from harness.checkpoint import records_of
 from harness.config import Config
-from harness.report import append_json, evaluation_line, say
+from harness.report import append_json, evaluation_line, say, tell
 from harness.runs import Run
-from questions import DataError, OwnReward, Question, Reward, fitting, load_reward, read_data, split_questions
+from questions import DataError, Question, Reward, fitting, load_reward, read_data, split_questions
 from rollout import Rollouts, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
 from scoring import SCORERS
@@ -50,13 +50,13 @@ def read_task(config: Config) -> Task:
         source, further = read_data([config.anchors], "--anchors", skip_bad=config.skip_bad)
         notes = notes + further
     for note in notes:
-        say(note)
+        tell(note)
     solved = [question for question in source if question.get("solution")]
     if config.anchors is not None and not solved:
         where = ", ".join(config.data if config.anchors == "data" else [config.anchors])
         if anchors_needed(config):
             raise DataError(f"{where}: no question has a `solution`, and this method learns from them.")
-        say(f"{where}: no question has a `solution`: training without anchors.")
+        tell(f"{where}: no question has a `solution`: training without anchors.")
     return Task(split.training, split.held_out, solved, Anchors(), reward, distances_of(config))
 
 
@@ -71,17 +71,11 @@ def distances_of(config: Config) -> Distances | None:
 
 
 def judged(task: Task, questions: list[Question], rollouts: Rollouts, rewards: torch.Tensor) -> Judged:
-    """The distances of a step's groups by the task's judge, if it has one; says what there is to say. (P, G)
-
-    With them come the metrics of what judges in this step: of the judge, and of each function of --reward.
-    """
+    """The distances of a step's groups by the task's judge, if it has one; says what there is to say. (P, G)"""
     found = of_differing_groups(task.distances, questions, rollouts.texts, rewards)
     for note in found.notes:
-        say(note)
-    if not isinstance(task.reward, OwnReward) or bool(rollouts.anchor_mask.all()):  # then nothing was sampled
-        return found
-    means = {f"reward/{name}": mean for name, mean in task.reward.means.items()}
-    return replace(found, metrics={**found.metrics, **means})
+        tell(note)
+    return found
 
 
 def anchors_needed(config: Config) -> int:
@@ -108,7 +102,7 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
         questions, further = anchors.verified(solutions, questions, anchors_needed(config))
         notes += further
     for note in notes:
-        say(note)
+        tell(note)
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
 
 

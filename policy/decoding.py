@@ -22,7 +22,17 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from policy.compiling import compiled
-from policy.model import autocast, hidden_states, layer_configs, logits_from_hidden, takes_any_mask, text_config
+from policy.graphs import GraphMemory, NoGraphError, captured
+from policy.lora import is_plain, whole_weight
+from policy.model import (
+    autocast,
+    head_of,
+    hidden_states,
+    layer_configs,
+    logits_from_hidden,
+    takes_any_mask,
+    text_config,
+)
 
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
 STOP_CHECK = 8  # tokens between two looks at which completions have ended: each look makes a GPU wait for the CPU
@@ -30,6 +40,8 @@ SHARED_PROMPT = 64  # tokens from which on rows read one copy of their prompt's 
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
 NOT_FINITE = "the model gives NaN: its weights are damaged, or a learning rate too high has made them so."
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
+GRAPH_ROWS = 16  # down to which rows are halved: of fewer, a step takes as long, which is to read the weights
+CHOICE_BYTES = 24  # of each token of the vocabulary, while a GPU chooses one: logits, probabilities, their sums, ...
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,11 +109,14 @@ class Layer:
 
 
 def joined(modules: list[Any], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of linear maps of one input, as one map; a missing bias beside others counts as 0."""
-    if len(modules) == 1:  # a copy only where the type is another
+    """Weight and bias of linear maps of one input, as one map; a missing bias beside others counts as 0.
+
+    What an adapter adds to a map is in its weight.
+    """
+    if len(modules) == 1:  # a copy only where the type is another, or where there is an adapter
         bias = modules[0].bias
-        return modules[0].weight.to(dtype), None if bias is None else bias.to(dtype)
-    weight = torch.cat([module.weight for module in modules]).to(dtype)
+        return whole_weight(modules[0]).to(dtype), None if bias is None else bias.to(dtype)
+    weight = torch.cat([whole_weight(module) for module in modules]).to(dtype)
     if all(module.bias is None for module in modules):
         return weight, None
     biases = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules]
@@ -207,7 +222,7 @@ def is_fast(model: PreTrainedModel) -> bool:
         and rotation not in ("dynamic", "longrope")  # these depend on the length of the sequence
         and config.hidden_act == "silu"
         and takes_any_mask(model)
-        and all(type(m) is torch.nn.Linear for m in modules if hasattr(m, "in_features"))  # no adapters, no packing
+        and all(is_plain(m) for m in modules if hasattr(m, "in_features"))  # no packed weights
     )
 
 
@@ -276,6 +291,8 @@ class FastSteps:
         width = prompt_mask.shape[1]
         self.copied_prompt = width if on_cuda or width < SHARED_PROMPT else 0
         capacity = self.copied_prompt + max_new_tokens
+        if on_cuda:
+            capacity += -capacity % 16  # else attention on CUDA copies the bias to such a width, in every layer
         self.prompts: list[PromptCache | None] = []
         self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer: keys and values, (N, K, L, D)
         for cached in cache.layers:
@@ -285,11 +302,13 @@ class FastSteps:
             padding_bias = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill(padding, -torch.inf)
             # A graph reads places that are not filled yet; their weight is 0, but 0 times garbage may not be 0.
             new_room = torch.zeros if on_cuda else torch.empty
-            room = new_room(2, self.rows, kv_heads, capacity, size, dtype=dtype, device=device)
+            # Each by itself: of two inputs that share memory and are written to, torch.compile makes one.
+            shape = (self.rows, kv_heads, capacity, size)
+            room = [new_room(shape, dtype=dtype, device=device) for _ in ("keys", "values")]
             self.caches.append((room[0], room[1]))
             if self.copied_prompt:
-                room[0, :, :, :width] = keys.repeat_interleave(group_size, dim=0)  # (P, ...) -> (N, ...)
-                room[1, :, :, :width] = values.repeat_interleave(group_size, dim=0)
+                room[0][:, :, :width] = keys.repeat_interleave(group_size, dim=0)  # (P, ...) -> (N, ...)
+                room[1][:, :, :width] = values.repeat_interleave(group_size, dim=0)
                 self.prompts.append(None)
             else:
                 slots = torch.arange(self.rows, device=device)
@@ -302,7 +321,7 @@ class FastSteps:
             self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
         self.kv_heads = kv_heads
         self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK  # for fewer, making one takes longer than it saves
-        self.pool = torch.cuda.graph_pool_handle() if on_cuda else None  # one for all graphs: only one runs at a time
+        self.memory: GraphMemory | None = None  # of all graphs, made with the first: only one runs at a time
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
     def __call__(self, tokens: torch.Tensor, position: int) -> torch.Tensor:
@@ -315,11 +334,10 @@ class FastSteps:
         if (self.rows, places) not in self.graphs:
             step = functools.partial(self.step, places, decoder_layer)
             plain = functools.partial(self.step, places, decoder_layer.eager)
+            self.memory = self.memory or GraphMemory(tokens.device)
             try:
-                self.graphs[self.rows, places] = captured(self.pool, step, plain, *inputs)
-            except torch.OutOfMemoryError:
-                raise  # `rollout.sample` goes on with fewer rows
-            except RuntimeError as error:
+                self.graphs[self.rows, places] = captured(self.memory, step, plain, *inputs)
+            except NoGraphError as error:  # nothing else: a fault of the GPU would come back with every later call
                 self.use_graphs = False
                 warnings.warn(f"no CUDA graph could be made, decoding goes on without: {error}", stacklevel=2)
                 return plain(*inputs)
@@ -344,10 +362,10 @@ class FastSteps:
 
     def rows_to_keep(self, going: int) -> int:
         """How many rows the batch should have when `going` of them go on: on CUDA a half, a quarter, ..., as each
-        number of rows needs another graph."""
+        number of rows needs another graph, and is captured in the time of some ten steps."""
         if self.use_graphs:
             rows = self.rows
-            while rows // 2 >= max(going, 2):  # torch.compile would compile anew for a single row
+            while rows // 2 >= max(going, GRAPH_ROWS):
                 rows //= 2
             return rows
         return rows_left(going, self.rows)
@@ -363,6 +381,7 @@ class FastSteps:
             self.bias = kept.view(-1, 1, self.bias.shape[2])
         self.rows, self.prompt_lengths = len(rows), self.prompt_lengths[rows]
         self.graphs.clear()  # their numbers of rows do not come back
+        self.memory = None  # PyTorch takes no pool again of which all graphs are gone
         live, self.group_of, counts = self.group_of[rows].unique_consecutive(return_inverse=True, return_counts=True)
         each = int(counts.max())
         first = counts.cumsum(0) - counts  # the first row of each prompt
@@ -371,37 +390,6 @@ class FastSteps:
             if old is not None:
                 bias = old.bias.view(len(old.keys), -1, old.bias.shape[2])[live].view(-1, 1, old.bias.shape[2])
                 self.prompts[number] = PromptCache(old.keys[live], old.values[live], bias, slots, each)
-
-
-def captured(
-    pool: Any, step: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *inputs: torch.Tensor
-) -> Callable[..., torch.Tensor]:
-    """`step` as a CUDA graph with memory from `pool`: all its kernels by one launch.
-
-    To run `step` again on equal inputs must change nothing.
-
-    Raises RuntimeError where the graph gives other values than `plain`, the same without compiler and graph.
-    """
-    expected = plain(*inputs)
-    static = [tensor.clone() for tensor in inputs]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiles, and sets up libraries, which a capture must not do
-        step(*static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        result = step(*static)
-
-    def replay(*inputs: torch.Tensor) -> torch.Tensor:
-        for kept, given in zip(static, inputs, strict=True):
-            kept.copy_(given)
-        graph.replay()
-        return result.clone()
-
-    if not torch.allclose(replay(*inputs), expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
-        raise RuntimeError("its values differ from those of the same step without it.")
-    return replay
 
 
 class GrowingLayer(DynamicLayer):
@@ -532,7 +520,7 @@ def decode(
             decoded.hidden = torch.zeros(len(keys), limit, hidden.shape[1], dtype=dtype, device=device)
         active = torch.arange(len(keys), device=device)  # rows still in the batch
         ended = torch.zeros(len(keys), dtype=torch.bool, device=device)  # of the active rows
-        chosen = input_ids.new_zeros(0)
+        chosen, head = input_ids.new_zeros(0), head_of(model)
         for start in range(0, limit, STOP_CHECK):
             block = range(start, min(start + STOP_CHECK, limit))
             noise = uniform_noise(keys[active][:, None], torch.arange(block.start, block.stop, device=device))
@@ -540,7 +528,7 @@ def decode(
             for position in block:
                 if position:
                     hidden = steps(chosen, position - 1)
-                logits = logits_from_hidden(model, hidden)
+                logits = logits_from_hidden(model, hidden, head)
                 chosen, logps = choose_tokens(logits, noise[:, position - start], sampling.temperature, sampling.top_p)
                 made.append((chosen, logps, hidden))
             columns = slice(block.start, block.stop)
@@ -578,8 +566,9 @@ def cache_bytes(model: PreTrainedModel, length: int) -> int:
 
 def rows_at_once(model: PreTrainedModel, length: int) -> int:
     """How many sequences of `length` tokens the key-value cache has room for, at least one."""
-    budget = CACHE_BYTES
+    budget, row = CACHE_BYTES, cache_bytes(model, length)
     if model.device.type == "cuda":  # half of what is free, counting what PyTorch's allocator holds and does not use
         held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
         budget = (torch.cuda.mem_get_info(model.device)[0] + held) // 2
-    return max(1, budget // cache_bytes(model, length))
+        row += CHOICE_BYTES * text_config(model).vocab_size
+    return max(1, budget // row)

@@ -11,16 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from policy.logprobs import CHUNK_ELEMENTS, check_response_mask
+from policy.logprobs import check_response_mask, chunk_elements
 from policy.model import autocast, hidden_states, text_config, vocabulary_gradients
+from policy.optimizer import moments
 
 SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
 SKETCH_SEED = 0  # the sketch is the same in every step and every run
-ROW_TOKENS = 16_384  # padded tokens that `completion_states` runs through the model at a time
+ROW_TOKENS = 16_384  # padded tokens that go through the model at a time, where nobody says how many
 BATCH_ELEMENTS = 2**27  # floats that the narrow gradients of a whole batch share: 512 MB
 
 
@@ -58,6 +60,7 @@ class Measure:
     scorer: str = "gradient"  # or state
     temperature: float = 1.0
     metric: HeadMetric | None = None  # None: the plain inner product
+    row_tokens: int = ROW_TOKENS  # padded tokens that go through the model at a time: bounds memory, not the result
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,8 @@ def token_gradients(
     check_response_mask(sequences.response_mask)
     lengths = sequences.response_mask.sum(1).tolist()
     tokens = (sequences.input_ids, sequences.attention_mask, sequences.response_mask)
-    states = completion_states(model, *tokens, sequences.hidden or [None] * len(lengths))
+    kept = sequences.hidden or [None] * len(lengths)
+    states = completion_states(model, *tokens, kept, measure.row_tokens)
     targets = sequences.input_ids[sequences.response_mask].split(lengths)  # (N, T) -> N times (M,)
     for start in range(0, len(lengths), sequences.group_size):
         group = slice(start, start + sequences.group_size)
@@ -198,12 +202,13 @@ def completion_states(
     attention_mask: torch.Tensor,  # (N, T)
     response_mask: torch.Tensor,  # (N, T)
     kept: list[torch.Tensor | None],  # N times (M, H)
+    row_tokens: int = ROW_TOKENS,  # padded tokens at a time
 ) -> list[torch.Tensor]:  # N times (M, H)
     """The hidden states that predict each completion's tokens, in fp32; those not kept, by a forward pass."""
     assert len(kept) == len(input_ids), f"{len(kept)} hidden states for {len(input_ids)} completions"
     states = [None if state is None else state.float() for state in kept]
     missing = [i for i, state in enumerate(states) if state is None]
-    step = max(1, ROW_TOKENS // input_ids.shape[1])
+    step = max(1, row_tokens // input_ids.shape[1])
     for start in range(0, len(missing), step):
         rows = missing[start : start + step]
         with autocast(model):
@@ -223,7 +228,7 @@ def token_sketches(
     """
     width = min(SKETCH_WIDTH, text_config(model).vocab_size)
     weight = model.get_output_embeddings().weight
-    size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
+    size = max(1, chunk_elements(model) // text_config(model).vocab_size)
     scaled, plain = [], []
     for h, chosen in zip(states.split(size), targets.split(size), strict=True):
         gradients = vocabulary_gradients(model, h, chosen, measure.temperature)
@@ -265,7 +270,20 @@ def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
 def adam_metric(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, denominator: float = 1.0
 ) -> HeadMetric | None:
-    """P of AdamW's next step, 1/(√v + ε) over its second moments v of W, factored; None before its first step.
+    """P of AdamW's next step by its moments of W: `metric_of_moments`; None before its first step."""
+    found = moments(optimizer, model.get_output_embeddings().weight)
+    if found is None:
+        return None
+    return metric_of_moments(*found, optimizer.param_groups[0], denominator)
+
+
+def metric_of_moments(
+    first: torch.Tensor,  # m (V, H)
+    second: torch.Tensor,  # v (V, H)
+    group: dict[str, Any],  # of the optimizer: its eps and betas
+    denominator: float = 1.0,
+) -> HeadMetric:
+    """P of AdamW's next step, 1/(√v + ε) over its second moments v of W, factored.
 
     v_vh ≈ r_v c_h/m, with r and c the means of its rows and columns and m that of them all (Shazeer and Stern 2018,
     arXiv 1804.04235). The correction for v's start at 0 is one factor for all, which no sign and no cosine sees.
@@ -273,11 +291,8 @@ def adam_metric(
     The step is along β1 m + (1 − β1) G, m the first moments and G the gradient of the loss: the momentum beside a
     gradient of weight 1 is β1/(1 − β1) m, times the `denominator` of (8) that all completions share.
     """
-    state = optimizer.state.get(model.get_output_embeddings().weight, {})
-    if "exp_avg_sq" not in state:
-        return None
-    second, group = state["exp_avg_sq"].float(), optimizer.param_groups[0]
+    second = second.float()
     least, beta1 = group["eps"] ** 2, group["betas"][0]
     rows, columns = second.mean(1).clamp(min=least), second.mean(0).clamp(min=least)
-    momentum = state["exp_avg"].float() * (beta1 / (1 - beta1) * denominator) if beta1 else None
+    momentum = first.float() * (beta1 / (1 - beta1) * denominator) if beta1 else None
     return HeadMetric(rows**-0.25, (columns / rows.mean()) ** -0.25, momentum)

@@ -19,7 +19,6 @@ import scoring
 from rollout import Rollouts
 from scorers.gradients import Measure, Products
 from scoring import Rectification, Rectified, displaced, first_order, pair_advantages
-from study.masks import by_chance
 
 LEAST_SHARE = 0.1  # of a completion's weight: what `shrunk` takes at least, so that it ends
 
@@ -87,6 +86,17 @@ def shrunk(cross: torch.Tensor, advantages: torch.Tensor, offset: torch.Tensor |
         weight = left.gather(1, place)
         smaller = (weight + torch.maximum(needed, least)).clamp(max=0)
         left = left.scatter(1, place, torch.where(active, smaller, weight))
+
+
+def by_chance(masked: torch.Tensor, candidates: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """As many pairs of each group as are masked, drawn from the candidates. (P, G, G) bool each"""
+    drawn = torch.zeros_like(masked)
+    for p in range(len(masked)):
+        pairs = candidates[p].triu().nonzero()
+        count = int(masked[p].triu().sum())
+        i, j = pairs[torch.randperm(len(pairs), generator=generator)[:count]].T
+        drawn[p, i, j] = drawn[p, j, i] = True
+    return drawn
 
 
 def shrunk_by_chance(advantages: torch.Tensor, amount: float, generator: torch.Generator) -> torch.Tensor:

@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +33,28 @@ import dagrpo
 import rollout
 from evaluate import evaluate
 from harness.checkpoint import records_of as read_kept  # of lines that a kill may have cut off
-from harness.config import Config
+from harness.config import Config, configure
 from harness.report import each_value
 from questions import read_questions
 from study import tasks
+from study.arms import ARMS, training_with
 from study.tables import Cell, Cells, mean, norm_summary, task_of
 from study.tasks import BENCHMARKS, ROOT, read_lines
 from study.variants import (
     BASE,
     FLAGS,
     MAX_NEW_TOKENS,
+    POSITIVES,
     QUICK,
     QUICK_RATE,
     TEMPERATURE,
+    WITH_SOLUTIONS,
     Budget,
     Request,
     configuration,
     made_from,
     question_sets,
+    sft_steps,
 )
 
 FILE = ROOT / "study" / "cells.jsonl"
@@ -91,7 +96,7 @@ def is_finished(cells: dict[Key, Cell], request: Request) -> bool:
 
 def is_made_from(cell: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Was the cell made from what is wanted? A field that Config got since then must have its default."""
-    defaults = {field.name: field.default for field in fields(Config)} | {"metric": "gradient"}  # before there was one
+    defaults = asdict(Config()) | {"metric": "gradient"}  # before there was one
     there = cell["configuration"]
     new = wanted["configuration"].keys() - there.keys()
     then = {**there, **{name: defaults.get(name) for name in new}}
@@ -221,7 +226,7 @@ def measure_cell(request: Request) -> Cell:
         if variant == BASE:
             evaluations = [{"step": 0, **measure(config.model, ["validation"], folder, config.eval_samples, seed)}]
         else:
-            dagrpo.train(config)
+            train(request, config, folder)
             trained = str(folder / "run" / "model")
             steps = [record for record in read_lines(folder / "run" / "metrics.jsonl") if "step" in record]
             evaluations = read_lines(folder / "run" / "evaluations.jsonl")
@@ -257,6 +262,34 @@ def measure_cell(request: Request) -> Cell:
             }
     cell["seconds"] = time.perf_counter() - start
     return {**rounded(cell), **made_from(request)}
+
+
+def train(request: Request, config: Config, folder: Path) -> None:
+    """Run the training of a cell; where some of its steps are fine-tuning, these first, on questions of their own.
+
+    Each part warms up in the same share of its steps, so that the whole has as many of them as the other variants.
+    """
+    steps = sft_steps(request)
+    if steps:
+        warmup = config.warmup / config.steps
+        questions = read_lines(folder / "training.jsonl")
+        random.Random(request.seed).shuffle(questions)
+        first = steps * config.questions
+        tasks.write_sets(folder, {"first": questions[:first], "rest": questions[first:]})
+        of_sft = {name: getattr(config, name) for name in ("model", "device", "seed", "learning_rate", "questions")}
+        dagrpo.train(
+            configure(
+                **of_sft, **WITH_SOLUTIONS["sft"], steps=steps, warmup=round(warmup * steps),
+                max_new_tokens=MAX_NEW_TOKENS, data=[str(folder / "first.jsonl")], out=str(folder / "sft"),
+                eval_data=config.eval_data, eval_at_start=False, eval_every=0, eval_samples=1,
+            )
+        )  # fmt: skip
+        config.model, config.data = str(folder / "sft" / "model"), [str(folder / "rest.jsonl")]
+        config.steps -= steps
+        config.warmup = round(warmup * config.steps)
+    arm = ARMS[POSITIVES] if request.variant == POSITIVES else None
+    with training_with(arm, request.seed) if arm else contextlib.nullcontext():
+        dagrpo.train(config)
 
 
 def measure(

@@ -38,6 +38,7 @@ import scoring
 from rollout import Rollouts
 from scoring import Rectification, Rectified
 from study import tasks
+from study.arms import by_chance
 from study.cells import FILE as CELLS
 from study.cells import append_kept, commit, is_made_from, learning_rates, read_kept, silenced
 from study.tables import last_validation, mean, mean_validation, number, paired_differences, table, with_interval
@@ -59,17 +60,6 @@ def kinds_of_pairs(texts: list[str], group_size: int) -> dict[str, torch.Tensor]
     worked = torch.tensor([" = " in text for text in texts]).view(-1, group_size)  # (N,) -> (P, G)
     left, right = worked[:, :, None], worked[:, None, :]
     return {"at once": ~left & ~right, "worked": left & right, "one of each": left ^ right}
-
-
-def by_chance(masked: torch.Tensor, candidates: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """As many pairs of each group as are masked, drawn from the candidates. (P, G, G) bool each"""
-    drawn = torch.zeros_like(masked)
-    for p in range(len(masked)):
-        pairs = candidates[p].triu().nonzero()
-        count = int(masked[p].triu().sum())
-        i, j = pairs[torch.randperm(len(pairs), generator=generator)[:count]].T
-        drawn[p, i, j] = drawn[p, j, i] = True
-    return drawn
 
 
 def rectify_in_part(part: str, seed: int, pairs: Counts, masked_pairs: Counts) -> Callable[..., Any]:

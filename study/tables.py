@@ -22,6 +22,7 @@ BASELINES = METHODS[:-1]
 ORIGINALS = {"dapo": "dapo-4-updates", "luffy": "luffy-2-updates"}  # as their papers have them
 WITHOUT_SOLUTIONS = (
     "base", "grpo", "grpo-equal-norms", "dr_grpo", "dapo", "dapo-4-updates", "dagrpo-no-anchors", "dagrpo-neither",
+    "positives",
 )  # fmt: skip
 # What the solutions of a variant are, by the ending of its name.
 TASKS = {"": "Worked solutions", "-mixed": "Half of the solutions terse", "-terse": "Terse solutions"}
@@ -138,9 +139,9 @@ def mean_validation(cells: dict[int, Cell]) -> dict[int, float]:
     return {seed: mean(cell["validation"]["accuracy"][1:]) for seed, cell in cells.items()}
 
 
-def best_baseline(cells: Cells) -> str:
+def best_baseline(cells: Cells, others: tuple[str, ...] = ()) -> str:
     """The baseline with the highest validation accuracy after training; the benchmarks have no say in it."""
-    there = [name for name in (*BASELINES, *ORIGINALS.values()) if cells.get(name)]
+    there = [name for name in (*BASELINES, *ORIGINALS.values(), *others) if cells.get(name)]
     return max(there, key=lambda name: mean(list(last_validation(cells[name]).values())), default=REFERENCE)
 
 

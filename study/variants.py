@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.config import EXAMPLE, Config, configure
 from study import tasks
+from study.arms import ARMS
 from study.tables import TASKS, task_of
 from study.tasks import Question
 
@@ -43,6 +44,11 @@ FULL = Budget(
 QUICK = Budget(
     steps=2, questions=4, group_size=4, training_each=4, validation_each=1, benchmark_each=2, samples=2,
     eval_every=1, learning_rates=(1e-4, 2e-4), grid_seeds=(100,), settings_seeds=(102,), seeds=(0,), further_seeds=(1,),
+)  # fmt: skip
+# The comparison of study/fresh.py. Smaller sets in place of fewer seeds; curves are not looked at.
+FRESH = replace(
+    FULL, benchmark_each=75, samples=4, eval_every=20, learning_rates=(2e-4, 4e-4, 8e-4), grid_seeds=(120, 121),
+    seeds=tuple(range(400, 416)), further_seeds=(),
 )  # fmt: skip
 QUICK_RATE = 2e-4  # where --quick has no grid
 MAX_NEW_TOKENS = 160  # the longest right completion has about 120
@@ -89,6 +95,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
 WITH_OWN_RATE = ("dapo-4-updates", "luffy-2-updates")  # searched anew: several updates are several steps
+# Only in the comparison with fresh seeds: fine-tuning first, on questions that GRPO does not get then, and GRPO without
+# the completions that are worse than their group.
+SFT_SHARE = {f"sft-grpo-{n}-{20 - n}{task}": n / 20 for task in TASKS for n in (10, 5)}  # of the steps
+POSITIVES = "positives"
+FRESH_FLAGS: dict[str, dict[str, Any]] = {
+    POSITIVES: {"method": "grpo", "loss_norm": "constant", **ARMS[POSITIVES].flags},
+    **{variant: {"method": "grpo"} for variant in SFT_SHARE},
+}
 REPEATED = ("sft", "grpo", "dagrpo-neither", "dagrpo")  # with further seeds
 
 # The search for DaGRPO's defaults, on the validation set: from START, one setting changed at a time, then together what
@@ -119,7 +133,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "constant gamma 0.01 scorer state": {"loss_norm": "constant", "gamma": 0.01, "scorer": "state"},
 }  # fmt: skip
 SETTINGS = {name: {**START, **changes} for name, changes in CHANGES.items()}
-FLAGS = {**VARIANTS, **SETTINGS}
+FLAGS = {**VARIANTS, **FRESH_FLAGS, **SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -151,13 +165,22 @@ def method_of(variant: str) -> str:
 
 def grid_of(variant: str) -> str:
     """The variant whose learning rate is searched for it: its method with its solutions."""
-    if variant in WITH_OWN_RATE:
+    if variant in WITH_OWN_RATE or variant in FRESH_FLAGS:
         return variant
     return START_NAME if variant in SETTINGS else method_of(variant) + task_of(variant)
 
 
+def sft_steps(request: Request) -> int:
+    """How many of the steps are fine-tuning, before the others."""
+    share = SFT_SHARE.get(request.variant, 0.0)
+    return max(1, round(share * request.budget.steps)) if share else 0
+
+
 def configuration(request: Request, folder: Path) -> Config:
-    """The run of a cell, on the questions in `folder`. On a CPU everywhere, so that cells of one study compare."""
+    """The run of a cell, on the questions in `folder`. On a CPU everywhere, so that cells of one study compare.
+
+    Where some steps are fine-tuning, this is the run of the others, but for model, questions and number of steps.
+    """
     budget = request.budget
     return configure(
         **{
@@ -180,6 +203,10 @@ def made_from(request: Request) -> dict[str, Any]:
         del config[path]
     if request.variant == BASE:  # nothing is trained
         config = {"seed": request.seed, "max_new_tokens": MAX_NEW_TOKENS, "eval_samples": config["eval_samples"]}
+    if request.variant in SFT_SHARE:
+        config["sft_steps"] = sft_steps(request)
+    if request.variant == POSITIVES:
+        config["arm"] = POSITIVES
     config |= {"samples": request.budget.samples if request.benchmarks else 0, "sample_temperature": TEMPERATURE}
     return {"configuration": config, "data": data_hash(request.budget, task_of(request.variant))}
 

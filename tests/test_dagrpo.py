@@ -356,6 +356,27 @@ def test_groups_without_signal_give_way_to_new_questions(model, tokenizer):
     assert batch.metrics["solve_none"] == pytest.approx(2 / 3)
 
 
+def test_the_functions_of_a_reward_are_logged_one_by_one_over_all_rounds_of_sampling(model, tokenizer, tmp_path):
+    """As they are, before their weights. The groups of the first round are all equal, and so give way once."""
+    (tmp_path / "mine.py").write_text(
+        "def ten(texts, questions):\n    return [10.0 * (each['problem'] > '2') for each in questions]\n\n"
+        "def rank(texts, questions):\n    return [n * (each['problem'] > '2') for n, each in enumerate(questions)]\n"
+    )
+    reward = questions.load_reward([f"{tmp_path / 'mine.py'}:ten", f"{tmp_path / 'mine.py'}:rank=-0.5"])
+    stream = iter([{"problem": f"{n}+{n}?", "answer": "1"} for n in range(9)])
+    config = Config(
+        model="m", data=["d"], anchors=None, questions=2, group_size=2, max_new_tokens=8, resample=1, rectify="none"
+    )
+    batch = dagrpo.collect(learner_of(model, tokenizer), task_of(reward), stream, config, 1, {})
+    assert batch.rewards.tolist() == [[10.0, 9.5], [9.0, 8.5]]
+    assert {name: value for name, value in batch.metrics.items() if name.startswith("reward/")} == {
+        "reward/ten": 5.0,  # 0, 0, 0, 0, then 10, 10, 10, 10
+        "reward/rank": 0.75,  # 0, 0, 0, 0, then 0, 1, 2, 3
+    }
+    plain = dagrpo.collect(learner_of(model, tokenizer), task_of(), stream, config, 1, {})
+    assert not any(name.startswith("reward/") for name in plain.metrics)
+
+
 def test_fine_tuning_raises_the_likelihood_of_the_solutions(small_data, tmp_path):
     solved = questions.read_questions([str(small_data / "train.jsonl")])
     model, tokenizer = rollout.load(str(EXAMPLE), "cpu")
@@ -870,7 +891,7 @@ def test_data_without_solutions_trains_without_anchors(small_data, tmp_path, cap
     bare = tmp_path / "bare.jsonl"
     bare.write_text("".join(json.dumps({**line, "solution": None}) + "\n" for line in lines))
     run(small_data, tmp_path / "run", steps=1, data=[str(bare)])
-    assert "no question has a `solution`: training without anchors" in capsys.readouterr().out
+    assert "no question has a `solution`: training without anchors" in " ".join(capsys.readouterr().out.split())
     assert read(tmp_path / "run" / "metrics.jsonl")[1]["anchored"] == 0
     for method in ("luffy", "sft"):
         with pytest.raises(questions.DataError, match="no question has a `solution`, and this method learns from them"):

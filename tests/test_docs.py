@@ -17,7 +17,8 @@ from harness.config import ConfigError, configure, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
-PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "verify" / "README.md", ROOT / "study" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += [ROOT / room / "README.md" for room in ("verify", "study", "recipes")]
 ROOMS = ("policy", "verify", "scorers", "harness", "study", "benchmarks")
 SOURCES = sorted(ROOT.glob("*.py")) + [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
@@ -157,7 +158,7 @@ def test_settings_in_backticks_are_accepted():
     for path in PAGES:
         for setting in set(re.findall(r"`(--[a-z][a-z0-9-]+ [\w.]+)`", path.read_text(encoding="utf-8"))):
             flag = setting.split()[0]
-            if flag in ("--against", "--side", "--mean", "--model", "--reward", "--only", "--judge-model"):
+            if flag in ("--against", "--bench", "--side", "--mean", "--model", "--reward", "--only", "--judge-model"):
                 continue
             tried += 1
             try:

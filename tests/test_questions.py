@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import sys
 import threading
@@ -304,6 +305,18 @@ def test_no_completion_is_right_where_the_gold_cannot_be_read():
     assert questions.correctness(["\\boxed{2}", "\\boxed{3}", "\\boxed{1}"], [SOLVED, SOLVED, unreadable]) == [1, 0, 0]
 
 
+def test_a_question_says_how_far_a_number_may_be_from_its_answer():
+    exact, rounded = {"problem": "?", "answer": "6.63"}, {"problem": "?", "answer": "6.63", "rel_tol": 0.01}
+    assert questions.correctness(["6.626", "6.626", "6.7"], [exact, rounded, rounded]) == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1, True, "0.01", [0.01], math.nan])
+def test_a_tolerance_that_is_no_share_is_named(tmp_path, tolerance):
+    source = write_questions(tmp_path / "a.jsonl", [SOLVED, {**SOLVED, "rel_tol": tolerance}])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: `rel_tol` is .*; it must be a number of at least 0 and below 1"):
+        questions.read_questions([source])
+
+
 def test_choices_are_graded_as_letters():
     """`the first, A` is the text of no answer, and the letter of one."""
     question = {"problem": "1+1?", "answer": "A", "choices": ["2", "3"]}
@@ -350,7 +363,7 @@ def test_a_function_that_raises_is_named_with_its_line_and_the_answer_that_it_fa
         questions.load_reward([f"{tmp_path / 'mine.py'}:f"])(["a", "b", "c"], [SOLVED] * 3)
 
 
-def test_several_functions_are_summed_by_their_weights_and_their_means_kept(tmp_path):
+def test_several_functions_are_summed_by_their_weights_and_what_they_gave_is_kept(tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(
             "def length(texts, questions):\n    return [len(t) for t in texts]\n\n"
@@ -359,7 +372,8 @@ def test_several_functions_are_summed_by_their_weights_and_their_means_kept(tmp_
     one, two = tmp_path / "one.py", tmp_path / "two.py"
     reward = questions.load_reward([f"{one}:length", f"{one}:half=-2", f"{two}:length=0.5"])
     assert reward(["a", "bcd"], [SOLVED] * 2) == [0.5, 3.5]
-    assert reward.means == {"one.length": 2.0, "half": 0.5, "two.length": 2.0}
+    assert questions.given_by_functions(reward) == {"one.length": [1, 3], "half": [0.5, 0.5], "two.length": [1, 3]}
+    assert questions.given_by_functions(questions.correctness) == {}
     assert reward([], []) == []
 
 

@@ -76,7 +76,7 @@ def test_what_does_not_fit_alone_is_an_error(model, tokenizer, monkeypatch):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(rollout, "decode", decode)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError, match=r"completions of one question, 2 at once .* lower --max-new"):
         rollout.sample(model, tokenizer, PROMPTS[:1], 2, max_new_tokens=6, seed=0)
 
 

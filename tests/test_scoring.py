@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import rollout
 import scoring
+from policy import logprobs
 from scorers import gradients
 
 HOW = scoring.Rectification(
@@ -578,14 +579,16 @@ def test_a_completion_with_withheld_tokens_has_an_advantage_though_its_pairs_bal
     assert rectified.token_advantages[1].tolist() == [0.0, 0.0, -0.5, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("anchors", [(), (1, 4)])
 @pytest.mark.parametrize("rule", ["threshold", "pair", "token"])
-def test_kept_hidden_states_spare_the_model(model, tokenizer, monkeypatch, rule):
-    """And the result is the same."""
-    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
-    how = how_of(rule=rule)
+def test_kept_hidden_states_spare_the_model(model, tokenizer, monkeypatch, rule, anchors):
+    """And the result is the same, also for the pushes of anchors."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=anchors)
+    how = how_of(rule=rule, gamma=0.05)
     expected = scoring.rectify(model, rollouts, rewards, how)
     rollouts.hidden = gradients.completion_states(model, *rollouts.tokens, [None] * 12)
-    monkeypatch.setattr(gradients, "hidden_states", lambda *_: pytest.fail("the model was run"))
+    for module in (gradients, logprobs):
+        monkeypatch.setattr(module, "hidden_states", lambda *_: pytest.fail("the model was run"))
     found = scoring.rectify(model, rollouts, rewards, how)
     torch.testing.assert_close(found.token_advantages, expected.token_advantages)
     assert torch.equal(found.pair_mask, expected.pair_mask)

@@ -3,8 +3,10 @@ r"""The final answer that a text gives, as it is written there: in a box, after 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from verify.equality import choice_of
+from verify.equality import choice_of, is_equivalent
+from verify.text import tidy
 
 TEXT_END = 100_000  # characters searched for an answer, from the end of the text
 
@@ -140,13 +142,68 @@ def answer_in(sentence: str, formulas: list[str], *, led: bool) -> str | None:
     return found[-1] if found else sentence if led else None
 
 
-def chosen(text: str) -> str | None:
-    """The letter of the choice that a text makes: in its answer, else the last capital letter that stands alone."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Choices
+# ---------------------------------------------------------------------------------------------------------------------
+
+NEGATION = re.compile(r"\b(?:not|never|neither|nor|except|unlike|rather than|instead of)\b|n['’]t\b", re.IGNORECASE)
+PLAIN_VALUE = re.compile(r"[-+]?[\d,]*\.?\d+%?")
+
+
+def chosen(text: str, choices: Sequence[str] = ()) -> str | None:
+    """The letter of the choice that a text makes: in its answer; else that of the choice which the answer, or else the
+    final sentence, names alone; else the last capital letter that stands alone."""
     answers = final_answers(text)
     if not answers and ("<think>" in text.rpartition("</think>")[2] or boxes_of(text[-TEXT_END:])[1]):
         return None  # cut off
-    letters = re.findall(r"\b([A-HJ-Z])\b", answers[0] if answers else "")
-    if answers and (choice_of(answers[0]) or len(letters) > 1):
-        return choice_of(answers[0])
+    answer = answers[0] if answers else ""
+    if letter := choice_of(answer) or same_text(answer, choices):
+        return letter
+    letters = re.findall(r"\b([A-HJ-Z])\b", answer)
+    if len(letters) > 1:
+        return None
+    sentences = re.split(r"(?<=[.!?])(?<!\b[A-Z]\.)\s+|\n+", text[-1_000:].rpartition("</think>")[2].strip())
+    if not letters and not re.search(r"\b[A-HJ-Z]\b", sentences[-1]):
+        for said in (answer, sentences[-1]):
+            if letter := named_alone(said, choices):
+                return letter
     letters = re.findall(r"\b([A-HJ-Z])\b", text[-1_000:])
     return letters[-1] if letters else None
+
+
+def same_text(answer: str, choices: Sequence[str]) -> str | None:
+    """The letter of the one choice whose text, or whose number, is the answer."""
+    said, value = plain(answer), tidy(answer)
+    alike = [
+        number
+        for number, choice in enumerate(choices)
+        if said
+        and (
+            plain(choice) == said
+            or (PLAIN_VALUE.fullmatch(value) and PLAIN_VALUE.fullmatch(tidy(choice)) and is_equivalent(value, choice))
+        )
+    ]
+    return letter_of(alike[0]) if len(alike) == 1 else None
+
+
+def named_alone(sentence: str, choices: Sequence[str]) -> str | None:
+    """The letter of the one choice whose words stand in a sentence that denies nothing. Numbers name no choice so."""
+    if NEGATION.search(sentence):
+        return None
+    said = f" {plain(sentence)} "
+    names = [plain(choice) for choice in choices]
+    found = [number for number, name in enumerate(names) if re.search("[a-z]{3}", name) and f" {name} " in said]
+    # Of rain and acid rain, "it is acid rain" names the second.
+    alone = [n for n in found if not any(m != n and f" {names[n]} " in f" {names[m]} " for m in found)]
+    return letter_of(alone[0]) if len(alone) == 1 else None
+
+
+def plain(text: str) -> str:
+    """Words and signs in lower case, without commands for words, punctuation and a leading article."""
+    text = re.sub(r"\\(?:text\w*|mathrm|mbox)\b|[^\w\s%.+*/^=<>−-]|(?<!\d)\.|\.(?!\d)", " ", text.casefold())
+    words = re.sub(r"\s*([+*/^=<>−-])\s*", r"\1", text).split()
+    return " ".join(words[1:] if words[:1] in (["the"], ["a"], ["an"]) and len(words) > 1 else words)
+
+
+def letter_of(number: int) -> str:
+    return chr(ord("A") + number)

@@ -17,6 +17,7 @@ import sys
 import threading
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from verify.equality import choice_of, is_equivalent, readable
@@ -42,7 +43,7 @@ PLAIN_NUMBER = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?")
 def is_correct(text: str, gold: str, choices: list[str] | None = None, *, rel_tol: float = 0.0) -> bool:
     """Does the final answer of the text equal the gold answer? With `choices`, the gold is a letter: A, B, ..."""
     if choices:
-        return chosen(text) == (choice_of(gold) or gold.strip().upper())
+        return chosen(text, choices) == (choice_of(gold) or gold.strip().upper())
     return any(is_equivalent(answer, gold, rel_tol=rel_tol) for answer in final_answers(text))
 
 
@@ -51,43 +52,46 @@ def grade(
     golds: list[str],
     choices: list[list[str] | None] | None = None,
     *,
+    rel_tol: float | Sequence[float] = 0.0,
     workers: int | None = None,
     time_limit: float = 5.0,
 ) -> list[bool | None]:
     """For each text: is its answer right? None where the gold itself is empty, malformed or over the limits.
 
-    Plain numbers and choices are compared here; all else in `workers` processes (None: as many as the batch keeps
-    busy, up to the number of cores; 0: in this process, without a time limit). A comparison that takes longer than
-    `time_limit` seconds counts as False. Processes are kept for the next call. The result does not depend on their
-    number. Nothing in a text makes this raise; lists of unequal length, and negative `workers`, raise ValueError.
+    `rel_tol` is the relative difference that numbers may have, one for all texts or one for each. Plain numbers and
+    choices are compared here; all else in `workers` processes (None: as many as the batch keeps busy, up to the number
+    of cores; 0: in this process, without a time limit). A comparison that takes longer than `time_limit` seconds counts
+    as False. Processes are kept for the next call. The result does not depend on their number. Nothing in a text makes
+    this raise; lists of unequal length, and negative `workers`, raise ValueError.
     """
     if workers is not None and workers < 0:
         raise ValueError(f"workers = {workers}: give a number of processes, 0 for none, or None for as many as pay off")
     options = [None] * len(texts) if choices is None else choices
+    tolerances = [float(rel_tol)] * len(texts) if isinstance(rel_tol, int | float) else rel_tol
     verdicts: list[bool | None] = [None] * len(texts)
     places: dict[Comparison, list[int]] = {}  # equal comparisons are made once
-    for place, (text, gold, option) in enumerate(zip(texts, golds, options, strict=True)):
+    for place, (text, gold, option, tolerance) in enumerate(zip(texts, golds, options, tolerances, strict=True)):
         if option:
             verdicts[place] = is_correct(text, gold, option) if gold.strip() else None
             continue
         answers = final_answers(text)
         if PLAIN_NUMBER.fullmatch(gold.strip()) and all(PLAIN_NUMBER.fullmatch(answer) for answer in answers):
-            verdicts[place] = any(is_equivalent(answer, gold) for answer in answers)
+            verdicts[place] = any(is_equivalent(answer, gold, rel_tol=tolerance) for answer in answers)
         else:
-            places.setdefault((tuple(answers), gold), []).append(place)
+            places.setdefault((tuple(answers), gold, tolerance), []).append(place)
     for comparison, verdict in zip(places, compare_all(list(places), workers, time_limit), strict=True):
         for place in places[comparison]:
             verdicts[place] = verdict
     return verdicts
 
 
-Comparison = tuple[tuple[str, ...], str]  # (the answers that a text gives, the gold answer)
+Comparison = tuple[tuple[str, ...], str, float]  # (the answers that a text gives, the gold answer, the tolerance)
 
 
 def compare(comparison: Comparison) -> bool | None:
     """Is one of the answers right? None where the gold cannot be read."""
-    answers, gold = comparison
-    return any(is_equivalent(answer, gold) for answer in answers) if readable(gold) else None
+    answers, gold, rel_tol = comparison
+    return any(is_equivalent(answer, gold, rel_tol=rel_tol) for answer in answers) if readable(gold) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -35,9 +35,9 @@ def serve() -> None:
     threading.Thread(target=listen, daemon=True).start()
     print(json.dumps("ready"), flush=True)
     while True:
-        answers, gold = json.loads(lines.get())
+        answers, gold, rel_tol = json.loads(lines.get())
         try:
-            verdict = compare((tuple(answers), gold))
+            verdict = compare((tuple(answers), gold, rel_tol))
         except (MemoryError, RecursionError):
             verdict = False
         print(json.dumps(verdict), flush=True)

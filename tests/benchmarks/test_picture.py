@@ -1,4 +1,4 @@
-"""The picture of a group: pairs stay with their answers, advantages by hand, files that come out the same each time."""
+"""The picture of a group: long answers, what is drawn, files that come out the same each time."""
 
 from __future__ import annotations
 
@@ -22,24 +22,6 @@ def group():
         "distinctiveness": [[0.0, 0.5, 0.1], [0.5, 0.0, 0.4], [0.1, 0.4, 0.0]],
         "masked_pairs": [[2, 0]],
     }  # fmt: skip
-
-
-def test_sorting_by_reward_moves_rows_columns_and_pairs_alike(group):
-    moved = picture.sorted_by_reward(group)
-    assert [own["text"] for own in moved["answers"]] == ["b", "c", "a"]
-    assert moved["distinctiveness"] == [[0.0, 0.4, 0.5], [0.4, 0.0, 0.1], [0.5, 0.1, 0.0]]
-    assert moved["masked_pairs"] == [[1, 2]]  # c and a
-
-
-def test_grpo_gives_the_plain_advantages(group):
-    # Rewards 0, 1, 1: mean 2/3, deviation √2/3.
-    assert picture.unmasked_advantages(group, "std") == pytest.approx([-(2**0.5), 0.5**0.5, 0.5**0.5], rel=1e-4)
-    assert picture.unmasked_advantages(group, "none") == pytest.approx([-2 / 3, 1 / 3, 1 / 3])
-
-
-def test_without_its_anchor_a_group_that_has_no_right_answer_has_no_advantage(group):
-    hard = {**group, "answers": [answer("a", 0.0, -0.7), answer("b", 1.0, 1.4, anchor=True), answer("c", 0.0, -0.7)]}
-    assert picture.unmasked_advantages(hard, "std") == [0.0, 0.0, 0.0]
 
 
 def test_a_long_answer_keeps_its_end():

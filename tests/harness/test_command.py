@@ -37,6 +37,22 @@ def test_what_a_user_can_mend_ends_in_one_line_on_stderr(error, code, capsys):
     assert printed.err == f"{stop.value}\n" and printed.err.startswith("program.py: ")
 
 
+def test_pytorchs_page_about_a_full_gpu_is_one_sentence_and_what_to_do(capsys):
+    page = (
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 5.50 MiB is "
+        "free. Process 1 has 79.10 GiB memory in use. If reserved but unallocated memory is large try setting "
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+    )
+    error = torch.OutOfMemoryError(page)
+    error.add_note("Saved after step 3; go on with: ...")
+    with pytest.raises(SystemExit), one_sentence("program.py"):
+        raise error
+    assert capsys.readouterr().err == (
+        "program.py: the GPU has no room for another 20.00 MiB. Does another program use it (nvidia-smi)? If not, "
+        "lower --max-new-tokens, or take a smaller model. Saved after step 3; go on with: ...\n"
+    )
+
+
 @pytest.mark.parametrize(
     "kind", [TypeError, KeyError, IndexError, RuntimeError, ValueError, AttributeError, ImportError]
 )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-import torch
-from conftest import SOLVED, small_rollouts, write_questions
+from conftest import SOLVED, write_questions
 
 from harness.config import Config
-from harness.task import judged, read_task, verified_task
+from harness.task import read_task, verified_task
 
 BARE = [{"problem": f"{number}+0?", "answer": str(number)} for number in range(3, 9)]
 UNREADABLE = {"problem": "?", "answer": "\\frac{1"}
@@ -94,20 +91,3 @@ def test_whatever_is_left_out_is_said(tmp_path, model, tokenizer, capsys):
     said = capsys.readouterr().out
     assert said.count("1 questions left out: with a completion they exceed") == 2
     assert "Anchors: 0 of 1 questions have one; 1 solutions left out." in said
-
-
-def test_the_functions_of_a_reward_are_logged_one_by_one(tmp_path, model, tokenizer):
-    """As they are, before their weights; not where nothing was sampled."""
-    (tmp_path / "mine.py").write_text(
-        "def short(texts, questions):\n    return [1.0] * len(texts)\n\n"
-        "def long(texts, questions):\n    return [float(n) for n in range(len(texts))]\n"
-    )
-    both = [f"{tmp_path / 'mine.py'}:short", f"{tmp_path / 'mine.py'}:long=-0.5"]
-    task = task_of(tmp_path, model, tokenizer, [SOLVED, *BARE], reward=both, anchors=None)
-    rollouts = small_rollouts(model, tokenizer, 2)
-    rewards = torch.tensor(task.reward(rollouts.texts, [SOLVED] * 6))
-    assert rewards.tolist() == [1, 0.5, 0, -0.5, -1, -1.5]
-    found = judged(task, [SOLVED] * 3, rollouts, rewards.view(3, 2))
-    assert found.metrics == {"reward/short": 1.0, "reward/long": 2.5}
-    only_anchors = replace(rollouts, anchor_mask=torch.ones(6, dtype=torch.bool))
-    assert judged(task, [SOLVED] * 3, only_anchors, rewards.view(3, 2)).metrics == {}

@@ -95,13 +95,14 @@ def expected_of(out):
     """What a run's own files say of each step."""
     found = {record["step"]: numbers(record) for record in lines_of(out / "metrics.jsonl") if "step" in record}
     for record in lines_of(out / "evaluations.jsonl"):
-        figures = {f"held_out/{name}": record[name] for name in ("accuracy", "reward", "length", "truncated", "pass@1")}
+        names = ("accuracy", "reward", "length", "truncated", "no_answer", "pass@1", "maj@1", "consistency")
+        figures = {f"held_out/{name}": record[name] for name in names}
         figures |= {"held_out/low": record["interval"][0], "held_out/high": record["interval"][1]}
         found.setdefault(record["step"], {}).update(figures)
     return found
 
 
-# --- what is sent -----------------------------------------------------------------------------------------------
+# --- what is sent -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TRACKERS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import completions_of, random_model
@@ -268,7 +270,7 @@ def test_shapes_of_cuda_graphs_give_the_same_answers(name, tokenizer, monkeypatc
     expected = rollout.sample(model, tokenizer, prompts, 5, **options)
     shapes = []
 
-    def stand_in(pool, step, plain, *inputs):
+    def stand_in(memory, step, plain, *inputs):
         shapes.append((len(inputs[0]), step.args[0]))
         return plain
 
@@ -279,7 +281,9 @@ def test_shapes_of_cuda_graphs_give_the_same_answers(name, tokenizer, monkeypatc
             room[:, :, self.copied_prompt :] = 0.0
 
     monkeypatch.setattr(decoding, "captured", stand_in)
+    monkeypatch.setattr(decoding, "GraphMemory", lambda device: None)
     monkeypatch.setattr(decoding, "GRAPH_PLACES", 16)
+    monkeypatch.setattr(decoding, "GRAPH_ROWS", 2)
     monkeypatch.setattr(decoding.FastSteps, "__init__", with_graphs)
     found = rollout.sample(model, tokenizer, prompts, 5, **options)
     assert found.texts == expected.texts
@@ -348,6 +352,26 @@ def test_there_is_always_room_for_one_sequence(model, monkeypatch):
     assert decoding.rows_at_once(model, 10) == 1
     monkeypatch.setattr(decoding, "CACHE_BYTES", decoding.cache_bytes(model, 10) * 5 // 2)
     assert decoding.rows_at_once(model, 10) == 2
+
+
+def test_room_on_a_gpu_is_half_of_what_is_free_with_the_logits_of_a_token(model, monkeypatch):
+    """Free 1,200 kB, and 400 kB that PyTorch holds and does not use: 800 kB. A row of ten tokens has 1,920 bytes of
+    cache and states in bf16, and with a vocabulary of 1,000 there are 24,000 bytes while its next token is chosen."""
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), config=model.config)
+    model.config.vocab_size = 1_000
+    for name, value in (("reserved", 500_000), ("allocated", 100_000)):
+        monkeypatch.setattr(torch.cuda, f"memory_{name}", lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_200_000, 2_000_000))
+    assert decoding.cache_bytes(on_gpu, 10) == 2 * 960
+    assert decoding.rows_at_once(on_gpu, 10) == 800_000 // (1_920 + 24_000) == 30
+
+
+@pytest.mark.parametrize(("going", "rows"), [(256, 256), (129, 256), (128, 128), (17, 32), (16, 16), (1, 16)])
+def test_with_graphs_rows_are_halved_as_long_as_that_saves_time(going, rows):
+    """Each number of rows has to be captured. Below 16, a step takes as long as for one row."""
+    steps = SimpleNamespace(use_graphs=True, rows=256)
+    assert decoding.FastSteps.rows_to_keep(steps, going) == rows
+    assert decoding.FastSteps.rows_to_keep(SimpleNamespace(use_graphs=True, rows=12), 1) == 12
 
 
 @pytest.mark.parametrize(("going", "rows"), [(100, 100), (86, 100), (85, 85), (1, 1)])

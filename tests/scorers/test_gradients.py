@@ -8,6 +8,7 @@ from conftest import padded_batch, random_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import scoring
+from policy import logprobs
 from policy.model import vocabulary_gradients
 from scorers import gradients
 
@@ -139,9 +140,12 @@ def test_gram_counts_the_eos(model):
 def test_gram_does_not_depend_on_the_cut_into_micro_batches(model, monkeypatch):
     batch = padded_batch(ROWS * 3, 64)
     whole = scoring.gradient_gram(model, *batch, 4)
-    monkeypatch.setattr(gradients, "ROW_TOKENS", 1)  # one row at a time through the model
-    monkeypatch.setattr(gradients, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
-    torch.testing.assert_close(scoring.gradient_gram(model, *batch, 4), whole, rtol=1e-5, atol=1e-4)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
+    ran, plain = [], gradients.hidden_states
+    monkeypatch.setattr(gradients, "hidden_states", lambda m, ids, mask: ran.append(len(ids)) or plain(m, ids, mask))
+    found = gradients.gradient_products(model, gradients.Sequences(*batch, 4), gradients.Measure(row_tokens=1)).gram
+    assert ran == [1] * len(batch[0]), "one row at a time through the model"
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-4)
 
 
 def test_gram_from_kept_hidden_states_needs_the_model_for_the_other_answers_only(model, monkeypatch):

@@ -12,7 +12,7 @@ import torch
 import scoring
 from harness.config import Config
 from scoring import Rectified
-from study import masks
+from study import arms, masks
 from study.variants import FULL, configuration, made_from
 
 TEXTS = ["I get 3", "So 1 + 2 = 3. I get 3", "So 1 + 2 = 4. I get 4", "That makes 5"]
@@ -48,7 +48,7 @@ def symmetric(pairs: set[tuple[int, int]]) -> torch.Tensor:
 def test_chance_draws_as_many_pairs_of_each_group_from_its_candidates():
     candidates = torch.cat([symmetric({(0, 1)}), symmetric({(0, 2), (0, 3), (1, 2), (1, 3)})])
     masked = torch.cat([symmetric(set()), symmetric({(1, 2), (0, 3)})])
-    draws = [masks.by_chance(masked, candidates, torch.Generator().manual_seed(n)) for n in range(50)]
+    draws = [arms.by_chance(masked, candidates, torch.Generator().manual_seed(n)) for n in range(50)]
     second = [pairs_of(draw[1:]) for draw in draws]
     assert all(pairs_of(draw[:1]) == set() for draw in draws)
     assert all(len(draw) == 2 and draw <= pairs_of(candidates[1:]) for draw in second)

@@ -16,6 +16,7 @@ import pytest
 
 import verify
 from verify import grading
+from verify.extraction import chosen
 from verify.worker import WORKER_MEMORY
 
 ROOT = Path(verify.__file__).parents[1]
@@ -51,6 +52,44 @@ def test_what_a_text_chooses(text, letter):
         assert verify.is_correct(text, gold, ["Paris", "Rome", "Oslo"]) == (gold == letter)
 
 
+CITIES = ["Paris", "Rome", "12"]
+NAMED = {
+    "its text, or its number": [
+        (r"\boxed{Rome}", "B"),
+        (r"\boxed{\text{rome.}}", "B"),
+        (r"so \boxed{12.0}", "C"),
+        ("The answer is: Paris", "A"),
+    ],
+    "its words in the answer or in the final sentence": [
+        ("The answer is the city of Rome.", "B"),
+        ("Paris is in France, so A is wrong. The capital is Rome.", "B"),
+        ("I take Rome, and this is B.", "B"),
+    ],
+    "a letter before its text": [("B. Paris", "B"), (r"\boxed{A}, which is Rome", "A")],
+    "nothing, where it names several, denies one, or was cut off": [
+        ("The capital of Italy is Rome, and that of France is Paris.", None),
+        ("It is not Rome.", None),
+        (r"so it is \boxed{Rome", None),
+        ("<think>It is Rome.", None),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_a_choice_is_known_by(kind):
+    for text, letter in NAMED[kind]:
+        assert chosen(text, CITIES) == letter, text
+
+
+def test_of_choices_that_are_alike_the_one_that_is_meant():
+    """A letter inside of a name is no choice; of two whose words contain each other the longer counts."""
+    assert chosen(r"\boxed{Vitamin C}", ["Vitamin A", "Vitamin D", "vitamin B", "Vitamin C"]) == "D"
+    assert chosen("So it is acid rain.", ["rain", "acid rain", "snow"]) == "B"
+    assert chosen(r"\boxed{A and B only}", ["A only", "B only", "A and B only"]) == "C"
+    assert chosen(r"\boxed{-5}", ["5", "-5"]) == "B" and chosen(r"\boxed{x-1}", ["x + 1", "x - 1"]) == "B"
+    assert chosen(r"\boxed{Rome}", ["Rome", "Rome"]) is None
+
+
 @pytest.mark.parametrize("gold", ["B", "b", " b ", "(B)", "B.", "Option B"])
 def test_the_gold_of_choices_is_a_letter_however_it_is_written(gold):
     assert verify.is_correct("The answer is (B).", gold, ["Paris", "Rome"])
@@ -67,6 +106,17 @@ def test_tolerance_is_an_argument():
     assert not verify.is_correct("so 3.14", r"\pi")
     assert verify.is_correct("so 3.14", r"\pi", rel_tol=1e-3)
     assert not verify.is_correct("so 3.14", r"\pi", rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_has_one_tolerance_or_one_for_each_text(workers):
+    """Plain numbers, and what processes compare; equal answers under different tolerances are different comparisons."""
+    texts, golds = ["so 3.14", "so 3.14", "so 0.333", "so 0.333"], [r"\pi", r"\pi", "0.3333333333", "0.3333333333"]
+    assert verify.grade(texts, golds, workers=workers) == [False] * 4
+    assert verify.grade(texts, golds, rel_tol=0.01, workers=workers) == [True] * 4
+    assert verify.grade(texts, golds, rel_tol=[0.01, 0, 0, 0.01], workers=workers) == [True, False, False, True]
+    with pytest.raises(ValueError):
+        verify.grade(texts, golds, rel_tol=[0.01], workers=workers)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,7 +214,7 @@ def test_a_kept_worker_that_dies_as_it_is_taken_costs_no_verdict(monkeypatch):
     dead.process.kill()
     dead.process.wait()
     monkeypatch.setattr(grading, "idle_worker", lambda: dead)
-    assert grading.compare_all([(("x+1",), "1+x")], 1, 30.0) == [True]
+    assert grading.compare_all([(("x+1",), "1+x", 0.0)], 1, 30.0) == [True]
 
 
 @pytest.fixture
@@ -183,7 +233,7 @@ def test_without_workers_answers_are_compared_here(hands):
 def test_there_are_no_more_processes_than_pay_off(comparisons, processes, hands, monkeypatch):
     """One for each 32 comparisons, up to the number of cores."""
     monkeypatch.setattr(grading.os, "cpu_count", lambda: 8)
-    grading.compare_all([(("x",), str(number)) for number in range(comparisons)], None, 1.0)
+    grading.compare_all([(("x",), str(number), 0.0) for number in range(comparisons)], None, 1.0)
     assert len(hands) == processes
 
 
@@ -203,7 +253,7 @@ def test_an_interrupt_stops_the_workers_that_are_busy(monkeypatch):
     monkeypatch.setattr(grading, "work", lambda comparisons, verdicts, turns, busy, limit: busy.append(worker))
     monkeypatch.setattr(grading.threading, "Thread", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        grading.compare_all([(("x",), "y")], 1, 1.0)
+        grading.compare_all([(("x",), "y", 0.0)], 1, 1.0)
     assert worker.stopped
 
 
@@ -284,7 +334,7 @@ def test_a_worker_takes_no_module_from_the_working_directory(path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     worker = grading.Worker()
     try:
-        assert worker.compare((("2x",), "x + x"), 20) is True
+        assert worker.compare((("2x",), "x + x", 0.0), 20) is True
     finally:
         worker.stop()
 

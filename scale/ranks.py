@@ -1,0 +1,160 @@
+"""What lies on several processes, brought together: token ids, the model's states, the head with its moments.
+
+Under FSDP and DeepSpeed's stage 3, a forward pass and the gathering of a weight are calls that every process must make
+alike, or all of them wait for ever. So each function here is called by every process, with counts that all know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from policy.model import backbone
+from rollout import Rollouts
+
+
+def gathered_ids(accelerator: Accelerator, sequences: list[list[int]]) -> list[list[int]]:
+    """Token ids of all processes, those of the first one first. B sequences of each of R processes -> N = B·R"""
+    lengths = torch.tensor([len(ids) for ids in sequences], device=accelerator.device)
+    lengths = accelerator.gather(lengths)  # (B,) -> (N,)
+    padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int32)  # half of what int64 would send
+    for row, ids in zip(padded, sequences, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    every = accelerator.gather(padded.to(accelerator.device)).tolist()
+    return [ids[:length] for ids, length in zip(every, lengths.tolist(), strict=True)]
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Does no process hold the whole of every weight?"""
+    plugin = accelerator.state.deepspeed_plugin
+    return accelerator.distributed_type == "FSDP" or (plugin is not None and plugin.zero_stage == 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def without_adapter(model: Any) -> Any:
+    """The model of transformers inside of an adapter's; its layers are those with the adapter."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+@torch.no_grad()
+def completion_states(
+    model: Any,  # as it is called in training: on several processes wrapped
+    accelerator: Accelerator,
+    parts: list[Rollouts],  # what this process is to run through the model, a call each
+    calls: int,  # of the process that has most parts
+) -> list[torch.Tensor]:  # N times (M, H)
+    """The states that predict the completions' tokens, in fp32, row by row of the parts.
+
+    Where processes share the weights, one that has fewer parts calls the model with a token all the same.
+    """
+    found: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
+    inside = backbone(without_adapter(accelerator.unwrap_model(model)))
+    hook = inside.register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state))
+    training = model.training
+    model.eval()  # no dropout, as in dagrpo.py
+    try:
+        for number in range(calls if is_sharded(accelerator) else len(parts)):
+            part = parts[number] if number < len(parts) else None
+            one = torch.ones(1, 1, dtype=torch.long, device=accelerator.device)
+            ids, mask = (one, one) if part is None else (part.input_ids, part.attention_mask.long())
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            with accelerator.autocast():  # of the logits, only those of the last token are made
+                model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+            made = found.pop()[:, :-1]
+            if part is not None:
+                states += [h[predicts].float() for h, predicts in zip(made, part.prediction_mask, strict=True)]
+    finally:
+        hook.remove()
+        model.train(training)
+    return states
+
+
+class Output(torch.nn.Module):
+    """A model's last linear map, of a weight that lies elsewhere in pieces."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:  # (V, H), (V,)
+        super().__init__()
+        self.weight, self.bias = torch.nn.Parameter(weight, requires_grad=False), bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # (..., H) -> (..., V)
+        return F.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What scorers need of a model whose states are known: its configuration and its output layer, whole."""
+
+    config: Any
+    generation_config: Any
+    device: torch.device
+    dtype: torch.dtype
+    output: Output
+    moments: tuple[torch.Tensor, torch.Tensor] | None  # of AdamW for the weight, (V, H) each
+
+    def get_output_embeddings(self) -> Output:
+        return self.output
+
+    @property
+    def bytes(self) -> int:
+        tensors = [self.output.weight, *(self.moments or ())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextmanager
+def whole_head(trainer: Any, with_moments: bool) -> Iterator[Head]:
+    """The head of a trainer's model, gathered where processes share it; inside, memory holds all of it.
+
+    Under an adapter it is the base model's. `with_moments` gathers AdamW's moments of its weight too, twice as much;
+    there are none before the first step, of a head that is not trained, and under FSDP 1, which cuts weights anywhere.
+    """
+    accelerator: Accelerator = trainer.accelerator
+    for module in trainer.model.modules():  # FSDP 2 leaves some whole after a forward pass, and those AdamW knows not
+        if hasattr(module, "reshard"):
+            module.reshard()
+    model = without_adapter(accelerator.unwrap_model(trainer.model))
+    layer = model.get_output_embeddings()
+    layer = getattr(layer, "base_layer", layer)
+    moments = moments_of(trainer, layer.weight) if with_moments else None
+    given = [value for value in (layer.weight, layer.bias) if value is not None]
+    with trainer._dist.gather_params(given), summoned(trainer):
+        weight, bias = whole(layer.weight).detach(), layer.bias
+        bias = None if bias is None else whole(bias).detach()
+        output = Output(weight, bias)
+        yield Head(model.config, model.generation_config, accelerator.device, weight.dtype, output, moments)
+
+
+@contextmanager
+def summoned(trainer: Any) -> Iterator[None]:
+    """Inside, the root's own weights are whole under FSDP 1, the head's among them."""
+    with trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False, writeback=False):
+        yield
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """The tensor of which FSDP 2 has given each process some rows."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def moments_of(trainer: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """AdamW's moments of a weight; None where it has none, or none of the weight's shape."""
+    if trainer._dist.is_zero3:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        found = [safe_get_full_optimizer_state(weight, name) for name in ("exp_avg", "exp_avg_sq")]
+        return None if found[0] is None else (found[0], found[1])
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
+    state = optimizer.state.get(weight, {}) if optimizer is not None else {}
+    if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != weight.shape or weight.dim() != 2:
+        return None
+    return whole(state["exp_avg"]), whole(state["exp_avg_sq"])

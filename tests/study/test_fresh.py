@@ -1,0 +1,110 @@
+"""The comparison on fresh seeds: what its variants train on, that no part of the study shares a seed, and its table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import made_up_cells
+import pytest
+
+import dagrpo
+from harness.config import Config
+from study import cells, fresh, variants
+from study.regimes import REGIMES
+from study.tasks import read_lines, write_sets
+from study.variants import FRESH, FULL, Request, question_sets
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Configurations of the trainings that a cell makes, and the questions of each."""
+    found: list[tuple[Config, list[str]]] = []
+
+    def train(config: Config) -> None:
+        found.append((replace(config), [question["problem"] for question in read_lines(Path(config.data[0]))]))
+
+    monkeypatch.setattr(dagrpo, "train", train)
+
+    def of(variant: str, seed: int = 400) -> list[tuple[Config, list[str]]]:
+        found.clear()
+        request = Request("run", variant, seed, 4e-4, FRESH)
+        write_sets(tmp_path, question_sets(FRESH, variants.task_of(variant)))
+        cells.train(request, variants.configuration(request, tmp_path), tmp_path)
+        return list(found)
+
+    return of
+
+
+def test_no_other_part_of_the_study_has_its_seeds():
+    parts = ("grid_seeds", "settings_seeds", "seeds", "further_seeds")
+    others = {seed for part in parts for seed in getattr(FULL, part)}
+    others |= {seed + more for regime in REGIMES.values() for seed in regime.seeds for more in (0, 1_000)}
+    assert not others & {*FRESH.seeds, *FRESH.grid_seeds} and not {*FRESH.seeds} & {*FRESH.grid_seeds}
+    assert len(set(FRESH.seeds)) == 16
+
+
+@pytest.mark.parametrize(("variant", "first"), [("sft-grpo-10-10", 10), ("sft-grpo-5-15-terse", 5)])
+def test_fine_tuning_and_grpo_share_the_steps_the_warm_up_and_the_questions(trained, variant, first):
+    (sft, of_sft), (grpo, of_grpo) = trained(variant)
+    assert (sft.method, grpo.method) == ("sft", "grpo") and (sft.steps, grpo.steps) == (first, 20 - first)
+    assert sft.warmup + grpo.warmup == pytest.approx(10, abs=1) and sft.warmup <= sft.steps / 2
+    assert len(of_sft) == first * 24 and len(of_grpo) == (20 - first) * 24  # each comes once
+    every = question_sets(FRESH, variants.task_of(variant))["training"]
+    assert sorted(of_sft + of_grpo) == sorted(question["problem"] for question in every)
+    assert grpo.model == str(Path(sft.out) / "model") and sft.model != grpo.model
+    assert sft.learning_rate == grpo.learning_rate == 4e-4 and sft.seed == grpo.seed == 400
+
+
+def test_another_seed_fine_tunes_on_other_questions(trained):
+    (_, first), (_, second) = (trained("sft-grpo-10-10", seed)[0] for seed in (400, 401))
+    assert set(first) != set(second)
+
+
+def test_terse_solutions_are_what_the_first_steps_learn_from(tmp_path, monkeypatch):
+    kept = {}
+    for task in ("", "-terse"):
+        monkeypatch.setattr(
+            dagrpo, "train", lambda config, task=task: kept.setdefault(task, read_lines(Path(config.data[0])))
+        )
+        request = Request("run", f"sft-grpo-10-10{task}", 400, 4e-4, FRESH)
+        write_sets(tmp_path, question_sets(FRESH, task))
+        cells.train(request, variants.configuration(request, tmp_path), tmp_path)
+    worked, terse = ([question["solution"] for question in kept[task]] for task in ("", "-terse"))
+    assert sum(map(len, terse)) < sum(map(len, worked))
+
+
+def test_positives_train_by_their_arm_and_nothing_else_does(trained, monkeypatch):
+    seen: list[str] = []
+    monkeypatch.setattr(
+        cells, "training_with", lambda arm, seed: seen.append(arm.change) or cells.contextlib.nullcontext()
+    )
+    for variant in ("grpo", "dagrpo", "sft-grpo-10-10"):
+        trained(variant)
+    assert seen == []
+    ((config, _),) = trained("positives")
+    assert seen == ["positives"] and (config.loss_norm, config.anchors, config.rectify) == ("constant", None, "none")
+
+
+def test_a_cell_of_two_parts_is_no_cell_of_grpo():
+    two, grpo = (variants.made_from(Request("run", name, 400, 4e-4, FRESH)) for name in ("sft-grpo-10-10", "grpo"))
+    assert two["configuration"].pop("sft_steps") == 10
+    assert two == grpo
+    assert variants.made_from(Request("run", "positives", 400, 4e-4, FRESH))["configuration"]["arm"] == "positives"
+
+
+def test_the_table_takes_what_it_names_from_dagrpo_seed_by_seed():
+    made_up = {
+        "dagrpo": {seed: made_up_cells.cell("dagrpo", seed, value, 0.9) for seed, value in ((400, 0.5), (401, 0.7))},
+        "sft-grpo-10-10": {
+            seed: made_up_cells.cell("grpo", seed, value, 0.95) for seed, value in ((400, 0.4), (401, 0.4))
+        },
+    }
+    text = fresh.comparison(made_up)
+    assert "+20.0 (+10.0 to +30.0)" in text.splitlines()[-3]
+    assert text.endswith("validation set: sft-grpo-10-10.")
+
+
+def test_every_variant_has_a_rate_and_every_new_one_is_searched():
+    assert {variants.grid_of(name) for name in variants.FRESH_FLAGS} == set(variants.FRESH_FLAGS)
+    assert len(set(fresh.VARIANTS)) == len(fresh.VARIANTS) and set(fresh.VARIANTS) <= set(variants.FLAGS)
