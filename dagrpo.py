@@ -85,7 +85,7 @@ from harness.memory import with_room
 from harness.report import progress, say, timed
 from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
-from policy.compiling import compiled
+from policy.compiling import choose, compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
 from questions import Question, Reward, Stream, given_by_functions, overlong_penalty, prompt_of
@@ -411,7 +411,7 @@ class Objective:
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
-@compiled
+@compiled("update")
 def policy_loss(
     logps: torch.Tensor,  # log π (B, S)
     old_logps: torch.Tensor,  # log π_old (B, S)
@@ -527,6 +527,7 @@ class Learner:
 def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) -> Learner:
     """The start model with a fresh optimizer, or both as a checkpoint has them."""
     torch.manual_seed(config.seed)
+    choose(config.compile)
     code = config.trust_remote_code
     source = resumed.model if resumed else config.model
     model, tokenizer = rollout.load(source, config.device or None, trust_remote_code=code)

@@ -38,6 +38,7 @@ from harness.config import Config, ConfigError, flag_name, shown
 # What says how long, how often, where, and with how much memory: never what is learned.
 MAY_CHANGE = (
     "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing",
+    "compile",
 )  # fmt: skip
 LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
 
