@@ -26,7 +26,7 @@ NAME = "README.md"
 NOT_OF_THE_MODEL = (
     "model", "data", "eval_data", "method", "out", "resume", "force", "device", "trust_remote_code", "skip_bad",
     "steps", "save_every", "keep", "max_bad_steps", "eval_every", "eval_at_start", "token_budget", "checkpointing",
-    "judge_url", "judge_timeout", "judge_calls", "judge_cache", "track",
+    "compile", "judge_url", "judge_timeout", "judge_calls", "judge_cache", "track",
 )  # fmt: skip
 LICENCE_FIELDS = ("license", "license_name", "license_link")  # as the Hub names them
 PAPER = "https://arxiv.org/abs/2512.06337"

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from policy.compiling import compiled
+from policy.compiling import compiled, is_compiled
 from policy.graphs import GraphMemory, NoGraphError, captured
 from policy.lora import is_plain, whole_weight
 from policy.model import (
@@ -188,7 +188,7 @@ def put(room: torch.Tensor, place: torch.Tensor, new: torch.Tensor) -> None:
         room[torch.arange(len(place), device=place.device), :, place] = new
 
 
-@compiled
+@compiled("sampler")
 def decoder_layer(
     x: torch.Tensor,  # (N, H)
     layer: Layer,
@@ -331,7 +331,8 @@ class FastSteps:
             by_row = padding_bias.view(-1, kv_heads, 1, width).repeat_interleave(group_size, dim=0)
             self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
         self.kv_heads = kv_heads
-        self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK  # for fewer, making one takes longer than it saves
+        # For few tokens, making a graph takes longer than it saves.
+        self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK and is_compiled("sampler")
         self.memory: GraphMemory | None = None  # of all graphs, made with the first: only one runs at a time
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
