@@ -360,10 +360,8 @@ def kept_lines(verdicts: list[Verdict]) -> list[dict[str, Any]]:
 def verdicts_of(lines: list[dict[str, Any]]) -> list[Verdict]:
     """The verdicts that are kept, with what was found by reading."""
     found = [Verdict(**line) for line in lines if "answers" not in line]
-    read: dict[tuple[str, str], dict[str, Any]] = {
-        key: {"who": who, "reason": reason} for key, (who, reason) in READ.items()
-    }
-    return [replace(verdict, **read.get((verdict.id, verdict.kind), {})) for verdict in found]
+    read = [READ.get((verdict.id, verdict.kind), (verdict.who, verdict.reason)) for verdict in found]
+    return [replace(verdict, who=who, reason=why) for verdict, (who, why) in zip(found, read, strict=True)]
 
 
 def report(lines: list[dict[str, Any]]) -> None:

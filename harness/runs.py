@@ -154,11 +154,11 @@ class Run:
 
         No manifest lists it: it is written again when the model has been evaluated.
         """
-        for folder in (self.out / "checkpoints" / f"step-{step}" / "model", self.out / "model"):
+        checkpoint = self.out / "checkpoints" / f"step-{step}"
+        for folder in (checkpoint / "model", checkpoint / "merged", self.out / "model"):
             if folder.is_dir():
-                has_template = (folder / "chat_template.jinja").exists()
                 evaluations = records_of(self.out / "evaluations.jsonl")
-                write_whole(folder / card.NAME, card.model_card(self.config, evaluations, step, has_template))
+                write_whole(folder / card.NAME, card.model_card(self.config, evaluations, step, card.Saved.of(folder)))
 
     def drop_old(self, newest: int) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
