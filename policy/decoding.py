@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from policy.compiling import compiled, is_compiled
 from policy.graphs import GraphMemory, NoGraphError, captured
+from policy.lora import is_plain, whole_weight
 from policy.model import (
     autocast,
     head_of,
@@ -108,11 +109,14 @@ class Layer:
 
 
 def joined(modules: list[Any], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of linear maps of one input, as one map; a missing bias beside others counts as 0."""
-    if len(modules) == 1:  # a copy only where the type is another
+    """Weight and bias of linear maps of one input, as one map; a missing bias beside others counts as 0.
+
+    What an adapter adds to a map is in its weight.
+    """
+    if len(modules) == 1:  # a copy only where the type is another, or where there is an adapter
         bias = modules[0].bias
-        return modules[0].weight.to(dtype), None if bias is None else bias.to(dtype)
-    weight = torch.cat([module.weight for module in modules]).to(dtype)
+        return whole_weight(modules[0]).to(dtype), None if bias is None else bias.to(dtype)
+    weight = torch.cat([whole_weight(module) for module in modules]).to(dtype)
     if all(module.bias is None for module in modules):
         return weight, None
     biases = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules]
@@ -218,7 +222,7 @@ def is_fast(model: PreTrainedModel) -> bool:
         and rotation not in ("dynamic", "longrope")  # these depend on the length of the sequence
         and config.hidden_act == "silu"
         and takes_any_mask(model)
-        and all(type(m) is torch.nn.Linear for m in modules if hasattr(m, "in_features"))  # no adapters, no packing
+        and all(is_plain(m) for m in modules if hasattr(m, "in_features"))  # no packed weights
     )
 
 

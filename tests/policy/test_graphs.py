@@ -130,7 +130,7 @@ def test_a_step_that_no_graph_can_hold_runs_without_one_and_says_so(model, token
 
 @pytest.mark.parametrize("fault", [cuda_error(700), torch.OutOfMemoryError("out of memory"), RuntimeError("other")])
 def test_a_fault_of_the_gpu_during_a_capture_is_not_taken_for_a_missing_graph(model, tokenizer, monkeypatch, fault):
-    """An illegal address, memory that has run out: told as they are, and not as the capture that they broke."""
+    """An illegal address is told as it is, memory that has run out with what to do: not as the capture that broke."""
     gpu = Gpu(monkeypatch)
     gpu.fault = fault
     with pytest.raises(type(fault)) as found:

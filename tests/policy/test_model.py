@@ -52,11 +52,25 @@ def test_loaded_weights_begin_where_a_vector_can(model, tokenizer, tmp_path):
 
 def test_missing_gguf_file_and_missing_gguf_package(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="no such file"):
-        policy_model.load(str(tmp_path / "model.gguf"))
+        policy_model.check_files(str(tmp_path / "model.gguf"), "--model")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(policy_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install gguf accelerate"):
+        policy_model.check_files(str(tmp_path / "model.gguf"), "--model")
+
+
+def test_unpacking_a_gguf_file_draws_no_bar_in_a_file(tmp_path, monkeypatch, capsys):
+    """transformers' own switch for bars does not reach this one."""
+
+    def unpack(*_, **__):
+        list(policy_model.modeling_gguf_pytorch_utils.tqdm([1, 2]))
+        raise ValueError("that is enough")
+
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(policy_model.AutoModelForCausalLM, "from_pretrained", unpack)
+    with pytest.raises(ModelError, match="that is enough"):
         policy_model.load(str(tmp_path / "model.gguf"))
+    assert capsys.readouterr().err == ""
 
 
 # --- configurations ----------------------------------------------------------------------------------------------
