@@ -496,12 +496,12 @@ WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
         lambda config: config.updates * config.epochs == 1,
         "with one update of each batch every ratio is 1 and no clip acts; add --updates or --epochs",
     ),
-    (("lora_alpha", "lora_targets", "merge"), lambda config: not config.lora, "without --lora there is no adapter"),
     (
         ("compile",),
         lambda config: config.device == "cpu" or not torch.cuda.is_available(),
         "on a CPU nothing is compiled",
     ),
+    (("lora_alpha", "lora_targets", "merge"), lambda config: not config.lora, "without --lora there is no adapter"),
 ]
 
 

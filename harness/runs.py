@@ -39,8 +39,8 @@ from questions import DataError
 
 # What says how long, how often, where, and with how much memory: never what is learned.
 MAY_CHANGE = (
-    "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing", "compile",
-    "track", "merge",
+    "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing", "track",
+    "compile", "merge",
 )  # fmt: skip
 OF_CHECKPOINTS = ("lora", "lora_alpha", "lora_targets", "optimizer")  # what they hold is of this kind alone
 LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
