@@ -4,22 +4,22 @@
     python evaluate.py --model MODEL --data FILE.jsonl [FILE.jsonl ...] --samples 4 --temperature 0.6
     python evaluate.py --bench list
 
-`--bench` names benchmarks of harness/benchmarks.py. The training loop calls `evaluate` too. Intervals are 95 %
-bootstrap intervals over questions: they say how far the figure could move with other questions of the same kind, not
-with another training run.
+`--bench` names benchmarks of harness/benchmarks.py; docs/evaluation.md explains every figure. The training loop calls
+`evaluate` too.
+
+Two kinds of noise are told apart. `interval` is over questions: how far the figure could move with other questions of
+the same kind. `sampling_interval` is of sampling alone: how far it could move with other completions of these
+questions. Neither says how far it moves with another training run.
 """
 
 from __future__ import annotations
 
+import harness.signals  # noqa: F401  # isort: skip  (first: Ctrl-C while PyTorch is imported)
+
 import argparse
-import json
 import math
-import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
@@ -27,24 +27,32 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
-from harness.benchmarks import Source, named_benchmarks, read_benchmark, table_of_benchmarks
-from harness.checkpoint import PART, write_whole
-from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, one_sentence, parsed, printable
-from policy.model import check_files, position_limit
-from questions import (
-    DataError,
-    Question,
-    Reward,
-    correctness,
-    drop_unreadable,
-    fitting,
-    prompt_of,
-    read_data,
-    without_contradictions,
+import verify
+from harness.benchmarks import table_of_benchmarks
+from harness.command import one_sentence, printable
+from harness.evaluation import (
+    identity_of,
+    measured,
+    options_of,
+    result_file,
+    settings_of,
+    short_name,
+    style_of,
+    without_examples,
 )
+from harness.prompting import told
+from policy.model import check_files, position_limit
+from questions import DataError, Question, Reward, correctness, drop_unreadable, fitting, prompt_of
 from rollout import PLAIN, PromptStyle
+from verify.reading import Reading, vote
 
 BATCH_COMPLETIONS = 256  # sampled and graded between two moves of the progress bar
+GPU_BATCHES = 8  # so many times more on a GPU, where each batch captures its CUDA graphs anew
+Row = dict[str, Any]  # of the result: one question with its completions
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def evaluate(
@@ -62,14 +70,13 @@ def evaluate(
     style: PromptStyle = PLAIN,
     label: str = "evaluate",
 ) -> dict[str, Any]:
-    """k completions of each question, graded.
+    """k completions of each question, graded: `figures` of them, `unreadable`, and `rows`.
 
-    Gives `reward` (mean of all completions) with `reward_interval`; `accuracy` (share of right completions, those that
-    earn `right` or more) with `interval`; the same as `avg@k`; `pass@k` (share of questions with a right one among the
-    k) with `pass_interval`; `length` (mean tokens of a completion) and `truncated` (share cut off at the limit);
-    `levels`: the same means and the number of questions for each value of the questions' `level`; `unreadable`:
-    questions left out because their gold answer cannot be read; `rows`: of each question its problem, gold, texts and
-    rewards. Where nothing says what is right (`right` infinite), there is no accuracy and no pass@k.
+    `unreadable` counts the questions left out because their gold answer cannot be read. `rows` has for each question
+    its `id`, `problem`, `answer`, `choices`, `level` and `subject`, and lists of k: `texts`, `rewards`, `lengths` in
+    tokens, `truncated` (cut off at the limit), and where the verifier grades, `extracted` and `read`: the answer as it
+    stands in the text, and as what it was read. Where nothing says what is right (`right` infinite), there is no
+    accuracy.
 
     Raises DataError where no question is left, and ValueError for k > 1 at temperature 0, where all completions are
     the same.
@@ -81,11 +88,10 @@ def evaluate(
         raise DataError("there is no question whose gold answer the verifier can read.")
     prompts = [prompt_of(tokenizer, question, style) for question in questions]
     by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
-    rewards, lengths = np.zeros((len(questions), k)), np.zeros((len(questions), k))
-    texts: list[list[str]] = [[] for _ in questions]
-    truncated, seen = 0, Counter[str]()
-    step = max(1, BATCH_COMPLETIONS // k)
-    with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, file=sys.stderr) as bar:
+    rows: list[Row] = [{} for _ in questions]
+    seen = Counter[str]()
+    step = max(1, BATCH_COMPLETIONS * (GPU_BATCHES if model.device.type == "cuda" else 1) // k)
+    with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, disable=None) as bar:
         for start in range(0, len(questions), step):
             part = by_length[start : start + step]
             rollouts = rollout.sample(
@@ -100,58 +106,144 @@ def evaluate(
                 seen=seen,
             )
             earned = reward(rollouts.texts, [questions[i] for i in part for _ in range(k)])
+            lengths, truncated = rollouts.lengths.tolist(), rollouts.truncated.tolist()
             for n, i in enumerate(part):
                 group = slice(n * k, (n + 1) * k)
-                rewards[i], lengths[i] = earned[group], rollouts.lengths[group].tolist()
-                texts[i] = rollouts.texts[group]
-            truncated += int(rollouts.truncated.sum())
+                rows[i] = row_of(questions[i], i, rollouts.texts[group])
+                rows[i] |= {"rewards": earned[group], "lengths": lengths[group], "truncated": truncated[group]}
+                if reward is correctness:
+                    rows[i] |= readings(questions[i], rollouts.texts[group])
             bar.update(len(part) * k)
-    is_right = rewards >= right  # (questions, k)
+    return {**figures(rows, right), "unreadable": len(unreadable), "rows": rows}
+
+
+def row_of(question: Question, number: int, texts: list[str]) -> Row:
+    """What is told of a question in the result. Without an id of its own it has its place in the data, from 0."""
+    row = {"id": question.get("id", number), "problem": question["problem"], "answer": question["answer"]}
+    row |= {"choices": question["choices"]} if question.get("choices") else {}
+    return {**row, "level": question.get("level"), "subject": question.get("subject"), "texts": texts}
+
+
+def readings(question: Question, texts: list[str]) -> Row:
+    """What was extracted of each text, and as what it was read."""
+    found = [verify.read_answer(text, question.get("choices")) for text in texts]
+    return {"extracted": [each.extracted for each in found], "read": [each.read for each in found]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def figures(rows: list[Row], right: float = 1.0) -> dict[str, Any]:
+    """The figures of Q questions with k completions each.
+
+    `accuracy`, also as `avg@k`: share of right completions, those that earn `right` or more, with `interval` and
+    `sampling_interval`; `pass@j` for j ≤ k, and `pass_interval` of pass@k; `maj@k` and `consistency` where answers were
+    read; `reward` with `reward_interval`; `length`: mean tokens; `truncated` and `no_answer`: shares of completions;
+    `questions`; `levels` and `subjects`: accuracy, reward, length and questions of each.
+    """
+    rewards, lengths = np.array([row["rewards"] for row in rows]), np.array([row["lengths"] for row in rows])  # (Q, k)
+    is_right, k = rewards >= right, rewards.shape[1]
+    read = "read" in rows[0]
+    votes = [[vote(Reading(*pair)) for pair in zip(row["extracted"], row["read"], strict=True)] for row in rows if read]
     result: dict[str, Any] = {}
     if not math.isinf(right):
+        passed = pass_at(is_right.sum(1), k)  # (Q, k)
         result = {
             "accuracy": float(is_right.mean()),
             "interval": bootstrap(is_right.mean(1)),
+            "sampling_interval": sampling_interval(is_right),
             f"avg@{k}": float(is_right.mean()),
-            f"pass@{k}": float(is_right.any(1).mean()),
-            "pass_interval": bootstrap(is_right.any(1).astype(float)),
+            **{f"pass@{j}": float(passed[:, j - 1].mean()) for j in range(1, k + 1)},
+            "pass_interval": bootstrap(passed[:, -1]),
         }
+        if read:
+            majorities = [majority(*pair) for pair in zip(votes, is_right.tolist(), strict=True)]
+            result[f"maj@{k}"] = float(np.mean(majorities))
+    if read:
+        result["consistency"] = float(np.mean([agreement(each) for each in votes]))
+        result["no_answer"] = float(np.mean([without_answer(row) for row in rows]))
     result |= {
         "reward": float(rewards.mean()),
         "reward_interval": bootstrap(rewards.mean(1)),
         "length": float(lengths.mean()),
-        "truncated": truncated / rewards.size,
-        "questions": len(questions),
-        "unreadable": len(unreadable),
-        "levels": {},
-        "rows": [
-            {
-                "problem": question["problem"],
-                "answer": question["answer"],
-                "texts": texts[i],
-                "rewards": rewards[i].tolist(),
-            }
-            for i, question in enumerate(questions)
-        ],
+        "truncated": float(np.mean([row["truncated"] for row in rows])),
+        "questions": len(rows),
     }
-    levels = [question.get("level") for question in questions]
-    for level in sorted({level for level in levels if level is not None}, key=str):
-        members = [i for i, other in enumerate(levels) if other == level]
-        accuracy = {} if math.isinf(right) else {"accuracy": float(is_right[members].mean())}
-        result["levels"][str(level)] = {
-            **accuracy,
-            "reward": float(rewards[members].mean()),
-            "length": float(lengths[members].mean()),
-            "questions": len(members),
-        }
+    for field in ("level", "subject"):
+        groups = defaultdict(list)
+        for number, row in enumerate(rows):
+            if row[field] is not None:
+                groups[str(row[field])].append(number)
+        result[f"{field}s"] = {}
+        for name, members in sorted(groups.items()):
+            accuracy = {} if math.isinf(right) else {"accuracy": float(is_right[members].mean())}
+            result[f"{field}s"][name] = {
+                **accuracy,
+                "reward": float(rewards[members].mean()),
+                "length": float(lengths[members].mean()),
+                "questions": len(members),
+            }
     return result
+
+
+def pass_at(right: np.ndarray, k: int) -> np.ndarray:
+    """pass@j for j = 1 to k: 1 − C(k − c, j)/C(k, j), of questions with c right ones of k. (Q,) -> (Q, k)
+
+    The chance that at least one of j completions is right, drawn from the k without putting any back: the unbiased
+    estimator of Chen et al. 2021 (arXiv 2107.03374).
+    """
+    drawn = np.arange(k)  # before the draw number j
+    all_wrong = np.maximum(k - right[:, None] - drawn, 0) / (k - drawn)
+    return 1 - all_wrong.cumprod(1)
+
+
+def majority(votes: list[str | None], is_right: list[bool]) -> float:
+    """Is the most common answer of a question right? Of several that are equally common, the mean; 0 without any."""
+    counts = Counter(each for each in votes if each is not None)
+    leading = [each for each, count in counts.items() if count == max(counts.values())]
+    shares = [np.mean([one for one, voted in zip(is_right, votes, strict=True) if voted == each]) for each in leading]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def agreement(votes: list[str | None]) -> float:
+    """Share of a question's completions that give its most common answer."""
+    counts = Counter(each for each in votes if each is not None)
+    return max(counts.values(), default=0) / len(votes)
+
+
+def without_answer(row: Row) -> float:
+    """Share of a question's completions without an answer; with choices, without one that names a choice."""
+    found = row["read"] if row.get("choices") else row["extracted"]
+    return sum(each is None for each in found) / len(found)
 
 
 def bootstrap(values: np.ndarray, resamples: int = 2_000) -> tuple[float, float]:
     """95 % interval of the mean under resampling. (n,) -> (low, high)"""
     rng = np.random.default_rng(0)
-    means = values[rng.integers(0, len(values), (resamples, len(values)))].mean(1)
+    at_once = max(1, 4_000_000 // len(values))  # bounds the memory
+    parts = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
+    means = np.concatenate([values[rng.integers(0, len(values), (part, len(values)))].mean(1) for part in parts])
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def sampling_interval(is_right: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the accuracy over other completions of the same questions; None for one of each. (Q, k)
+
+    By the normal approximation: the variance of a question's share p of right ones is p(1 − p)/(k − 1).
+    """
+    questions, k = is_right.shape
+    if k == 1:
+        return None
+    shares = is_right.mean(1)
+    half = 1.96 * math.sqrt(float((shares * (1 - shares)).sum()) / (k - 1)) / questions
+    return max(0.0, float(is_right.mean()) - half), min(1.0, float(is_right.mean()) + half)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -176,6 +268,45 @@ def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+HEAD = f"{'benchmark':<18}{'questions':>9}{'k':>5}{'avg@k':>8}{'95 %':>15}{'maj@k':>8}{'pass@k':>8}{'tokens':>8}"
+
+
+def line_of(name: str, result: dict[str, Any]) -> str:
+    """A line under HEAD, of a result of `evaluate`: shares in percent, 79 columns."""
+    k = len(result["rows"][0]["rewards"])
+    return (
+        f"{name[:17]:<18}{result['questions']:>9}{k:>5}{result['accuracy']:>8.1%}{percent(result['interval']):>15}"
+        f"{result[f'maj@{k}']:>8.1%}{result[f'pass@{k}']:>8.1%}{result['length']:>8.0f}"
+    )
+
+
+def details_of(result: dict[str, Any]) -> list[str]:
+    """What is to be known of a line beside its figures."""
+    told = [
+        f"at most {result['max_new_tokens']} tokens each; {result['truncated']:.1%} cut off, "
+        f"{result['no_answer']:.1%} without an answer"
+    ]
+    if result["sampling_interval"] is not None:
+        told.append(
+            f"with other completions of these questions {percent(result['sampling_interval'])} (95 %); "
+            f"{result['consistency']:.1%} agree"
+        )
+    if result["questions"] < 100:
+        told.append(f"few questions: one of them is {100 / result['questions']:.1f} points")
+    if result["unreadable"]:
+        told.append(f"{result['unreadable']} questions left out: their gold answer cannot be read")
+    return told
+
+
+def percent(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def default_limit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], style: PromptStyle
 ) -> int:
@@ -185,152 +316,6 @@ def default_limit(
         return 1024
     longest = max(len(rollout.encode_prompt(tokenizer, prompt_of(tokenizer, each, style))) for each in questions)
     return min(1024, max(positions - longest, positions // 2))
-
-
-def style_of(options: argparse.Namespace) -> PromptStyle:
-    """How prompts look: as the flags say, or else as the run that made the model trained with them."""
-    config = Path(options.model).parent / "config.json"
-    trained: Any = {}
-    if Path(options.model).name == "model" and config.is_file():
-        try:
-            trained = json.loads(config.read_text(encoding="utf-8"))
-            trained = {name: trained.get(name) for name in ("system", "enable_thinking")}
-        except (ValueError, AttributeError, RecursionError):
-            raise DataError(
-                f"{config}: it should say how the run's prompts looked, but it is no JSON object. Mend it, or move "
-                "model/ elsewhere."
-            ) from None
-    system = trained.get("system") or "" if options.system is None else options.system
-    thinking = trained.get("enable_thinking") if options.enable_thinking is None else options.enable_thinking
-    style = PromptStyle(str(system), thinking)
-    if style != PLAIN:
-        print(printable(f"system prompt {system!r}, enable_thinking {thinking}"))
-    return style
-
-
-def options_of(arguments: list[str]) -> argparse.Namespace:
-    """The flags of a command line. Raises ConfigError for what is unknown, out of range, or does not go together."""
-    parser = Parser(prog="evaluate.py", description="Measure a model on questions.", allow_abbrev=False)
-    parser.add_argument("--model", help="Hub name, local directory, or .gguf file")
-    parser.add_argument("--bench", nargs="+", help="benchmarks by name: a,b or a=FILE; list says what there is")
-    parser.add_argument("--bench-dir", help="folder of the benchmarks' files, NAME.jsonl; without it, the Hub")
-    parser.add_argument("--data", nargs="+", help="JSONL files or Hub sets, one benchmark each")
-    parser.add_argument(
-        "--samples", type=int, help="completions of each question, k; 1, or for --bench as its papers have it"
-    )
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 takes the likeliest token")
-    parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability mass that is sampled from")
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="limit of a completion; 1024, or what the model has room for"
-    )
-    parser.add_argument("--limit", type=int, help="only the first questions of each benchmark")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same completions")
-    parser.add_argument("--system", help="system prompt, for models with a chat template")
-    parser.add_argument("--enable-thinking", action=argparse.BooleanOptionalAction, help="passed to the chat template")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out lines of data that cannot be used")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
-    parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
-    options = parsed(parser, arguments, OF_EVALUATION)
-    if options.bench == ["list"]:
-        return options
-    if options.model is None:
-        raise ConfigError("--model is missing: name the model to measure, a Hub name, local directory, or .gguf file.")
-    if options.data is None and options.bench is None:
-        raise ConfigError(
-            "--data is missing: name the JSONL files or Hub sets to measure it on, or benchmarks by --bench."
-        )
-    if options.bench_dir is not None and options.bench is None:
-        raise ConfigError(f"--bench-dir {options.bench_dir}: without --bench nothing is read from it; leave it out.")
-    options.data = options.data or []
-    options.bench = named_benchmarks(options.bench or [], options.bench_dir)
-    if not 0 < options.top_p <= 1:
-        raise ConfigError(f"--top-p {options.top_p:g}: it must be above 0 and at most 1.")
-    if not 0 <= options.temperature < math.inf:
-        raise ConfigError(f"--temperature {options.temperature:g}: it must be a number of at least 0.")
-    if 0 < options.temperature < LEAST_TEMPERATURE:
-        raise ConfigError(
-            f"--temperature {options.temperature:g}: it must be 0, which takes the likeliest token, or at least "
-            f"{LEAST_TEMPERATURE:g}: logits divided by less overflow."
-        )
-    for flag, least in (("samples", 1), ("max_new_tokens", 1), ("limit", 1), ("seed", 0)):
-        value = getattr(options, flag)
-        if value is not None and not least <= value < 2**63:
-            allowed = f"of at least {least}" + ("" if value < least else f" and at most {2**63 - 1}")
-            raise ConfigError(f"--{flag.replace('_', '-')} {value}: it must be a whole number {allowed}.")
-    if options.temperature == 0 and (options.samples or 1) > 1:
-        raise ConfigError(
-            f"--samples {options.samples}: at --temperature 0 all completions are the same; use --samples 1."
-        )
-    twice = next((source for source in options.data if options.data.count(source) > 1), None)
-    if twice:
-        raise ConfigError(f"--data {twice}: it is named twice; leave one of them out.")
-    if options.out is not None:
-        check_out(options.out, options.data + [source.file for source in options.bench])
-    return options
-
-
-def check_out(out: str, data: list[str]) -> None:
-    """Raise ConfigError where --out cannot be written, or is a file that is not a result of this program."""
-    path = Path(out)
-    if not out.strip():
-        raise ConfigError("--out: the name of the file is empty.")
-    if os.path.isdir(path) or out.endswith(("/", os.sep)):
-        raise ConfigError(f"--out {out}: it is a folder; name a file in it, such as {path / 'result.json'}.")
-    if any(os.path.exists(source) and os.path.exists(path) and os.path.samefile(source, path) for source in data):
-        raise ConfigError(f"--out {out}: it is a file of --data, which would be lost. Give another one.")
-    if os.path.isfile(path) and not is_result(path):
-        raise ConfigError(
-            f"--out {out}: there is a file that this program did not write. Give another name, or delete it."
-        )
-    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
-    if not os.path.isdir(there):
-        raise ConfigError(f"--out {out}: {there} is not a folder.")
-    if not os.access(path if os.path.exists(path) else there, os.W_OK):
-        raise ConfigError(f"--out {out}: nothing can be written there. Give another place.")
-
-
-def is_result(path: Path) -> bool:
-    """Is the file empty, or what `write` makes?"""
-    if path.stat().st_size == 0:
-        return True
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError):
-        return False
-    return isinstance(results, dict) and all(
-        isinstance(result, dict) and {"rows", "questions", "max_new_tokens"} <= result.keys()
-        for result in results.values()
-    )
-
-
-@contextmanager
-def result_file(out: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes the results. That it can be done is tried first: before a night of sampling, not after."""
-    if not out:
-        yield lambda results: None
-        return
-    path = Path(out)
-    if os.path.exists(path) and not path.is_file():  # /dev/stdout, a pipe
-
-        def write_directly(results: dict[str, Any]) -> None:
-            path.write_text(json.dumps(results, indent=1), encoding="utf-8")
-
-        yield write_directly
-        return
-    part = path.with_name(path.name + PART)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    except OSError as error:
-        raise ConfigError(f"--out {out}: it cannot be written ({error.strerror}). Give another place.") from error
-
-    def write(results: dict[str, Any]) -> None:
-        write_whole(path, json.dumps(results, indent=1))
-
-    try:
-        yield write
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -345,59 +330,34 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(options: argparse.Namespace) -> None:
     """Evaluate each benchmark, print its line, and write the results to --out."""
     check_files(options.model, "--model")
-    sources = [*options.data, *options.bench]
-    benchmarks = {source: questions_of(source, options) for source in sources}
     style = style_of(options)
+    benchmarks = [without_examples(each, style) for each in measured(options)]
+    if style != PLAIN:
+        print(printable(told(style)))
     model, tokenizer = rollout.load(options.model, trust_remote_code=options.trust_remote_code)
     results: dict[str, Any] = {}
     with result_file(options.out) as write:
-        print(f"{'benchmark':<24}{'questions':>10}{'k':>4}{'avg@k':>8}{'95 %':>17}{'pass@k':>8}{'tokens':>7}")
-        for source, (questions, notes) in benchmarks.items():
-            key = source.name if isinstance(source, Source) else source
-            name = printable(Path(key).stem)
-            k = samples_of(source, options)
+        identity = identity_of(options.model, model, tokenizer)
+        print(HEAD, flush=True)
+        for each in benchmarks:
             try:
-                limit = options.max_new_tokens or default_limit(model, tokenizer, questions, style)
-                kept, further = fitting(model, tokenizer, questions, limit, style)
-                result = results[key] = evaluate(
+                limit = options.max_new_tokens or default_limit(model, tokenizer, each.questions, style)
+                kept, notes = fitting(model, tokenizer, each.questions, limit, style)
+                result = results[each.name] = evaluate(
                     model, tokenizer, kept,
-                    k=k, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit, seed=options.seed,
-                    style=style, label=name,
+                    k=each.samples, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit,
+                    seed=options.seed, style=style, label=printable(short_name(each.name)),
                 )  # fmt: skip
             except (DataError, FloatingPointError) as error:  # the second where the model gives NaN
-                raise type(error)(f"{key}: {error}") from error
-            low, high = result["interval"]
-            print(
-                f"{name[:23]:<24}{result['questions']:>10}{k:>4}{result['accuracy']:>8.1%}"
-                f"{f'{low:.1%} to {high:.1%}':>17}{result[f'pass@{k}']:>8.1%}{result['length']:>7.0f}"
-            )
-            print(f"  {result['truncated']:.1%} cut off")
-            result |= {"max_new_tokens": limit, "left_out": len(questions) - len(kept)}
-            print(f"  at most {limit} tokens each")
-            for note in notes + further:
+                raise type(error)(f"{each.name}: {error}") from error
+            result |= {"max_new_tokens": limit, "left_out": len(each.questions) - len(kept)}
+            result["settings"] = settings_of(options, each, limit, style, identity)
+            print(line_of(printable(short_name(each.name)), result))
+            for note in details_of(result) + each.notes + notes:
                 print(f"  {printable(note)}")
-            if result["unreadable"]:
-                print(f"  {result['unreadable']} questions left out: their gold answer cannot be read")
         if len(results) > 1:
-            print(f"{'mean of benchmarks':<38}{np.mean([result['accuracy'] for result in results.values()]):>8.1%}")
+            print(f"{'mean of benchmarks':<32}{np.mean([result['accuracy'] for result in results.values()]):>8.1%}")
         write(results)
-
-
-def questions_of(source: str | Source, options: argparse.Namespace) -> tuple[list[Question], list[str]]:
-    """The questions that --limit leaves of a benchmark, and notes. Raises DataError for lines that cannot be used."""
-    if isinstance(source, Source):
-        questions, notes = read_benchmark(source, skip_bad=options.skip_bad)
-    else:
-        questions, notes = read_data([source], skip_bad=options.skip_bad)
-    kept, further = without_contradictions(questions[: options.limit], skip_bad=options.skip_bad)
-    return kept, notes + further
-
-
-def samples_of(source: str | Source, options: argparse.Namespace) -> int:
-    """Completions of each question: --samples, or what the benchmark's papers have; 1 of greedy decoding."""
-    if options.samples is not None or options.temperature == 0:
-        return options.samples or 1
-    return source.benchmark.samples if isinstance(source, Source) else 1
 
 
 if __name__ == "__main__":

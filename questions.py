@@ -328,12 +328,19 @@ def key_of(question: Question) -> Key:
 
 
 def prompt_of(tokenizer: PreTrainedTokenizerBase, question: Question, style: PromptStyle = PLAIN) -> str:
-    """The rendered prompt of a question. Raises DataError for a style without a chat template to read it."""
-    if style != PLAIN and tokenizer.chat_template is None:
+    """The rendered prompt of a question. Raises DataError for a style that the chat template cannot read."""
+    if style.needs_chat_template and tokenizer.chat_template is None:
         raise DataError(
-            "--system and --enable-thinking are for a chat template, and the tokenizer has none: leave them out."
+            "--system, --enable-thinking and --template-arg are for a chat template, and the tokenizer has none: leave "
+            "them out."
         )
-    return render_prompt(tokenizer, question["problem"], question.get("choices"), style)
+    unknown = [name for name in style.arguments if name not in str(tokenizer.chat_template)]
+    if unknown:
+        raise DataError(f"--template-arg {unknown[0]}: the model's chat template does not know it; leave it out.")
+    try:
+        return render_prompt(tokenizer, question["problem"], question.get("choices"), style)
+    except Exception as error:  # of the template: it takes no system prompt, or an argument is not what it expects
+        raise DataError(f"the model's chat template cannot make a prompt ({first_line(error)}).") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------

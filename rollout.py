@@ -7,10 +7,11 @@ modules work. `load` and `token_logps` are those of policy/. The letters of shap
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -127,44 +128,89 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Example:
+    """A solved question that is shown before the one that is asked."""
+
+    problem: str
+    solution: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PromptStyle:
-    """What a chat template is given beside the question."""
+    """How a question is asked."""
 
     system: str = ""  # the system's turn; none where it is empty
-    enable_thinking: bool | None = None  # an argument of some templates (Qwen3); None leaves it to the template
+    enable_thinking: bool | None = None  # an argument of some chat templates (Qwen3); None leaves it to the template
+    template: str = ""  # the text with {problem} and {choices}; without one, both and INSTRUCTION
+    arguments: dict[str, Any] = field(default_factory=dict)  # further ones of the chat template
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def needs_chat_template(self) -> bool:
+        return bool(self.system or self.enable_thinking is not None or self.arguments)
 
 
 PLAIN = PromptStyle()
 
 
 def render_prompt(
-    tokenizer: PreTrainedTokenizerBase, problem: str, choices: list[str] | None = None, style: PromptStyle = PLAIN
+    tokenizer: PreTrainedTokenizerBase, problem: str, choices: Sequence[str] | None = None, style: PromptStyle = PLAIN
 ) -> str:
-    """The text that the policy sees: the chat template around problem and instruction; without one, the problem."""
+    """The text that the policy sees: the chat template around problem and instruction; without one, the problem.
+
+    Examples are turns before it, or without a chat template text with an empty line behind each.
+    """
     if tokenizer.chat_template is None:
-        return f"{with_choices(problem, choices)}\n"
+        shown = [f"{without_turns(each.problem, each.choices, style)}{each.solution}\n\n" for each in style.examples]
+        return "".join(shown) + without_turns(problem, choices, style)
     return render_turns(tokenizer, turns_of(problem, choices, style), style, add_generation_prompt=True)
 
 
 def render_turns(
     tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], style: PromptStyle, **options: Any
 ) -> str:
+    options |= style.arguments
     if style.enable_thinking is not None:
         options["enable_thinking"] = style.enable_thinking
     return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
 
 
-def with_choices(problem: str, choices: list[str] | None) -> str:
-    if not choices:
-        return problem
-    lettered = "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
-    return f"{problem}\n{lettered}\nThe answer is the letter of one choice."
+def lettered(choices: Sequence[str]) -> str:
+    return "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
 
 
-def turns_of(problem: str, choices: list[str] | None, style: PromptStyle) -> list[dict[str, str]]:
+def with_choices(problem: str, choices: Sequence[str] | None) -> str:
+    return f"{problem}\n{lettered(choices)}\nThe answer is the letter of one choice." if choices else problem
+
+
+def filled(template: str, problem: str, choices: Sequence[str] | None) -> str:
+    """The template with a question in it. Where it has no place for choices, they follow the problem."""
+    apart = "{choices}" in template
+    parts = {"problem": problem if apart else with_choices(problem, choices), "choices": lettered(choices or ())}
+    return re.sub(r"\{(problem|choices)\}", lambda match: parts[match[1]], template)
+
+
+def without_turns(problem: str, choices: Sequence[str] | None, style: PromptStyle) -> str:
+    """What is asked where there is no chat template."""
+    return filled(style.template, problem, choices) if style.template else f"{with_choices(problem, choices)}\n"
+
+
+def question_turn(problem: str, choices: Sequence[str] | None, style: PromptStyle) -> dict[str, str]:
+    """What is asked in the user's turn."""
+    usual = f"{with_choices(problem, choices)}\n\n{INSTRUCTION}"
+    return {"role": "user", "content": filled(style.template, problem, choices) if style.template else usual}
+
+
+def turns_of(problem: str, choices: Sequence[str] | None, style: PromptStyle) -> list[dict[str, str]]:
     """The turns before the policy's."""
-    system = [{"role": "system", "content": style.system}] if style.system else []
-    return [*system, {"role": "user", "content": f"{with_choices(problem, choices)}\n\n{INSTRUCTION}"}]
+    turns = [{"role": "system", "content": style.system}] if style.system else []
+    for each in style.examples:
+        turns += [
+            question_turn(each.problem, each.choices, style),
+            {"role": "assistant", "content": each.solution},
+        ]
+    return [*turns, question_turn(problem, choices, style)]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -37,7 +37,8 @@ def read_recipe(file: str, config: type) -> dict[str, Any]:
         raise ConfigError(f"--recipe {file}: it cannot be read ({error.strerror}).") from error
     except ValueError as error:  # what is not UTF-8 too
         raise ConfigError(f"--recipe {file}: it is not TOML ({error}); a line is such as: steps = 200") from error
-    known = {item.name: item for item in fields(config) if item.name not in NOT_IN_A_RECIPE}
+    flags = [item for item in fields(config) if "reason" in item.metadata]
+    known = {item.name: item for item in flags if item.name not in NOT_IN_A_RECIPE}
     settings: dict[str, Any] = {}
     for key, value in given.items():
         name = key.replace("-", "_")

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def is_finished(cells: dict[Key, Cell], request: Request) -> bool:
 
 def is_made_from(cell: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Was the cell made from what is wanted? A field that Config got since then must have its default."""
-    defaults = {field.name: field.default for field in fields(Config)} | {"metric": "gradient"}  # before there was one
+    defaults = asdict(Config()) | {"metric": "gradient"}  # before there was one
     there = cell["configuration"]
     new = wanted["configuration"].keys() - there.keys()
     then = {**there, **{name: defaults.get(name) for name in new}}

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 import json
 import math
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import evaluate
 import rollout
+from harness import evaluation
 from rollout import PromptStyle
 
+ROOT = Path(evaluate.__file__).parent
 ROWS = [
     {"problem": "1+1?", "answer": "2", "level": 1},
     {"problem": "2+2?", "answer": "4", "level": 1},
     {"problem": "a longer question?", "answer": "5", "level": 2},
 ]
+
+
+def made_up(questions, accuracy, k=1, **changes):
+    """A result of `evaluate` without sampling anything."""
+    return {"accuracy": accuracy, "interval": (0.0, 1.0), "sampling_interval": None, f"pass@{k}": accuracy,
+            f"maj@{k}": accuracy, "length": 1.0, "truncated": 0.0, "no_answer": 0.0, "questions": len(questions),
+            "unreadable": 0, "rows": [{"rewards": [0.0] * k}], **changes}  # fmt: skip
 
 
 def test_accuracy_and_pass_at_k_by_hand(model, tokenizer):
@@ -191,10 +204,9 @@ def test_several_benchmarks_end_in_the_mean_of_their_accuracies(model, tokenizer
     """Of 1 and of 0, whatever their number of questions."""
     for name, rows in (("a", ROWS[:1]), ("b", [{**row, "answer": "no"} for row in ROWS])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plain = evaluate.evaluate
 
-    def graded(*arguments, **options):
-        return plain(*arguments, reward=lambda texts, rows: [float(row["answer"] == "2") for row in rows], **options)
+    def graded(model, tokenizer, questions, **_):
+        return made_up(questions, float(questions[0]["answer"] == "2"))
 
     monkeypatch.setattr(evaluate, "evaluate", graded)
     data = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
@@ -229,6 +241,172 @@ def test_right_is_what_earns_enough_and_nothing_is_right_where_nothing_says_what
     unknown = evaluate.evaluate(model, tokenizer, ROWS, right=math.inf, **options)
     assert not {"accuracy", "interval", "avg@1", "pass@1", "pass_interval"} & {*unknown}
     assert "accuracy" not in unknown["levels"]["1"] and unknown["reward"] == pytest.approx(2.2 / 3)
+
+
+# --- figures by hand ---------------------------------------------------------------------------------------------
+
+
+def row(rewards, answers=None, **fields):
+    """A row of the result; `answers` are what was extracted and read alike."""
+    answers = ["2"] * len(rewards) if answers is None else answers
+    return {"level": None, "subject": None, "rewards": rewards, "lengths": [10] * len(rewards),
+            "truncated": [False] * len(rewards), "extracted": answers, "read": answers, **fields}  # fmt: skip
+
+
+def test_pass_at_j_is_the_share_of_all_drawings_of_j_with_a_right_one():
+    """By counting every drawing of j from k completions, c of which are right."""
+    for k in range(1, 7):
+        expected = [
+            [
+                np.mean([min(drawn) < c for drawn in itertools.combinations(range(k), j)])  # the first c are right
+                for j in range(1, k + 1)
+            ]
+            for c in range(k + 1)
+        ]
+        assert evaluate.pass_at(np.arange(k + 1), k) == pytest.approx(np.array(expected))
+
+
+def test_pass_at_j_of_hand_made_counts():
+    """Of 4 completions 2 and 0 are right: pass@1 1/4, pass@2 (1 − 1/6)/2, pass@3 and pass@4 1/2."""
+    result = evaluate.figures([row([1.0, 0.0, 1.0, 0.0]), row([0.0] * 4)])
+    found = [result[f"pass@{j}"] for j in range(1, 5)]
+    assert found == pytest.approx([1 / 4, 5 / 12, 1 / 2, 1 / 2])
+    assert result["avg@4"] == result["pass@1"] == result["accuracy"]
+
+
+def test_the_majority_is_the_most_common_answer_and_of_several_the_mean():
+    """Right by 3 of 4; wrong by 3 of 4; 2 against 2; one answer and three texts without any; none at all."""
+    rows = [
+        row([1.0, 1.0, 0.0, 1.0], ["2", "2", "3", "2"]),
+        row([1.0, 0.0, 0.0, 0.0], ["2", "3", "3", "3"]),
+        row([1.0, 0.0, 1.0, 0.0], ["2", "3", "2", "3"]),
+        row([1.0, 0.0, 0.0, 0.0], ["2", None, None, None]),
+        row([0.0] * 4, [None] * 4),
+    ]
+    result = evaluate.figures(rows)
+    assert result["maj@4"] == pytest.approx((1 + 0 + 0.5 + 1 + 0) / 5)
+    assert result["consistency"] == pytest.approx((3 / 4 + 3 / 4 + 1 / 2 + 1 / 4 + 0) / 5)
+    assert result["no_answer"] == pytest.approx((3 + 4) / 20)
+
+
+def test_answers_that_read_alike_vote_together_and_what_cannot_be_read_votes_as_it_stands():
+    found = row([0.0, 0.0, 1.0, 1.0, 1.0], ["5 +", "5 +", "0.5", "1/2", r"\frac{1}{2} cm"])
+    found["read"] = [None, None, "1/2", "1/2", "1/2 (unit cm)"]
+    result = evaluate.figures([found])
+    assert (result["maj@5"], result["consistency"], result["no_answer"]) == (1.0, 3 / 5, 0.0)
+
+
+def test_with_choices_a_text_that_names_none_is_without_an_answer():
+    found = row([1.0, 0.0], ["B", "Milan"], choices=["Paris", "Rome"])
+    found["read"] = ["B", None]
+    assert evaluate.figures([found])["no_answer"] == 0.5
+
+
+def test_the_noise_of_sampling_is_told_apart_from_that_of_the_questions():
+    """100 questions, half of them always right: other completions change nothing, other questions would."""
+    result = evaluate.figures([row([1.0] * 4)] * 50 + [row([0.0] * 4)] * 50)
+    assert result["sampling_interval"] == (0.5, 0.5)
+    assert result["interval"] == pytest.approx((0.4, 0.6), abs=0.011)
+
+
+def test_the_interval_of_sampling_covers_what_other_completions_give():
+    """60 questions with chances of their own, 4 completions: 95 of 100 intervals hold the mean chance."""
+    rng = np.random.default_rng(0)
+    chances = rng.random(60)
+    intervals = [evaluate.sampling_interval(rng.random((60, 4)) < chances[:, None]) for _ in range(2_000)]
+    held = np.mean([low <= chances.mean() <= high for low, high in intervals])
+    assert held == pytest.approx(0.95, abs=0.02)
+    assert evaluate.sampling_interval(np.ones((5, 1), dtype=bool)) is None
+
+
+def test_levels_and_subjects_have_the_means_of_their_questions():
+    rows = [
+        row([1.0, 0.0], level=2, subject="Algebra"),
+        row([1.0, 1.0], level=None, subject="Algebra"),
+        row([0.0, 0.0], level=10, subject=None),
+    ]
+    result = evaluate.figures(rows)
+    assert {name: figures["accuracy"] for name, figures in result["subjects"].items()} == {"Algebra": 0.75}
+    assert {name: figures["questions"] for name, figures in result["levels"].items()} == {"2": 1, "10": 1}
+
+
+def test_the_interval_of_many_questions_is_drawn_in_parts_of_the_memory(monkeypatch):
+    """Two million numbers of each of 2,000 drawings would take 32 GB."""
+    low, high = evaluate.bootstrap(np.repeat([0.0, 1.0], 50_000), resamples=200)
+    assert (low, high) == (pytest.approx(0.4969, abs=0.001), pytest.approx(0.5031, abs=0.001))
+
+
+# --- what the result says ----------------------------------------------------------------------------------------
+
+
+def test_rows_say_why_what_was_extracted_and_as_what_it_was_read(model, tokenizer, monkeypatch):
+    texts = {"1+1?\n": r"so \boxed{\frac{4}{2}}", "which?\nA. 3\nB. 2\nThe answer is the letter of one choice.\n": "B"}
+    plain = rollout.sample
+
+    def sample(model, tokenizer, prompts, k, **options):
+        return dataclasses.replace(
+            plain(model, tokenizer, prompts, k, **options), texts=[texts[p] for p in prompts for _ in range(k)]
+        )
+
+    monkeypatch.setattr(evaluate.rollout, "sample", sample)
+    asked = [
+        {"id": "one", "problem": "1+1?", "answer": "2", "level": 3, "subject": "sums"},
+        {"problem": "which?", "answer": "A", "choices": ["3", "2"]},
+    ]
+    first, second = evaluate.evaluate(model, tokenizer, asked, k=2, max_new_tokens=4)["rows"]
+    assert (first["extracted"], first["read"], first["rewards"]) == ([r"\frac{4}{2}"] * 2, ["2"] * 2, [1.0] * 2)
+    assert (first["id"], first["level"], first["subject"], "choices" in first) == ("one", 3, "sums", False)
+    assert (second["read"], second["rewards"], second["choices"]) == (["B"] * 2, [0.0] * 2, ["3", "2"])
+    assert second["id"] == 1 and second["level"] is None
+    assert all(len(each[name]) == 2 for each in (first, second) for name in ("lengths", "truncated", "texts"))
+
+
+def test_the_result_says_what_fixes_its_numbers(model, tokenizer, tmp_path, capsys):
+    """Another seed and another limit are other settings; the same model elsewhere is the same model."""
+    data = tmp_path / "small.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    found = []
+    for folder, flags in (("m", []), ("other", ["--seed", "3", "--limit", "2"])):
+        command = ["--model", saved(model, tokenizer, tmp_path / folder), "--data", str(data), "--samples", "2"]
+        evaluate.main([*command, "--max-new-tokens", "4", *flags, "--out", str(tmp_path / f"{folder}.json")])
+        found.append(json.loads((tmp_path / f"{folder}.json").read_text())[str(data)]["settings"])
+    first, second = found
+    assert first["model_hash"] == second["model_hash"] and len(first["model_hash"]) == 16 and first["revision"] is None
+    assert (first["seed"], second["seed"]) == (0, 3) and first["data_hash"] != second["data_hash"]
+    assert (first["temperature"], first["top_p"], first["samples"], first["max_new_tokens"]) == (0.6, 1.0, 2, 4)
+    assert first["data"] == str(data) and first["rel_tol"] == 0.0 and first["chat_template_hash"] is None
+    assert first["versions"].keys() == {"dagrpo", "torch", "transformers", "python"}
+    assert first["versions"]["dagrpo"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_other_weights_are_another_model(model, new_model, tokenizer, tmp_path):
+    hashes = [
+        evaluation.hash_of_files(Path(saved(each, tokenizer, tmp_path / name)))
+        for name, each in (("a", model), ("b", new_model(seed=1)))
+    ]
+    assert hashes[0] != hashes[1]
+    (tmp_path / "a" / "README.md").write_text("a card is not the model")
+    assert evaluation.hash_of_files(tmp_path / "a") == hashes[0]
+
+
+def test_the_table_has_80_columns_and_says_what_a_question_is_worth():
+    """Also where every share is 100 % and the name is long."""
+    few = made_up([0] * 30, 1.0, 32, max_new_tokens=32768, consistency=1.0, truncated=1.0, no_answer=1.0,
+                  sampling_interval=(1.0, 1.0), interval=(1.0, 1.0), length=32768.0)  # fmt: skip
+    lines = [evaluate.HEAD, evaluate.line_of("a_benchmark_with_a_long_name", few), *evaluate.details_of(few)]
+    assert all(len(line) <= 78 for line in lines[2:]) and all(len(line) <= 80 for line in lines[:2])
+    assert lines[1].split()[1:] == ["30", "32", "100.0%", "100.0", "to", "100.0", "100.0%", "100.0%", "32768"]
+    assert any("one of them is 3.3 points" in line for line in lines)
+    assert not any("points" in line for line in evaluate.details_of({**few, "questions": 100}))
+
+
+def test_more_answers_than_any_machine_has_room_for_end_in_a_sentence(tmp_path, capsys):
+    data = tmp_path / "d.jsonl"
+    data.write_text(json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--model", "m/odel", "--data", str(data), "--samples", "100000000000"])
+    assert stop.value.code == 2
+    assert "--samples 100000000000: with the 1 questions" in str(stop.value) and "10,000,000 answers" in str(stop.value)
 
 
 # --- what is measured of what ------------------------------------------------------------------------------------
@@ -333,8 +511,7 @@ def test_every_flag_reaches_the_evaluation(model, tokenizer, tmp_path, monkeypat
 
     def stand_in(model, tokenizer, questions, **options):
         asked.append((len(questions), options))
-        return {"accuracy": 0.5, "interval": (0.4, 0.6), "pass@1": 0.5, "pass@3": 0.5, "length": 1.0, "truncated": 0.0,
-                "questions": len(questions), "unreadable": 0}  # fmt: skip
+        return made_up(questions, 0.5, options["k"])
 
     monkeypatch.setattr(evaluate, "evaluate", stand_in)
     flags = "--samples 3 --temperature 0.9 --top-p 0.8 --seed 7 --limit 2 --max-new-tokens 11"
@@ -395,12 +572,12 @@ def test_an_evaluation_that_is_stopped_leaves_the_earlier_result_as_it_was(model
 
 def test_a_place_that_cannot_be_written_is_found_before_anything_is_sampled(model, tokenizer, tmp_path, monkeypatch):
     """Where the system's own answer to "may I" is wrong, the file is tried."""
-    monkeypatch.setattr(evaluate.os, "access", lambda *_: True)
+    monkeypatch.setattr(evaluation.os, "access", lambda *_: True)
     monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("sampled"))
 
     def read_only(self, **_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(evaluate.Path, "touch", read_only)
+    monkeypatch.setattr(evaluation.Path, "touch", read_only)
     with pytest.raises(SystemExit, match="it cannot be written \\(Read-only file system"):
         evaluated_into(tmp_path / "result.json", model, tokenizer, tmp_path)

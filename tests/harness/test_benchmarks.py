@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import sys
 import types
@@ -15,6 +16,7 @@ import questions
 from harness import benchmarks
 from harness.benchmarks import BENCHMARKS, Source, named_benchmarks, read_benchmark
 from harness.command import ConfigError
+from harness.evaluation import options_of, samples_of
 from questions import DataError
 
 # A row of each Hub set, in its fields, with made-up questions.
@@ -184,8 +186,8 @@ def test_the_list_has_every_benchmark_within_80_columns(capsys):
 
 def test_samples_are_those_of_the_papers_unless_a_flag_says_otherwise(tmp_path):
     def samples(*flags):
-        options = evaluate.options_of(["--model", "m", "--bench", "aime24", *flags])
-        return [evaluate.samples_of(source, options) for source in [*options.bench, "file.jsonl"]]
+        options = options_of(["--model", "m", "--bench", "aime24", *flags])
+        return [samples_of(source, options) for source in [*options.bench, "file.jsonl"]]
 
     assert samples() == [32, 1] and samples("--samples", "4") == [4, 4] and samples("--temperature", "0") == [1, 1]
 
@@ -204,7 +206,7 @@ def test_samples_are_those_of_the_papers_unless_a_flag_says_otherwise(tmp_path):
 )
 def test_a_benchmark_that_cannot_be_had_is_told_before_a_model_is_looked_for(flags, message):
     with pytest.raises(ConfigError) as error:
-        evaluate.options_of(["--model", "m", *flags])
+        options_of(["--model", "m", *flags])
     assert message in str(error.value)
 
 
@@ -217,5 +219,5 @@ def test_a_named_benchmark_is_measured_under_its_name(model, tokenizer, tmp_path
     flags = ["--bench", "svamp", "--limit", "3", "--samples", "2", "--max-new-tokens", "3"]
     evaluate.main(["--model", "m", *flags, "--bench-dir", str(tmp_path), "--out", str(out)])
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["svamp", "3", "2"]
-    (name,) = evaluate.json.loads(out.read_text())
+    (name,) = json.loads(out.read_text())
     assert name == "svamp"

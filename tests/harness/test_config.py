@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 import dagrpo
 import rollout
-from harness.config import EXAMPLE, METHODS, Config, ConfigError, check_effects, configure, not_defaults, parse, shown
+from harness.config import (
+    EXAMPLE,
+    METHODS,
+    Config,
+    ConfigError,
+    check_effects,
+    configure,
+    flags_of,
+    not_defaults,
+    parse,
+    shown,
+)
 from scoring import SCORERS
 
 
@@ -214,7 +225,7 @@ def test_help_gives_every_flag_its_reason(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for item in fields(Config):
+    for item in flags_of(Config):
         reason = " ".join(item.metadata["reason"].split())
         assert re.search(f"--{item.name.replace('_', '-')}[ ,]", shown) and reason in shown
     for heading in ("what:", "method:", "sampling:", "optimization:", "evaluation and checkpoints:"):

@@ -109,9 +109,8 @@ def test_the_recipe_of_the_example_is_its_run():
 
 
 def test_every_setting_but_those_of_one_command_can_stand_in_a_recipe(recipe):
-    from dataclasses import fields
-
+    from harness.config import flags_of
     from harness.recipe import EXPECTED, NOT_IN_A_RECIPE
 
-    kinds = {item.type.removesuffix(" | None") for item in fields(Config) if item.name not in NOT_IN_A_RECIPE}
+    kinds = {item.type.removesuffix(" | None") for item in flags_of(Config) if item.name not in NOT_IN_A_RECIPE}
     assert kinds <= EXPECTED.keys()
