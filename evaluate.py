@@ -3,6 +3,7 @@
     python evaluate.py --model MODEL --bench math500,aime24,arc_c --samples 8
     python evaluate.py --model MODEL --data FILE.jsonl [FILE.jsonl ...] --samples 4 --temperature 0.6
     python evaluate.py --bench list
+    python evaluate.py compare A.json B.json
 
 `--bench` names benchmarks of harness/benchmarks.py; docs/evaluation.md explains every figure. The training loop calls
 `evaluate` too.
@@ -20,6 +21,7 @@ import argparse
 import math
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -319,8 +321,14 @@ def default_limit(
 
 
 def main(arguments: list[str] | None = None) -> None:
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["compare"]:
+        from harness import compare  # not above: it takes from here how intervals are made
+
+        compare.main(given[1:])
+        return
     with one_sentence("evaluate.py"):
-        options = options_of(sys.argv[1:] if arguments is None else arguments)
+        options = options_of(given)
         if options.bench == ["list"]:
             print(table_of_benchmarks())
         else:
@@ -328,7 +336,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Evaluate each benchmark, print its line, and write the results to --out."""
+    """Evaluate each benchmark, print its line, and write the results to --out and their page to --html."""
+    from harness import page  # not above, as compare
+
+    if options.html is not None:
+        page.check_out(options.html, "--html")
     check_files(options.model, "--model")
     style = style_of(options)
     benchmarks = [without_examples(each, style) for each in measured(options)]
@@ -358,6 +370,8 @@ def measure(options: argparse.Namespace) -> None:
         if len(results) > 1:
             print(f"{'mean of benchmarks':<32}{np.mean([result['accuracy'] for result in results.values()]):>8.1%}")
         write(results)
+    if options.html is not None:
+        page.write_evaluation(results, Path(options.html))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Two models, one verdict: what evaluate.py wrote of both, compared question by question.
 
-    evaluate.py compare A.json B.json
-    evaluate.py compare A1.json A2.json A3.json --against B1.json B2.json B3.json     # training seeds
+    python evaluate.py compare A.json B.json
+    python evaluate.py compare A1.json A2.json A3.json --against B1.json B2.json B3.json     # training seeds
 
 Differences are first minus second, paired by question. Their 95 % interval is the bootstrap of evaluate.bootstrap over
 questions; p is of a sign-flip test: how often a difference this large comes about if it is chance alone which of the

@@ -60,6 +60,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--skip-bad", action="store_true", help="leave out lines of data that cannot be used")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
+    parser.add_argument("--html", help="write a page of it, to look at in a browser, to this file")
     options = parsed(parser, arguments, OF_EVALUATION)
     if options.bench == ["list"]:
         return options

@@ -534,6 +534,23 @@ def test_every_flag_reaches_the_evaluation(model, tokenizer, tmp_path, monkeypat
 # --- where the result goes ---------------------------------------------------------------------------------------
 
 
+def test_a_result_becomes_a_page_and_is_compared_with_another(model, tokenizer, tmp_path, capsys):
+    data = tmp_path / "bench.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = ["--model", saved(model, tokenizer, tmp_path / "m"), "--data", str(data), "--max-new-tokens", "4"]
+    for name, seed in (("a", "1"), ("b", "2")):
+        out, page = str(tmp_path / f"{name}.json"), str(tmp_path / f"{name}.html")
+        evaluate.main([*command, "--samples", "3", "--seed", seed, "--out", out, "--html", page])
+        assert (tmp_path / f"{name}.html").read_text().startswith("<!DOCTYPE html>")
+    capsys.readouterr()
+    evaluate.main(["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    assert "bench" in (said := capsys.readouterr().out) and "A − B" in said
+    data.write_text("not a page")
+    with pytest.raises(SystemExit, match=r"--html .*no page of this program"):
+        evaluate.main([*command[:4], "--html", str(data)])
+    assert data.read_text() == "not a page"
+
+
 def evaluated_into(out, model, tokenizer, tmp_path, **changes):
     data = tmp_path / "d.jsonl"
     data.write_text(json.dumps(ROWS[0]) + "\n")
