@@ -8,11 +8,12 @@ r"""How fast and how large: sampling, update, scoring and the whole step, side b
     python benchmarks/speed.py masking               what rule (5') and the witness of displacement cost
     python benchmarks/speed.py step                  the whole step against TRL's GRPOTrainer (pip install trl)
     python benchmarks/speed.py compiling             what torch.compile costs and saves on this machine
+    python benchmarks/speed.py warm-up               the first batch of completions against later ones
 
 --model takes what dagrpo.py takes, and `random:1.5b`: random weights in the shape of Qwen2.5-1.5B, for which nothing is
-downloaded. Without it the embedded model runs. `rollout --against generate_batch` compares with continuous batching.
-Each command prints a table of medians over alternating runs; --json FILE adds the figures to FILE as one line, with
-machine and versions.
+downloaded. Without it the embedded model runs. `rollout --against` compares with continuous batching (generate_batch),
+or with vLLM where it is installed. Each command prints a table of medians over alternating runs; --json FILE adds the
+figures to FILE as one line, with machine and versions. On a GPU, gpu.py runs them all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import argparse
 import ctypes
 import functools
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -34,210 +34,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy
+import torch
+from measuring import WEIGHTS, load, name_of, questions_for, report, seconds_of, spread, trainable
+from sampling import SIDES, rollout_speed, warm_up
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import numpy  # noqa: E402
-import torch  # noqa: E402
-from transformers import (  # noqa: E402
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
-from transformers.cache_utils import DynamicCache  # noqa: E402
-
-import dagrpo  # noqa: E402
-import rollout  # noqa: E402
-import scoring  # noqa: E402
-from harness.config import EXAMPLE, configure  # noqa: E402
-from harness.report import machine, synchronize  # noqa: E402
-from policy import decoding  # noqa: E402
-from policy.logprobs import checkpointed  # noqa: E402
-from policy.model import autocast, hidden_states, text_config  # noqa: E402
-from scorers import gradients as scorer  # noqa: E402
-
-SHAPES = {  # of Qwen2.5: hidden size, MLP size, layers, heads, key-value heads
-    "0.5b": (896, 4864, 24, 14, 2),
-    "1.5b": (1536, 8960, 28, 12, 2),
-}
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Models and measuring
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not name.startswith("random:"):
-        return rollout.load(name or str(EXAMPLE))
-    hidden, mlp, layers, heads, kv_heads = SHAPES[name.removeprefix("random:")]
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=151_936, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=True, max_position_embeddings=4096,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.device(device):
-        model = Qwen2ForCausalLM(config).eval()
-    _, tokenizer = rollout.load(str(EXAMPLE), "cpu")
-    return model, tokenizer
-
-
-def questions_for(data: str, embedded: str, count: int) -> list[dict[str, Any]]:
-    """Questions of --data, or of a file of the embedded example, evenly spaced: of all its levels."""
-    path = Path(data) if data else EXAMPLE / embedded
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines[:: max(1, len(lines) // count)][:count]]
-
-
-class EndingHead(torch.nn.Module):
-    """The model's head, with an EOS that comes with probability 1/mean at every token: ragged lengths of any model."""
-
-    def __init__(self, head: torch.nn.Module, eos: int, mean: float) -> None:
-        super().__init__()
-        self.head, self.eos, self.odds = head, eos, math.log(1 / (mean - 1))
-        self.weight = head.weight
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.head(hidden)
-        logits[..., self.eos] = -torch.inf
-        logits[..., self.eos] = logits.float().logsumexp(-1).to(logits.dtype) + self.odds
-        return logits
-
-
-def seconds_of(model: PreTrainedModel, run: Callable[[], Any]) -> tuple[float, Any]:
-    synchronize(model)
-    start = time.perf_counter()
-    result = run()
-    synchronize(model)
-    return time.perf_counter() - start, result
-
-
-def name_of(arguments: argparse.Namespace) -> str:
-    return Path(arguments.model).name or "the embedded model"
-
-
-def report(arguments: argparse.Namespace, title: str, rows: list[tuple[str, str]], figures: dict[str, Any]) -> None:
-    here = machine()
-    print(f"{title}\n{', '.join(f'{name} {value}' for name, value in here.items())}\n")
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"  {name:{width}}  {value}")
-    if arguments.json:
-        with open(arguments.json, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"title": title, "machine": here, **figures}) + "\n")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sampling
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def rollout_speed(arguments: argparse.Namespace) -> None:
-    """Tokens a second of `rollout.sample` and of `generate`: same model, prompts, sampling distribution and dtype."""
-    model, tokenizer = load(arguments.model)
-    if arguments.mean:
-        model.set_output_embeddings(EndingHead(model.get_output_embeddings(), tokenizer.eos_token_id, arguments.mean))
-    questions = questions_for(arguments.data, "held_out.jsonl", arguments.questions)
-    prompts = [rollout.render_prompt(tokenizer, question["problem"]) for question in questions]
-    group_size, limit = arguments.group_size, arguments.max_new_tokens
-
-    def ours() -> int:
-        rollouts = rollout.sample(model, tokenizer, prompts, group_size, max_new_tokens=limit)
-        return int(rollouts.lengths.sum())
-
-    @torch.no_grad()
-    def generate() -> int:
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-        with autocast(model):
-            output = model.generate(  # type: ignore[operator]
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=True, temperature=1.0,
-                top_k=0, top_p=1.0, num_return_sequences=group_size, max_new_tokens=limit,
-                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-            )  # fmt: skip
-        is_eos = (output[:, inputs["input_ids"].shape[1] :] == tokenizer.eos_token_id).long()
-        return int((is_eos.cumsum(1) - is_eos == 0).sum())  # up to the first EOS and with it
-
-    @torch.no_grad()
-    def generate_batch() -> int:
-        inputs = [rollout.encode_prompt(tokenizer, prompt) for prompt in prompts for _ in range(group_size)]
-        settings = GenerationConfig(
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        with autocast(model):
-            made = model.generate_batch(inputs=inputs, generation_config=settings)  # type: ignore[operator]
-        return sum(len(completion.generated_tokens) for completion in made.values())
-
-    other = generate if arguments.against == "generate" else generate_batch
-    sides: list[tuple[str, Callable[[], int]]] = [("sample", ours), (arguments.against, other)]
-    speeds: dict[str, list[float]] = {name: [] for name, _ in sides}
-    tokens: dict[str, list[int]] = {name: [] for name, _ in sides}
-    for turn in range(arguments.runs + 1):
-        for name, run in sides:
-            torch.manual_seed(turn)
-            seconds, made = seconds_of(model, run)
-            if turn:  # the first run of each is a warm-up
-                speeds[name].append(made / seconds)
-                tokens[name].append(made)
-    ratios = [a / b for a, b in zip(*speeds.values(), strict=True)]
-    share = bandwidth_share(model, prompts, tokenizer, group_size, limit)
-    count = arguments.questions * group_size
-    report(
-        arguments,
-        f"Sampling {count} answers of at most {limit} tokens: {name_of(arguments)}",
-        [
-            *(
-                (f"{n}, tokens/s (median of {arguments.runs})", f"{statistics.median(v):9.0f}")
-                for n, v in speeds.items()
-            ),
-            *((f"{name}, tokens a run", f"{statistics.median(v):9.0f}") for name, v in tokens.items()),
-            (f"sample / {arguments.against}", spread(ratios)),
-            ("share of the memory-bandwidth limit", f"{share:9.0%}   (a step of all {count} answers, halfway)"),
-        ],
-        {"tokens_per_s": speeds, "ratio": statistics.median(ratios), "bandwidth_share": share},
-    )
-
-
-def spread(ratios: list[float]) -> str:
-    return f"{statistics.median(ratios):9.2f}   ({min(ratios):.2f} to {max(ratios):.2f})"
-
-
-@torch.no_grad()
-def bandwidth_share(
-    model: PreTrainedModel, prompts: list[str], tokenizer: PreTrainedTokenizerBase, group_size: int, limit: int
-) -> float:
-    """Seconds to read weights and cache once at the speed of a large copy, over the seconds of a step of decoding.
-
-    1 is the limit of a step that reads everything once. NaN where the model takes its own forward pass.
-    """
-    if not decoding.is_fast(model):
-        return math.nan
-    ids = [rollout.encode_prompt(tokenizer, prompt) for prompt in prompts]
-    width = max(map(len, ids))
-    tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=model.device)
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in ids], device=model.device)
-    with autocast(model):
-        cache = DynamicCache(config=model.config)
-        hidden_states(model, tokens, mask, cache)
-        steps = decoding.FastSteps(model, cache, mask, group_size, limit)
-        chosen = tokens[:, -1].repeat_interleave(group_size)
-        position = limit // 2
-        step = [seconds_of(model, lambda: steps(chosen, position))[0] for _ in range(23)][3:]
-    used = steps.copied_prompt + position + 1
-    weights = sum(
-        value.nbytes for layer in steps.layers for value in vars(layer).values() if isinstance(value, torch.Tensor)
-    )
-    of_rows = sum(room[: steps.rows, :, :used].nbytes for pair in steps.caches for room in pair)
-    shared = sum(prompt.keys.nbytes + prompt.values.nbytes for prompt in steps.prompts if prompt is not None)
-    block = torch.empty(2**28 if model.device.type == "cuda" else 2**26, device=model.device)
-    target = torch.empty_like(block)
-    copy = [seconds_of(model, lambda: target.copy_(block))[0] for _ in range(8)][3:]
-    bandwidth = 2 * block.nbytes / statistics.median(copy)  # a copy reads and writes
-    return (weights + of_rows + shared) / bandwidth / statistics.median(step)
-
+import dagrpo
+import rollout
+import scoring
+from harness.config import EXAMPLE, configure
+from policy.logprobs import checkpointed
+from policy.model import autocast, text_config
+from scorers import gradients as scorer
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory of an update
@@ -284,7 +93,7 @@ def update_once(
 
 def log_probabilities(arguments: argparse.Namespace) -> None:
     """Seconds of forward and backward of one micro-batch, ours and with full logits."""
-    model, tokenizer = load(arguments.model)
+    model, tokenizer = load(arguments.model, arguments.weights)
     shape = (arguments.rows, arguments.length, arguments.prompt, arguments.group_size)
     seconds: dict[str, list[float]] = {"ours": [], "full": []}
     for turn in range(arguments.runs + 1):
@@ -319,7 +128,7 @@ def resident(field: str) -> int:
 
 def measure_memory(arguments: argparse.Namespace) -> None:
     """In a process of its own: print the peak above weights, gradients and optimizer states."""
-    model, tokenizer = load(arguments.model)
+    model, tokenizer = load(arguments.model, arguments.weights)
     shape = (arguments.rows, arguments.length, arguments.prompt, arguments.group_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     for parameter in model.parameters():
@@ -379,9 +188,11 @@ def scoring_cost(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             flags: dict[str, Any] = {"out": folder, "steps": arguments.steps, "eval_every": 0, "seed": turn}
             if arguments.model:
-                flags |= {"model": arguments.model, "data": [arguments.data], "hold_out": 1, "eval_samples": 1}
-                flags |= {"questions": 2, "group_size": 8, "max_new_tokens": 64}
-            dagrpo.train(configure(**flags))
+                data = arguments.data or str(EXAMPLE / "train.jsonl")
+                flags |= {"model": arguments.model, "data": [data], "hold_out": 1, "eval_samples": 1}
+                flags |= {name: getattr(arguments, name) for name in ("questions", "group_size", "max_new_tokens")}
+            with trainable(arguments.model):
+                dagrpo.train(configure(**flags))
             records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         for record in records:
             if "step" in record:
@@ -428,7 +239,7 @@ def masking(arguments: argparse.Namespace) -> None:
         median = statistics.median(seconds)
         rows.append((name, f"{1000 * median:.0f} ms: {displaced:.0%} displaced, {masked:.0%} of the pairs masked"))
         figures[name] = {"seconds": median, "displaced": displaced, "masked": masked}
-    model, tokenizer = load(arguments.model)
+    model, tokenizer = load(arguments.model, arguments.weights)
     count, size = arguments.rows, arguments.group_size
     batch = batch_of(model, count, arguments.length, arguments.prompt, size)
     sequences = scorer.Sequences(*batch, size)
@@ -451,7 +262,7 @@ def masking(arguments: argparse.Namespace) -> None:
 
 def scaling(arguments: argparse.Namespace) -> None:
     """Seconds of log-probabilities with backward, and of scoring, against tokens an answer and answers a group."""
-    model, tokenizer = load(arguments.model)
+    model, tokenizer = load(arguments.model, arguments.weights)
     rows: list[tuple[str, str]] = []
     figures: dict[str, Any] = {}
 
@@ -536,14 +347,15 @@ def step_of_dagrpo(
 ) -> tuple[list[float], list[float]]:
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(question) + "\n" for question in questions))
-    dagrpo.train(
-        configure(
-            model=arguments.model or str(EXAMPLE), data=[str(data)], reward=f"{__file__}:every_other",
-            out=str(folder / "run"), steps=arguments.steps, questions=arguments.questions,
-            group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens, eval_every=0, hold_out=1,
-            eval_samples=1, method="grpo", learning_rate=1e-6, token_budget=4_096,
-        )
-    )  # fmt: skip
+    with trainable(arguments.model):
+        dagrpo.train(
+            configure(
+                model=arguments.model or str(EXAMPLE), data=[str(data)], reward=f"{__file__}:every_other",
+                out=str(folder / "run"), steps=arguments.steps, questions=arguments.questions,
+                group_size=arguments.group_size, max_new_tokens=arguments.max_new_tokens, eval_every=0, hold_out=1,
+                eval_samples=1, method="grpo", learning_rate=1e-6, token_budget=4_096,
+            )
+        )  # fmt: skip
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if "step" in record]
     total = [sum(value for name, value in record.items() if name.startswith("seconds/")) for record in steps]
@@ -557,7 +369,7 @@ def step_of_trl(
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    model, tokenizer = load(arguments.model)
+    model, tokenizer = load(arguments.model, arguments.weights)
     made: list[float] = []
     starts: list[float] = []
     ends: list[float] = []
@@ -653,7 +465,7 @@ def main() -> None:
     for name, command in [
         ("rollout", rollout_speed), ("logps", log_probabilities), ("memory", memory), ("measure", measure_memory),
         ("scoring", scoring_cost), ("scaling", scaling), ("step", whole_step), ("measure-step", measure_step),
-        ("compiling", compiling_cost), ("masking", masking),
+        ("compiling", compiling_cost), ("masking", masking), ("warm-up", warm_up),
     ]:  # fmt: skip
         flags = commands.add_parser(name, help=command.__doc__)
         flags.set_defaults(command=command)
@@ -667,8 +479,10 @@ def main() -> None:
         flags.add_argument("--mean", type=float, default=0, help="end answers after so many tokens on average")
         flags.add_argument("--rows", type=int, default=16)
         flags.add_argument("--length", type=int, default=201)
-        flags.add_argument("--prompt", type=int, default=137, help="of the tokens of --length")
-        flags.add_argument("--against", default="generate", choices=("generate", "generate_batch"))
+        flags.add_argument("--prompt", type=int, default=137, help="of the tokens of --length; of random: models too")
+
+        flags.add_argument("--against", default="generate", choices=tuple(SIDES))
+        flags.add_argument("--weights", default="fp32", choices=tuple(WEIGHTS))
         flags.add_argument("--steps", type=int, default=4)
         flags.add_argument("--side", default="")
     arguments = parser.parse_args()

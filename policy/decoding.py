@@ -28,6 +28,7 @@ from policy.model import (
     autocast,
     head_of,
     hidden_states,
+    in_bf16,
     layer_configs,
     logits_from_hidden,
     takes_any_mask,
@@ -261,7 +262,7 @@ class FastSteps:
         base: Any = model.base_model
         config, device = model.config, model.device
         on_cuda = device.type == "cuda"
-        dtype = torch.bfloat16 if on_cuda and model.dtype == torch.float32 else model.dtype
+        dtype = torch.bfloat16 if in_bf16(model) else model.dtype
         self.eps = config.rms_norm_eps
         self.embedding, self.final_norm = base.embed_tokens.weight, base.norm.weight
         self.layers = []

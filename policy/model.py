@@ -370,10 +370,14 @@ def position_limit(model: PreTrainedModel) -> int | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def in_bf16(model: PreTrainedModel) -> bool:
+    """Are matrix products in bf16 over fp32 weights? On CUDA; not on a CPU or for weights of another type."""
+    return model.device.type == "cuda" and model.dtype == torch.float32
+
+
 def autocast(model: PreTrainedModel) -> torch.autocast:
-    """bf16 matrix products on CUDA over fp32 weights; nothing on a CPU or for weights of another type."""
-    enabled = model.device.type == "cuda" and model.dtype == torch.float32
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
+    """Around every forward pass: bf16 matrix products where `in_bf16` says so, else nothing."""
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=in_bf16(model))
 
 
 def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
