@@ -144,9 +144,9 @@ def rows_of(source: str, flag: str) -> Iterator[Question | Fault]:
 
 def rows_of_file(path: Path, flag: str) -> Iterator[Question | Fault]:
     """The lines of a JSONL file; a byte-order mark and any line ends are taken."""
-    refuse_other_formats(path, flag)
     number = 0
     try:
+        refuse_other_formats(path, flag)
         # What is not UTF-8 comes as lone surrogates, so that the line can be named.
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             while line := file.readline(LONGEST_LINE + 1):
@@ -304,7 +304,8 @@ def rows_of_hub(
 
 
 def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {short((str(error).strip().splitlines() or ['no message'])[0].rstrip('.'), 160)}"
+    text = error.msg if isinstance(error, SyntaxError) else str(error)  # its place in the file is told by `line_of`
+    return f"{type(error).__name__}: {short((text.strip().splitlines() or ['no message'])[0].rstrip('.'), 160)}"
 
 
 def from_hub(fields: dict[str, Any]) -> Question:
@@ -411,14 +412,20 @@ class Part:
     def values(self, texts: list[str], questions: list[Question]) -> list[float]:
         """What the function gives for N completions, before its weight. Raises DataError where that is not N floats."""
         source = f"--reward {self.path}:{self.name.rpartition('.')[2]}"
+        must = f"it must give one finite float for each of the {len(texts)} texts, of at most {LARGEST_REWARD:g}."
         try:
-            found = list(self.function(list(texts), list(questions)))
-        except Exception as error:
-            n = first_that_raises(self.function, texts, questions)
+            given = self.function(list(texts), copies(questions))
+            if inspect.iscoroutine(given):
+                given.close()  # of an async function: nobody waits for it
+            is_list = not isinstance(given, dict | set | frozenset | str | bytes) and not inspect.iscoroutine(given)
+            found = list(given) if is_list else []
+        except (Exception, SystemExit) as error:
+            n = first_that_raises(self.function, texts, copies(questions))
             all_alone = f"with {len(texts)} answers at once, but with none of them alone"
             at = all_alone if n is None else f"at {shown(texts[n], questions[n])}"
             raise DataError(f"{source}: it raised {first_line(error)} ({line_of(error, self.path)}) {at}.") from error
-        must = f"it must give one finite float for each of the {len(texts)} texts."
+        if not is_list:
+            raise DataError(f"{source}: it gave a {type(given).__name__}; {must}")
         if len(found) != len(texts):
             at = shown(texts[0], questions[0])
             raise DataError(f"{source}: it gave {len(found)} values for {len(texts)} answers, the first {at}; {must}")
@@ -456,6 +463,11 @@ def given_by_functions(reward: Reward) -> dict[str, list[float]]:
     return reward.given if isinstance(reward, OwnReward) else {}
 
 
+def copies(questions: list[Question]) -> list[Question]:
+    """For a user's function, which may change what it is given."""
+    return [dict(question) for question in questions]
+
+
 def shown(text: str, question: Question) -> str:
     """A completion, for messages."""
     return f"{place_of(question)}, {short(repr(text), 60)}"
@@ -466,7 +478,7 @@ def first_that_raises(function: Callable[..., Any], first: list[Any], second: li
     for n in range(len(first)):
         try:
             list(function(first[n : n + 1], second[n : n + 1]))
-        except Exception:
+        except (Exception, SystemExit):
             return n
     return None
 
@@ -581,9 +593,11 @@ def split_questions(
         )
     if not training or not held_out:
         different = len({key_of(question) for question in questions})
+        reasons = [note for note in notes if "left out" in note]
+        left_out = f" What was left out before: {reasons[-1]}" if reasons else ""
         raise DataError(
             f"{', '.join(data)}: {different} different usable questions are too few to train on and to hold a fifth of "
-            "them out: give five or more, or others by --eval-data."
+            f"them out: give five or more, or others by --eval-data.{left_out}"
         )
     return Split(training, held_out, notes)
 

@@ -184,12 +184,15 @@ def bars_of_downloads_alone() -> None:
 
 
 def told(error: Exception) -> str:
-    """What an error says with its notes; of PyTorch's page about a full GPU the first sentences, and what to do."""
+    """What an error says with its notes: of a file its name and what is wrong; of PyTorch's page about a full GPU its
+    first sentences and what to do."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) and text.startswith("CUDA out of memory"):
         needed = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
         text = f"the GPU has no room{f' for another {needed[1]}' if needed else ''}. Does another program use it "
         text += "(nvidia-smi)? If not, lower --max-new-tokens, or take a smaller model."
+    elif isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}."
     return " ".join([text, *getattr(error, "__notes__", [])])
 
 

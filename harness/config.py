@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import re
 import textwrap
 import urllib.parse
@@ -438,7 +439,7 @@ def settings_by_source(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
             f"--hold-out {given['hold_out']}: with --eval-data nothing is held out of --data; leave one of them out."
         )
     example: dict[str, Any] = {}
-    if not model or Path(model).resolve() == EXAMPLE:
+    if not model or os.path.realpath(model) == str(EXAMPLE):
         example = json.loads((EXAMPLE / "run.json").read_text(encoding="utf-8"))
         example["model"] = str(EXAMPLE / example["model"])
         for name in ("data", "eval_data"):
@@ -485,6 +486,7 @@ WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
         "without anchors nothing of theirs counts",
     ),
     (("gamma",), lambda config: config.anchor_objective == "sft", "with --anchor-objective sft anchors have no f(π)"),
+    (("force",), lambda config: not config.resume, "without --resume there is nothing that it would overrule"),
     (("hard_below",), lambda config: config.every_group, "with --every-group anchors join every group, hard or not"),
     (
         ("scorer",),
@@ -511,7 +513,8 @@ def check_effects(config: Config, flags: dict[str, Any]) -> None:
     for names, is_so, why in WITHOUT_EFFECT:
         for name in names:
             if name in flags and flags[name] != without_flags[name] and is_so(config):
-                raise ConfigError(f"{flag_name(name)} {shown(flags[name])}: {why}; leave it out.")
+                given = flag_name(name) if flags[name] is True else f"{flag_name(name)} {shown(flags[name])}"
+                raise ConfigError(f"{given}: {why}; leave it out.")
 
 
 def not_defaults(flags: dict[str, Any]) -> str:

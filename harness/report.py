@@ -50,9 +50,9 @@ def append_json(path: Path, record: dict[str, Any]) -> None:
         try:
             file.write(line)
             file.flush()
-        except OSError:  # a full disk: a file of lines has no half of one
+        except OSError as error:  # a full disk: a file of lines has no half of one
             os.truncate(path, end)
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def last_record(out: Path) -> dict[str, Any]:

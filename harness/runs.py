@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -256,9 +257,11 @@ class Run:
             self.writer = None
         failure, self.failure = self.failure, None
         if isinstance(failure, OSError) or (failure is not None and "No space left" in str(failure)):
+            before = f"The one before it is whole: go on with --resume {self.out}."
+            before = before if kept_checkpoints(self.out) else "It was the first one."
             raise OSError(
-                f"{self.out}/checkpoints: the checkpoint of step {self.saved} could not be written ({failure}). The "
-                "one before it is whole. Make room, or take another folder (--out), and go on with --resume."
+                f"{self.out}/checkpoints: the checkpoint of step {self.saved} could not be written ({failure}). Make "
+                f"room, or take another folder (--out). {before}"
             ) from failure
         if failure is not None:
             raise failure
@@ -271,9 +274,14 @@ def open_run(config: Config) -> Iterator[Run]:
     Raises ConfigError for a folder that is in use, not empty, or has nothing to resume.
     """
     here = bool(config.resume) and Path(config.resume).resolve() == Path(config.out).resolve()
-    out = Path(config.out) if here else new_folder(config)
-    begun = out.exists() and any(out.iterdir())
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out = Path(config.out) if here else new_folder(config)
+        begun = out.exists() and any(out.iterdir())
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".lock").touch()
+    except OSError as error:
+        where = f"--out {config.out or 'runs'}"
+        raise ConfigError(f"{where}: nothing can be written there ({error.strerror}). Give another place.") from error
     with locked(out):
         run = Run(out, keep=config.keep, config=config)
         if config.resume:
@@ -299,7 +307,8 @@ def open_run(config: Config) -> Iterator[Run]:
                 if not begun and not (out / "metrics.jsonl").exists():  # nothing came of it: the model was not loaded
                     for name in ("config.json", ".lock"):
                         (out / name).unlink(missing_ok=True)
-                    out.rmdir()
+                    with contextlib.suppress(OSError):  # somebody else may have taken it away, or put something into it
+                        out.rmdir()
                 raise
             finally:
                 if run.writer is not None:
@@ -319,6 +328,8 @@ def new_folder(config: Config) -> Path:
                 out.mkdir(parents=True)
                 return out
     out = Path(config.out)
+    if os.path.isdir(config.model) and Path(os.path.realpath(config.model)) in Path(os.path.realpath(out)).parents:
+        raise ConfigError(f"--out {out}: this is in the folder of --model {config.model}. Give another one.")
     if (out / "metrics.jsonl").exists() or (out / "checkpoints").exists():
         raise ConfigError(
             f"--out {out}: there is a run in this folder already. Go on with it by --resume {out}, give another "
@@ -395,9 +406,12 @@ def resumed_config(flags: dict[str, Any]) -> Config:
     try:
         # A run of an earlier version does not know all settings.
         kept = {**asdict(Config()), **json.loads((folder / "config.json").read_text(encoding="utf-8"))}
+        if "model_type" in kept:
+            meant = f" Did you mean {folder.parent}?" if (folder.parent / "metrics.jsonl").exists() else ""
+            raise ConfigError(f"--resume {folder}: it is the folder of a model, not of a run.{meant}")
         contents = changed_contents(kept.get("prompt_contents"), flags)
         config = Config(**{**kept, "out": str(folder), **flags, "prompt_contents": contents})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"--resume {folder}: there is no run in this folder (config.json is missing).") from None
     except (ValueError, TypeError) as error:
         if isinstance(error, ConfigError | DataError):

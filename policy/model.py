@@ -216,6 +216,8 @@ def check_files(model: str, flag: str) -> None:
         raise ModelError(f"{flag}: the name of the model is empty.")
     elif looks_like_path(model):
         raise ModelError(f"{named_so}: there is no such folder.")
+    elif os.path.islink(model):
+        raise ModelError(f"{named_so}: it is a link that leads nowhere.")
 
 
 def check_folder(folder: Path, named_so: str) -> None:
@@ -256,7 +258,7 @@ def check_folder(folder: Path, named_so: str) -> None:
     if not weights:
         raise ModelError(f"{named_so}: there are no weights in it (model.safetensors).")
     for path in sorted(folder.glob("*.safetensors")):
-        fault = damage(path)
+        fault = damage(path) if path.is_file() else "is no file"
         if fault:
             raise ModelError(f"{named_so}: {path.name} {fault}. Copy or download it again.")
     for index in folder.glob("*.safetensors.index.json"):
@@ -317,6 +319,9 @@ def check_loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
             f"{named_so}: {len(damaged)} of its {len(list(model.parameters()))} tensors hold NaN or infinity, such as "
             f"{damaged[0]}: the weights are damaged, or a learning rate too high has made them so."
         )
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if not all(isinstance(end, int | None) for end in (ends if isinstance(ends, list) else [ends])):
+        raise ModelError(f"{named_so}: its eos_token_id is {ends!r} in generation_config.json; it must be a number.")
     weight = getattr(model.get_input_embeddings(), "weight", None)
     if weight is None:
         return

@@ -363,6 +363,21 @@ def test_a_function_that_raises_is_named_with_its_line_and_the_answer_that_it_fa
         questions.load_reward([f"{tmp_path / 'mine.py'}:f"])(["a", "b", "c"], [SOLVED] * 3)
 
 
+def test_what_a_function_does_to_its_arguments_reaches_nobody_else(tmp_path):
+    """Nor does what it is told of an error: "with none of them alone" would be wrong where the first call ate them."""
+    (tmp_path / "mine.py").write_text(
+        "def clears(texts, questions):\n"
+        "    for question in questions:\n        question.clear()\n    texts[:] = ['']\n    return [1.0, 2.0]\n\n"
+        "def pops(texts, questions):\n    return [float(question.pop('answer')) / 0 for question in questions]\n"
+    )
+    texts, asked = ["a", "b"], [dict(SOLVED), dict(SOLVED)]
+    assert questions.load_reward([f"{tmp_path / 'mine.py'}:clears"])(texts, asked) == [1.0, 2.0]
+    with pytest.raises(DataError, match="ZeroDivisionError") as stopped:
+        questions.load_reward([f"{tmp_path / 'mine.py'}:pops"])(texts, asked)
+    assert "with none of them alone" not in str(stopped.value)
+    assert texts == ["a", "b"] and asked == [SOLVED, SOLVED]
+
+
 def test_several_functions_are_summed_by_their_weights_and_what_they_gave_is_kept(tmp_path):
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(

@@ -61,7 +61,7 @@ FLAGS = [
     ("--lora -1", "--lora -1: it must be a whole number of at least 0."),
     ("--lora 4 --lora-alpha 0", "--lora-alpha 0.0: it must be a number above 0."),
     ("--lora-targets q_proj", "--lora-targets q_proj: without --lora there is no adapter; leave it out."),
-    ("--merge", "--merge True: without --lora there is no adapter; leave it out."),
+    ("--merge", "--merge: without --lora there is no adapter; leave it out."),
     ("--use-peft", "it is --lora RANK here."),
     ("--lora-r 8", "it is --lora RANK here."),
     ("--qlora", "weights are fp32; --lora RANK trains an adapter beside them."),
@@ -134,6 +134,40 @@ FLAGS = [
         "--hold-out 3: with --eval-data nothing is held",
     ),
     ("--group-size 1", "--group-size 1: it must be at least 2"),
+    ("--force", "--force: without --resume there is nothing that it would overrule; leave it out."),
+    # numbers at their edges, and what other flags do not go with
+    ("--threshold -1", "--threshold -1.0: it must be a number of at least 0 and at most 1."),
+    ("--kl -1", "--kl -1.0: it must be a number of at least 0."),
+    ("--weight-decay inf", "--weight-decay inf: it must be a number of at least 0."),
+    ("--max-grad-norm 0", "--max-grad-norm 0.0: it must be a number above 0."),
+    ("--token-budget 0", "--token-budget 0: it must be a whole number of at least 1."),
+    ("--beta1 1", "--beta1 1.0: it must be a number of at least 0 and at most 0.999."),
+    ("--keep 0", "--keep 0: it must be a whole number of at least 1."),
+    ("--questions 1e3", "--questions 1e3: it must be a whole number of at least 1."),
+    ("--hold-out 0", "--hold-out 0: it must be a whole number of at least 1."),
+    ("--clip-low 2", "--clip-low 2.0: it must be a number of at least 0 and at most 1, or the word none."),
+    ("--steps=", "--steps : it must be a whole number of at least 1."),
+    ("--steps -- 3", "--steps: a value is missing behind it."),
+    ("--checkpointing=yes", "--checkpointing/--no-checkpointing: it takes no value"),
+    ("--reward", "--reward: a value is missing behind it."),
+    ("--scorer judge", "--judge-model is missing: --scorer judge needs one"),
+    ("--scorer judge --judge-model m --judge-url ftp://x", "--judge-url ftp://x: it must be an address such as"),
+    ("--scorer judge --judge-model nowhere", "--judge-model nowhere: there is no such directory."),
+    ("--judge-timeout 3", "--judge-timeout 3.0: without --scorer judge nothing is asked"),
+    ("--metric optimizer --scorer state", "--metric optimizer: it is known of the output embedding alone"),
+    ("--rectify pair --scorer token", "--rectify pair: rule (5) compares gradients, so --scorer gradient or state"),
+    ("--rectify pair --threshold 0.5", "--threshold 0.5: with --rectify pair nothing is compared with it"),
+    ("--method sft --kl 0.1", "--kl 0.1: it is estimated on sampled completions"),
+    ("--every-group --anchors none", "--anchors none: with an anchor in every group (--every-group) it must be"),
+    ("--every-group --anchors-per-group 8", "--anchors-per-group 8: it must be less than --group-size."),
+    ("--recipe missing.toml", "--recipe missing.toml: it cannot be read (No such file or directory)."),
+    ("--recipe good.jsonl", "--recipe good.jsonl: it is not TOML"),
+    # runs to go on with
+    ("--resume nowhere", "--resume nowhere: there is no run in this folder (config.json is missing)."),
+    ("--resume good.jsonl", "--resume good.jsonl: there is no run in this folder (config.json is missing)."),
+    ("--resume m", "--resume m: it is the folder of a model, not of a run."),
+    ("--resume run/model", "--resume run/model: it is the folder of a model, not of a run. Did you mean run?"),
+    ("--resume proj", "--resume proj: config.json is not one of this version of the program"),
     ("--updates 99", "--updates 99: it must be at most --questions"),
     ("--right-at 1", "--right-at 1.0: the verifier gives 1 for right and 0 for wrong"),
     ("--reward mine.py:good", "--right-at is missing: with --reward"),
@@ -200,6 +234,20 @@ EVALUATE_FLAGS = [
     (EVALUATE + "--out notes.txt/x.json", "notes.txt is not a folder."),
     (EVALUATE + "--out /proc/x.json", "--out /proc/x.json: "),
     (EVALUATE + "--out ''", "--out: the name of the file is empty."),
+]
+
+OUT = [  # where a run cannot be: exit code 2
+    ("m", "--out m: this is no empty folder, and a run would write over what is there."),
+    ("m/sub", "--out m/sub: this is in the folder of --model m. Give another one."),
+    ("proj", "--out proj: this is no empty folder"),
+    ("run", "--out run: there is a run in this folder already. Go on with it by --resume run"),
+    (".", "--out .: this is no empty folder"),
+    ("notes.txt", "--out notes.txt: this is no empty folder"),
+    ("/dev/null", "--out /dev/null: this is no empty folder"),
+    ("notes.txt/x", "--out notes.txt/x: nothing can be written there (Not a directory). Give another place."),
+    ("/proc/x", "--out /proc/x: nothing can be written there (No such file or directory)."),
+    ("dead", "--out dead: nothing can be written there (File exists)."),
+    ("x" * 300, "nothing can be written there (File name too long)."),
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -436,6 +484,11 @@ EARLY = [  # found before the run folder is made
         lambda folder: [without("*")(folder), written("adapter_config.json", b"{}")(folder)],
         "an adapter (LoRA)",
     ),
+    (
+        "folder-for-weights",
+        lambda folder: [without("*.safetensors")(folder), (folder / "model.safetensors").mkdir()],
+        "model.safetensors is no file. Copy or download it again.",
+    ),
     ("t5", small_t5, "t5: t5 has an encoder and is no causal language model"),
     ("bert", small_bert, "bert: BertForMaskedLM is no causal language model"),
 ]
@@ -461,6 +514,14 @@ LATE = [  # found when it is loaded
     ("own-code", code_of_its_own, "this program does not run code from model folders"),
     ("layer-missing", a_layer_missing, "the checkpoint lacks 12 of the model's tensors"),
     ("nan", nan_somewhere, "1 of its 27 tensors hold NaN or infinity, such as model.layers.1.mlp.up_proj.weight"),
+    (
+        "end-in-words",
+        written("generation_config.json", b'{"eos_token_id": "x"}'),
+        "its eos_token_id is 'x' in generation_config.json; it must be a number.",
+    ),
+    ("no-layers", configured(num_hidden_layers=-1), "cannot be read (StrictDataclass"),
+    ("other-rotation", configured(rope_scaling={"type": "wombat", "factor": 2}), "cannot be read (KeyError: 'wombat')"),
+    ("quantized", configured(quantization_config={"quant_method": "gptq", "bits": 4}), "a package that is missing ("),
     ("small-vocabulary", with_weights_of(random_model(vocab_size=40)), "its tokenizer has 64 tokens, its embedding 40"),
 ]
 NO_MODEL = [
@@ -472,6 +533,10 @@ NO_MODEL = [
     ("a/b/c", "--model a/b/c: there is no such folder."),
     ("'two words'", "--model two words: there is no such folder."),
     ("good.jsonl", "--model good.jsonl: it is a file. Name the folder with config.json, or a .gguf file."),
+    ("endless", "--model endless: it is a link that leads nowhere."),
+    ("https://huggingface.co/x/y", "--model https://huggingface.co/x/y: there is no such folder."),
+    ("m/model.safetensors", "--model m/model.safetensors: it is a file. Name the folder with config.json"),
+    ("cut.gguf", "--model cut.gguf cannot be read ("),
     ("missing.gguf", "--model missing.gguf: there is no such file."),
     ("page.gguf", "--model page.gguf: it is no GGUF file."),
     ("run.gguf", "--model run.gguf: there is no such file."),
@@ -532,6 +597,42 @@ def scores_raise(questions, texts):
 def differing(texts, questions):
     return [float(n % 2) for n in range(len(texts))]
 
+def by_number(texts, questions):
+    return {n: 1.0 for n in range(len(texts))}
+
+def text(texts, questions):
+    return "1" * len(texts)
+
+def number(texts, questions):
+    return 1.0
+
+def leaves(texts, questions):
+    raise SystemExit(3)
+
+def recurses(texts, questions):
+    return recurses(texts, questions)
+
+async def waits(texts, questions):
+    return [1.0] * len(texts)
+
+def nothing_each(texts, questions):
+    return [None] * len(texts)
+
+def three_arguments(texts, questions, more):
+    return [1.0] * len(texts)
+
+def takes_away(texts, questions):
+    texts.clear()
+    return []
+
+def half_a_character(texts, questions):
+    raise ValueError("\\ud83d\\x1b[2J")
+
+def clears(texts, questions):
+    for question in questions:
+        question.clear()
+    return [1.0] * len(texts)
+
 value = 3
 """
 REWARDS = [  # before the model is loaded
@@ -543,6 +644,13 @@ REWARDS = [  # before the model is loaded
     ("run:f", "--reward run:f: it must be file.py:function"),
     ("helper.py:f", "it raised ModuleNotFoundError: No module named 'not_installed' (helper.py, line 3)"),
     ("syntax.py:f", "it raised SyntaxError: "),
+    (
+        "tabs.py:f",
+        "tabs.py cannot be run: it raised TabError: inconsistent use of tabs and spaces in indentation (tabs",
+    ),
+    ("empty.py:f", "--reward empty.py:f: empty.py has no function 'f'."),
+    ("'mine.py:good()'", "--reward mine.py:good(): it must be file.py:function."),
+    ("torch:f", "--reward torch:f: it must be file.py:function, and there is no file 'torch'."),
     ("exits.py:f", "it raised SystemExit: 3 (exits.py, line 1)"),
     ("mine.py:good=0", "--reward mine.py:good=0: the weight is '0'; it must be a number that is not 0."),
     ("mine.py:good=much", "the weight is 'much'; it must be a number that is not 0."),
@@ -563,6 +671,16 @@ REWARDS_THAT_FAIL = [  # at the first completions
     ("mine.py:no_key", "--reward mine.py:no_key: it raised KeyError: 'nowhere' (mine.py, line 35)"),
     ("mine.py:one_argument", "--reward mine.py:one_argument: it raised TypeError: one_argument() takes 1 positional"),
     ("mine.py:many_lines", "--reward mine.py:many_lines: it raised ValueError: first (mine.py, line 41)"),
+    ("mine.py:by_number", "--reward mine.py:by_number: it gave a dict; it must give one finite float for each of the"),
+    ("mine.py:text", "--reward mine.py:text: it gave a str; it must give one finite float for each of the"),
+    ("mine.py:waits", "--reward mine.py:waits: it gave a coroutine; it must give one finite float for each of the"),
+    ("mine.py:number", "--reward mine.py:number: it raised TypeError: 'float' object is not iterable (mine.py)"),
+    ("mine.py:leaves", "--reward mine.py:leaves: it raised SystemExit: 3 (mine.py, line "),
+    ("mine.py:recurses", "--reward mine.py:recurses: it raised RecursionError: maximum recursion depth"),
+    ("mine.py:nothing_each", "--reward mine.py:nothing_each: it gave None at good.jsonl:"),
+    ("mine.py:three_arguments", "it raised TypeError: three_arguments() missing 1 required positional argument"),
+    ("mine.py:takes_away", "--reward mine.py:takes_away: it gave 0 values for"),
+    ("mine.py:half_a_character", "it raised ValueError: \\ud83d\\x1b[2J (mine.py, line"),
     ("mine.py:good mine.py:nan=0.5", "--reward mine.py:nan: it gave nan at good.jsonl:"),
 ]
 
@@ -580,6 +698,8 @@ def world(tmp_path_factory, tokenizer):
     (folder / "link.jsonl").symlink_to("good.jsonl")
     write_questions(folder / "few.jsonl", GOOD[:4])
     write_questions(folder / "copies.jsonl", GOOD[:1] * 30)
+    unreadable = [{"problem": f"{n}?", "answer": "\\frac{1"} for n in range(3)]
+    write_questions(folder / "some-unreadable.jsonl", GOOD[:4] + unreadable)
     write_questions(folder / "unsolved.jsonl", [{"problem": q["problem"], "answer": q["answer"]} for q in GOOD])
     for name, content, _ in DATA:
         (folder / name).write_bytes(content)
@@ -591,6 +711,11 @@ def world(tmp_path_factory, tokenizer):
         (folder / name / "config.json").write_text('{"learning_rate": 1}')
         (folder / name / "metrics.jsonl").write_text('{"step": 1}\n')
     shutil.copytree(folder / "m", folder / "run" / "model")
+    (folder / "proj" / "model").mkdir(parents=True)
+    (folder / "proj" / "config.json").write_text("[]")
+    (folder / "dead").symlink_to("nowhere-at-all")
+    (folder / "endless").symlink_to("endless")
+    (folder / "cut.gguf").write_bytes(b"GGUF\3\0\0\0" + b"\xff" * 100)
     (folder / "page.gguf").write_text("<html>")
     (folder / "notes.txt").write_text("mine")
     (folder / "other.json").write_text('{"a": {"rows": []}}')
@@ -598,6 +723,8 @@ def world(tmp_path_factory, tokenizer):
     (folder / "helper.py").write_text("\n\nimport not_installed\n")
     (folder / "syntax.py").write_text("def f(:\n")
     (folder / "exits.py").write_text("raise SystemExit(3)\n")
+    (folder / "tabs.py").write_text("def f(texts, questions):\n\treturn [1.0]\n        texts\n")
+    (folder / "empty.py").write_text("")
     return folder
 
 
@@ -662,6 +789,11 @@ def test_a_flag_of_evaluate(world, capsys, command, message):
     held(world, capsys, "evaluate", command, 2, message)
 
 
+@pytest.mark.parametrize(("out", "message"), OUT)
+def test_a_place_where_no_run_can_be(world, capsys, out, message):
+    held(world, capsys, "dagrpo", f"--model m --data good.jsonl --out {out} {TINY}", 2, message)
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(("name", "message"), [(name, message) for name, _, message in DATA] + NO_FILE)
 def test_data(world, capsys, program, name, message):
@@ -684,6 +816,10 @@ def test_anchors_and_held_out_questions_are_read_with_the_same_care(world, capsy
             "4 different usable questions are too few to train on and to hold a fifth of them out: give",
         ),
         ("--data copies.jsonl", "give five or more, or others by --eval-data."),
+        (
+            "--data some-unreadable.jsonl",
+            "What was left out before: 3 questions left out: their gold answer cannot be read.",
+        ),
         ("--data good.jsonl --eval-data link.jsonl", "all its 10 questions are in --eval-data too"),
         (
             "--data good.jsonl --eval-data unreadable.jsonl",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -35,6 +37,16 @@ def test_what_a_user_can_mend_ends_in_one_line_on_stderr(error, code, capsys):
     printed = capsys.readouterr()
     assert stop.value.code == code and printed.out == ""
     assert printed.err == f"{stop.value}\n" and printed.err.startswith("program.py: ")
+
+
+def test_an_error_of_a_file_is_its_name_and_what_is_wrong(capsys):
+    with pytest.raises(SystemExit), one_sentence("program.py"):
+        Path("/nowhere/x").read_text()
+    with pytest.raises(SystemExit), one_sentence("program.py"):
+        raise OSError("runs/x/checkpoints: make room.")
+    assert capsys.readouterr().err == (
+        "program.py: /nowhere/x: No such file or directory.\nprogram.py: runs/x/checkpoints: make room.\n"
+    )
 
 
 def test_pytorchs_page_about_a_full_gpu_is_one_sentence_and_what_to_do(capsys):

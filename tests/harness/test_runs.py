@@ -513,7 +513,7 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_next_one(tmp_path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runs, "write_checkpoint", full)
-    with pytest.raises(OSError, match=r"checkpoint of step 2 could not be written .* Make room"):
+    with pytest.raises(OSError, match=r"checkpoint of step 2 could not be written .*Make room.*It was the first one"):
         dagrpo.train(settings(tmp_path / "run"))
 
 
@@ -535,6 +535,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_whole_lines(small_disk):
         dagrpo.train(settings(small_disk / "run", save_every=1, eval_every=0))
     found, notes = checkpoint.newest(small_disk / "run")
     assert f"checkpoint of step {found.step + 1} could not be written" in str(stopped.value) and notes == []
+    assert f"The one before it is whole: go on with --resume {small_disk / 'run'}." in str(stopped.value)
     assert not list((small_disk / "run").rglob("*.part"))
     for name in runs.LOGS:
         text = (small_disk / "run" / name).read_text()
@@ -550,8 +551,9 @@ def test_a_line_that_does_not_fit_is_not_written_in_part(small_disk):
     with (small_disk / "filler").open("wb", buffering=0) as file, pytest.raises(OSError):
         while True:
             file.write(b"0" * 2**20)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as stopped:
         report.append_json(path, {"step": 2, "text": "x" * 2**20})
+    assert stopped.value.filename == str(path), "the message names it"
     assert path.read_text() == '{"step": 1}\n'
 
 
