@@ -139,7 +139,10 @@ def paper() -> None:
     print(f"{step.completions} completions of {step.prompt} + {step.completion} tokens in groups of {step.group_size}.")
     for title, of, unit in parts:
         names = list(of(MODELS[0], step))
-        print(f"\n{title}\n" + " ".join([f"{'model':>6}", f"{'GPUs':>5}", *(f"{name:>16}" for name in names)]))
+        print(
+            f"\n{title}\n"
+            + " ".join([f"{'model':>6}", f"{'GPUs':>5}", *(f"{name:>{max(9, len(name))}}" for name in names)])
+        )
         for model in MODELS:
             for gpus in (8, 64):
                 values = of(model, replace(step, gpus=gpus))

@@ -3,8 +3,8 @@
     accelerate launch --config_file scale/fsdp.yaml -m scale.trl_dagrpo --model MODEL --data DATA [flags of TRL]
 
 TRL has the data loader, generation (transformers or vLLM), accelerate with FSDP and DeepSpeed, adapters, checkpoints
-and trackers. What is DaGRPO comes from scoring.py, anchors.py, dagrpo.py and verify, which are called here. The letters
-of shapes are in the docstring of dagrpo.py.
+and trackers. What is DaGRPO comes from scoring.py, anchors.py, dagrpo.py and verify, which are called here.
+docs/scaling.md has launches for 1, 8 and 64 GPUs. The letters of shapes are in the docstring of dagrpo.py.
 """
 
 from __future__ import annotations

@@ -19,11 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 PAGES += [ROOT / room / "README.md" for room in ("verify", "study", "recipes")]
-ROOMS = ("policy", "verify", "scorers", "harness", "study", "benchmarks")
+ROOMS = ("policy", "verify", "scorers", "harness", "study", "benchmarks")  # scale/ needs TRL
 SOURCES = sorted(ROOT.glob("*.py")) + [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
 NOT_FLAGS = {"--index-url", "--check"}  # of pip and ruff
-OTHERS = "trackio|tensorboard|wandb|vllm|lm_eval|lighteval|hf"  # programs whose commands have flags of their own
+# programs whose commands have flags of their own
+OTHERS = "accelerate launch|trl|trackio|tensorboard|wandb|vllm|lm_eval|lighteval|hf"
 OF_OTHERS = re.compile(rf"`(?:{OTHERS}) [^`]*`|^ {{4}}(?:{OTHERS}) (?:.*\\\n)*.*$", re.MULTILINE)
 
 
