@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
-import verify
+from harness.answers import Answer, Keeper, bar_of, grading, telling
 from harness.benchmarks import table_of_benchmarks
 from harness.command import one_sentence, printable
 from harness.evaluation import (
@@ -48,8 +47,8 @@ from questions import DataError, Question, Reward, correctness, drop_unreadable,
 from rollout import PLAIN, PromptStyle
 from verify.reading import Reading, vote
 
-BATCH_COMPLETIONS = 256  # sampled and graded between two moves of the progress bar
-GPU_BATCHES = 8  # so many times more on a GPU, where each batch captures its CUDA graphs anew
+BATCH_COMPLETIONS = 256  # sampled at once, at most
+GPU_BATCHES = 8  # so many times more on a GPU
 Row = dict[str, Any]  # of the result: one question with its completions
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,6 +70,7 @@ def evaluate(
     right: float = 1.0,
     style: PromptStyle = PLAIN,
     label: str = "evaluate",
+    keeper: Keeper | None = None,
 ) -> dict[str, Any]:
     """k completions of each question, graded: `figures` of them, `unreadable`, and `rows`.
 
@@ -80,6 +80,8 @@ def evaluate(
     stands in the text, and as what it was read. Where nothing says what is right (`right` infinite), there is no
     accuracy.
 
+    With a `keeper` every answer is kept as soon as it is graded, and those that it knows are not sampled again.
+
     Raises DataError where no question is left, and ValueError for k > 1 at temperature 0, where all completions are
     the same.
     """
@@ -88,48 +90,50 @@ def evaluate(
     questions, unreadable = drop_unreadable(questions) if reward is correctness else (questions, [])
     if not questions:
         raise DataError("there is no question whose gold answer the verifier can read.")
+    keeper = keeper or Keeper()
     prompts = [prompt_of(tokenizer, question, style) for question in questions]
     by_length = sorted(range(len(questions)), key=lambda i: len(prompts[i]))
-    rows: list[Row] = [{} for _ in questions]
-    seen = Counter[str]()
-    step = max(1, BATCH_COMPLETIONS * (GPU_BATCHES if model.device.type == "cuda" else 1) // k)
-    with tqdm(total=len(questions) * k, desc=label, unit="completion", leave=False, disable=None) as bar:
-        for start in range(0, len(questions), step):
-            part = by_length[start : start + step]
-            rollouts = rollout.sample(
-                model,
-                tokenizer,
-                [prompts[i] for i in part],
-                k,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-                seen=seen,
-            )
-            earned = reward(rollouts.texts, [questions[i] for i in part for _ in range(k)])
-            lengths, truncated = rollouts.lengths.tolist(), rollouts.truncated.tolist()
-            for n, i in enumerate(part):
-                group = slice(n * k, (n + 1) * k)
-                rows[i] = row_of(questions[i], i, rollouts.texts[group])
-                rows[i] |= {"rewards": earned[group], "lengths": lengths[group], "truncated": truncated[group]}
-                if reward is correctness:
-                    rows[i] |= readings(questions[i], rollouts.texts[group])
-            bar.update(len(part) * k)
+    step = max(1, BATCH_COMPLETIONS // k)
+    batches = [by_length[start : start + step] for start in range(0, len(questions), step)]
+    with grading(questions, k, reward, keeper, batches) as grader, bar_of(label, grader) as bar:
+        completions = rollout.sample_each(
+            model,
+            tokenizer,
+            [prompts[i] for i in by_length],
+            k,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            rows=BATCH_COMPLETIONS * (GPU_BATCHES if model.device.type == "cuda" else 1),
+            done={(n, g) for n, i in enumerate(by_length) for g in range(k) if (i, g) in keeper.answers},
+            progress=telling(bar, grader, right),
+        )
+        for sampled in completions:
+            grader.add(by_length[sampled.prompt], sampled)
+            bar.update()
+        grader.finish()
+    rows = [row_of(question, i, [keeper.answers[i, g] for g in range(k)]) for i, question in enumerate(questions)]
+    if reward is not correctness:  # nothing was read
+        rows = [{name: value for name, value in row.items() if name not in ("extracted", "read")} for row in rows]
     return {**figures(rows, right), "unreadable": len(unreadable), "rows": rows}
 
 
-def row_of(question: Question, number: int, texts: list[str]) -> Row:
+def row_of(question: Question, number: int, answers: list[Answer]) -> Row:
     """What is told of a question in the result. Without an id of its own it has its place in the data, from 0."""
     row = {"id": question.get("id", number), "problem": question["problem"], "answer": question["answer"]}
     row |= {"choices": question["choices"]} if question.get("choices") else {}
-    return {**row, "level": question.get("level"), "subject": question.get("subject"), "texts": texts}
-
-
-def readings(question: Question, texts: list[str]) -> Row:
-    """What was extracted of each text, and as what it was read."""
-    found = [verify.read_answer(text, question.get("choices")) for text in texts]
-    return {"extracted": [each.extracted for each in found], "read": [each.read for each in found]}
+    return {
+        **row,
+        "level": question.get("level"),
+        "subject": question.get("subject"),
+        "texts": [each.text for each in answers],
+        "rewards": [each.reward for each in answers],
+        "lengths": [each.length for each in answers],
+        "truncated": [each.truncated for each in answers],
+        "extracted": [each.extracted for each in answers],
+        "read": [each.read for each in answers],
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -348,22 +352,25 @@ def measure(options: argparse.Namespace) -> None:
         print(printable(told(style)))
     model, tokenizer = rollout.load(options.model, trust_remote_code=options.trust_remote_code)
     results: dict[str, Any] = {}
-    with result_file(options.out) as write:
+    with result_file(options.out) as (write, part):
         identity = identity_of(options.model, model, tokenizer)
         print(HEAD, flush=True)
         for each in benchmarks:
             try:
                 limit = options.max_new_tokens or default_limit(model, tokenizer, each.questions, style)
                 kept, notes = fitting(model, tokenizer, each.questions, limit, style)
+                settings = settings_of(options, each, limit, style, identity)
+                keeper = Keeper() if part is None else part.begin(each.name, settings)
+                if keeper.answers:
+                    notes.append(f"{len(keeper.answers)} answers are those of an evaluation that was interrupted.")
                 result = results[each.name] = evaluate(
                     model, tokenizer, kept,
                     k=each.samples, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit,
-                    seed=options.seed, style=style, label=printable(short_name(each.name)),
+                    seed=options.seed, style=style, label=printable(short_name(each.name)), keeper=keeper,
                 )  # fmt: skip
             except (DataError, FloatingPointError) as error:  # the second where the model gives NaN
                 raise type(error)(f"{each.name}: {error}") from error
-            result |= {"max_new_tokens": limit, "left_out": len(each.questions) - len(kept)}
-            result["settings"] = settings_of(options, each, limit, style, identity)
+            result |= {"max_new_tokens": limit, "left_out": len(each.questions) - len(kept), "settings": settings}
             print(line_of(printable(short_name(each.name)), result))
             for note in details_of(result) + each.notes + notes:
                 print(f"  {printable(note)}")

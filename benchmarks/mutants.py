@@ -63,6 +63,7 @@ TESTS: dict[str, list[str]] = {
     "scorers/tokens.py": ["tests/scorers/test_tokens.py", "tests/test_independent_step.py"],
     "scorers/judge.py": ["tests/scorers/test_judge.py"],
     "scorers/asking.py": ["tests/scorers/test_asking.py", "tests/scorers/test_judge.py"],
+    "harness/answers.py": ["tests/harness/test_answers.py"],
     "harness/evaluation.py": ["tests/test_evaluate.py", "tests/harness/test_prompting.py", "tests/test_trial.py"],
     "harness/prompting.py": ["tests/harness/test_prompting.py"],
     "harness/benchmarks.py": ["tests/harness/test_benchmarks.py"],

@@ -20,6 +20,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from harness.answers import PartFile
 from harness.benchmarks import Source, named_benchmarks, read_benchmark
 from harness.checkpoint import PART, write_whole
 from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, parsed
@@ -173,10 +174,14 @@ def is_result(path: Path) -> bool:
 
 
 @contextmanager
-def result_file(out: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes the results. That it can be done is tried first: before a night of sampling, not after."""
+def result_file(out: str | None) -> Iterator[tuple[Callable[[dict[str, Any]], None], PartFile | None]]:
+    """A function that writes the results, and where single answers are kept until then, or None where they cannot be.
+
+    That it can be written is tried first: before a night of sampling, not after. Where the block ends before its time,
+    the answers stay; a Ctrl-C says so. Raises ConfigError where it cannot be written.
+    """
     if not out:
-        yield lambda results: None
+        yield lambda results: None, None
         return
     path = Path(out)
     if os.path.exists(path) and not path.is_file():  # /dev/stdout, a pipe
@@ -184,22 +189,32 @@ def result_file(out: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
         def write_directly(results: dict[str, Any]) -> None:
             path.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
-        yield write_directly
+        yield write_directly, None
         return
-    part = path.with_name(path.name + PART)
+    tried = path.with_name(path.name + PART)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
+        tried.touch()
+        tried.unlink()
     except OSError as error:
         raise ConfigError(f"--out {out}: it cannot be written ({error.strerror}). Give another place.") from error
+    part = PartFile(path)
 
     def write(results: dict[str, Any]) -> None:
         write_whole(path, json.dumps(results, indent=1))
+        part.path.unlink(missing_ok=True)
 
     try:
-        yield write
+        yield write, part
+    except KeyboardInterrupt:
+        if part.count():
+            raise KeyboardInterrupt(
+                f"interrupted. {part.count()} answers are in {part.path}; the same command goes on from there."
+            ) from None
+        raise
     finally:
-        part.unlink(missing_ok=True)
+        if not part.count():
+            part.path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

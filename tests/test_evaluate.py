@@ -16,6 +16,7 @@ import pytest
 import evaluate
 import rollout
 from harness import evaluation
+from harness.answers import Keeper
 from rollout import PromptStyle
 
 ROOT = Path(evaluate.__file__).parent
@@ -341,14 +342,13 @@ def test_the_interval_of_many_questions_is_drawn_in_parts_of_the_memory(monkeypa
 
 def test_rows_say_why_what_was_extracted_and_as_what_it_was_read(model, tokenizer, monkeypatch):
     texts = {"1+1?\n": r"so \boxed{\frac{4}{2}}", "which?\nA. 3\nB. 2\nThe answer is the letter of one choice.\n": "B"}
-    plain = rollout.sample
+    plain = rollout.sample_each
 
-    def sample(model, tokenizer, prompts, k, **options):
-        return dataclasses.replace(
-            plain(model, tokenizer, prompts, k, **options), texts=[texts[p] for p in prompts for _ in range(k)]
-        )
+    def sample_each(model, tokenizer, prompts, k, **options):
+        for sampled in plain(model, tokenizer, prompts, k, **options):
+            yield dataclasses.replace(sampled, text=texts[prompts[sampled.prompt]])
 
-    monkeypatch.setattr(evaluate.rollout, "sample", sample)
+    monkeypatch.setattr(evaluate.rollout, "sample_each", sample_each)
     asked = [
         {"id": "one", "problem": "1+1?", "answer": "2", "level": 3, "subject": "sums"},
         {"problem": "which?", "answer": "A", "choices": ["3", "2"]},
@@ -527,6 +527,7 @@ def test_every_flag_reaches_the_evaluation(model, tokenizer, tmp_path, monkeypat
         "max_new_tokens": 11,
         "label": "small",
         "style": PromptStyle(),
+        "keeper": Keeper(),
     }
     assert options == expected and defaults["max_new_tokens"] == 256 - 19
 
