@@ -89,7 +89,7 @@ from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from harness.tracking import tracked
 from policy import lora
-from policy.compiling import compiled
+from policy.compiling import choose, compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
 from policy.optimizer import new_optimizer
@@ -417,7 +417,7 @@ class Objective:
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
-@compiled
+@compiled("update")
 def policy_loss(
     logps: torch.Tensor,  # log π (B, S)
     old_logps: torch.Tensor,  # log π_old (B, S)
@@ -533,6 +533,7 @@ class Learner:
 def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) -> Learner:
     """The start model with a fresh optimizer, or both as a checkpoint has them."""
     torch.manual_seed(config.seed)
+    choose(config.compile)
     code = config.trust_remote_code
     source = resumed.model if resumed else config.model
     model, tokenizer = rollout.load(source, config.device or None, trust_remote_code=code)

@@ -10,7 +10,7 @@ import hashlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from policy import logprobs
-from policy.decoding import Sampling, decode, rows_at_once
+from policy.decoding import Sampling, decode, is_fast, rows_at_once
 from policy.logprobs import MicroBatch
 from policy.logprobs import token_logps as token_logps  # a name that others call
 from policy.model import load as load
 from policy.model import position_limit, text_config
+from policy.refilling import Request, decode_batches, decode_each
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -292,6 +293,35 @@ def noise_key(*parts: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def noise_keys(prompts: list[str], group_size: int, seed: int, seen: Counter[str]) -> list[list[int]]:
+    """On what the random choices of each completion depend: seed, prompt, and how many this prompt had before. (P, G)
+
+    `seen` counts what each prompt has had, in calls before this one too.
+    """
+    keys = []
+    for prompt in prompts:
+        keys.append([noise_key(seed, prompt, seen[prompt] + number) for number in range(group_size)])
+        seen[prompt] += group_size
+    return keys
+
+
+def encoded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], max_new_tokens: int
+) -> list[list[int]]:
+    """Token ids of the prompts. Raises ValueError where one and its completion do not fit the model's positions."""
+    prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    limit, longest = position_limit(model), max(map(len, prompt_ids))
+    if limit is not None and longest + max_new_tokens > limit:
+        rotates = limit < (getattr(text_config(model), "max_position_embeddings", None) or 0)
+        beyond = ", beyond which its rotation would depend on the other rows of a batch" if rotates else ""
+        raise ValueError(
+            f"The longest prompt has {longest} tokens; with --max-new-tokens {max_new_tokens} that is more than the "
+            f"{limit} positions of the model{beyond}. Lower --max-new-tokens to {limit - longest} or leave the "
+            "question out."
+        )
+    return prompt_ids
+
+
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
@@ -325,23 +355,10 @@ def sample(
         raise ValueError(f"--top-p {top_p:g}: it must be above 0 and at most 1.")
     if seed is None:
         seed = int(torch.randint(2**62, ()))
-    prompt_ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    limit = position_limit(model)
+    prompt_ids = encoded(model, tokenizer, prompts, max_new_tokens)
     longest = max(map(len, prompt_ids))
-    if limit is not None and longest + max_new_tokens > limit:
-        rotates = limit < (getattr(text_config(model), "max_position_embeddings", None) or 0)
-        beyond = ", beyond which its rotation would depend on the other rows of a batch" if rotates else ""
-        raise ValueError(
-            f"The longest prompt has {longest} tokens; with --max-new-tokens {max_new_tokens} that is more than the "
-            f"{limit} positions of the model{beyond}. Lower --max-new-tokens to {limit - longest} or leave the "
-            "question out."
-        )
-    seen = Counter() if seen is None else seen
-    keys = []
-    for prompt in prompts:
-        keys += [noise_key(seed, prompt, seen[prompt] + number) for number in range(group_size)]
-        seen[prompt] += group_size
-    noise_keys = torch.tensor(keys, device=model.device)
+    keys = noise_keys(prompts, group_size, seed, Counter() if seen is None else seen)
+    keys_of_rows = torch.tensor(keys, device=model.device).flatten()
 
     sampling = Sampling(max_new_tokens, temperature, top_p, stop_ids(model, tokenizer))
     groups = max(1, rows_at_once(model, longest + max_new_tokens) // group_size)
@@ -349,7 +366,7 @@ def sample(
     start = 0
     while start < len(prompts):
         part = prompt_ids[start : start + groups]
-        part_keys = noise_keys[start * group_size : (start + groups) * group_size]
+        part_keys = keys_of_rows[start * group_size : (start + groups) * group_size]
         try:
             decoded = decode(model, part, part_keys, sampling, keep_hidden=keep_hidden, progress=progress)
         except torch.OutOfMemoryError as error:
@@ -374,6 +391,67 @@ def sample(
         )
         torch.cuda.empty_cache()
     return assemble(model, tokenizer, completions, group_size)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One completion, as soon as it has ended."""
+
+    prompt: int  # the number of its prompt
+    number: int  # which of the prompt's completions it is
+    text: str  # special tokens left out
+    length: int  # tokens, EOS among them
+    truncated: bool  # it reached the limit without an EOS
+
+
+def sample_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],  # P prompts
+    group_size: int,  # G
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    rows: int = 256,
+    done: Set[tuple[int, int]] = frozenset(),
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[Sampled]:
+    """The completions of `sample`, but each as soon as it has ended, in no order; at most `rows` in the batch at once.
+
+    Where a completion has ended, the next prompt takes its row (policy/refilling.py). A model that this does not
+    compute (`is_fast`) decodes batches, each as long as its longest completion. What is `done`, by numbers of prompt
+    and completion, is left out. Where memory runs out, half as many rows are decoded from there on, and a warning says
+    so.
+
+    Raises as `sample` does, and FloatingPointError where the model gives NaN.
+    """
+    prompt_ids = encoded(model, tokenizer, prompts, max_new_tokens)
+    keys = noise_keys(prompts, group_size, seed, Counter())
+    pairs = [(p, g) for p in range(len(prompts)) for g in range(group_size) if (p, g) not in done]
+    sampling = Sampling(max_new_tokens, temperature, top_p, stop_ids(model, tokenizer))
+    rows = min(rows, rows_at_once(model, max(map(len, prompt_ids)) + max_new_tokens))
+    each = decode_each if is_fast(model) else decode_batches
+    while pairs:
+        requests = [Request(prompt_ids[p], keys[p][g]) for p, g in pairs]
+        ended = set()
+        try:
+            for number, tokens in each(model, requests, sampling, rows, progress):
+                ended.add(number)
+                text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+                yield Sampled(*pairs[number], text, len(tokens), tokens[-1] not in sampling.stop_ids)
+        except torch.OutOfMemoryError as error:
+            if rows == 1:
+                raise torch.OutOfMemoryError(
+                    f"Out of memory with one completion of up to {max_new_tokens} tokens. Lower --max-new-tokens, or "
+                    "take a smaller model."
+                ) from error
+            rows //= 2
+        pairs = [pair for number, pair in enumerate(pairs) if number not in ended]
+        if pairs:  # not in the handler, which keeps the tensors of the failed call alive
+            warnings.warn(f"out of memory while sampling: going on with {rows} completions at once", stacklevel=2)
+            torch.cuda.empty_cache()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

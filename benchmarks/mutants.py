@@ -51,6 +51,7 @@ TESTS: dict[str, list[str]] = {
     "policy/graphs.py": ["tests/policy/test_graphs.py"],
     "policy/lora.py": ["tests/policy/test_lora.py", "tests/harness/test_lora_runs.py"],
     "policy/optimizer.py": ["tests/policy/test_optimizer.py", "tests/harness/test_lora_runs.py"],
+    "policy/refilling.py": ["tests/policy/test_refilling.py"],
     "policy/logprobs.py": ["tests/policy/test_logprobs.py", "tests/test_independent_step.py"],
     "policy/model.py": [
         "tests/policy/test_model.py",

@@ -40,7 +40,7 @@ from questions import DataError
 # What says how long, how often, where, and with how much memory: never what is learned.
 MAY_CHANGE = (
     "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing", "track",
-    "merge",
+    "compile", "merge",
 )  # fmt: skip
 OF_CHECKPOINTS = ("lora", "lora_alpha", "lora_targets", "optimizer")  # what they hold is of this kind alone
 LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
@@ -154,11 +154,11 @@ class Run:
 
         No manifest lists it: it is written again when the model has been evaluated.
         """
-        for folder in (self.out / "checkpoints" / f"step-{step}" / "model", self.out / "model"):
+        checkpoint = self.out / "checkpoints" / f"step-{step}"
+        for folder in (checkpoint / "model", checkpoint / "merged", self.out / "model"):
             if folder.is_dir():
-                has_template = (folder / "chat_template.jinja").exists()
                 evaluations = records_of(self.out / "evaluations.jsonl")
-                write_whole(folder / card.NAME, card.model_card(self.config, evaluations, step, has_template))
+                write_whole(folder / card.NAME, card.model_card(self.config, evaluations, step, card.Saved.of(folder)))
 
     def drop_old(self, newest: int) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from policy.compiling import compiled
+from policy.compiling import compiled, is_compiled
 from policy.graphs import GraphMemory, NoGraphError, captured
 from policy.lora import is_plain, whole_weight
 from policy.model import (
@@ -50,7 +50,7 @@ CHOICE_BYTES = 24  # of each token of the vocabulary, while a GPU chooses one: l
 
 
 def uniform_noise(keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Uniform numbers in [0, 1), each a function of its key and its position alone. (N, 1), (L,) int64 -> (N, L)
+    """Uniform numbers in [0, 1), each a function of its key and its position alone. (N, 1), (L,) or (N, L) -> (N, L)
 
     The mixing function of SplitMix64 (Steele, Lea, Flood 2014). int64 products wrap around, as they should.
     """
@@ -180,7 +180,15 @@ def attend(
     return attended.view(rows, -1)
 
 
-@compiled
+def put(room: torch.Tensor, place: torch.Tensor, new: torch.Tensor) -> None:
+    """Write a key or value to `place` of each row's cache. (N, K, L, D), (1,) or (N,), (N, K, D)"""
+    if len(place) == 1:
+        room.index_copy_(2, place, new[:, :, None])
+    else:
+        room[torch.arange(len(place), device=place.device), :, place] = new
+
+
+@compiled("sampler")
 def decoder_layer(
     x: torch.Tensor,  # (N, H)
     layer: Layer,
@@ -190,7 +198,7 @@ def decoder_layer(
     bias: torch.Tensor,  # (1 or N·K, 1, L)
     cos: torch.Tensor,  # (N, 1, D)
     sin: torch.Tensor,  # (N, 1, D)
-    place: torch.Tensor,  # (1,)
+    place: torch.Tensor,  # (1,) of all rows, or (N,) of each
     eps: float,
 ) -> torch.Tensor:  # (N, H)
     """One layer for one token per row; writes its key and value to `place` of the row's cache."""
@@ -203,8 +211,8 @@ def decoder_layer(
         key = F.rms_norm(queries_keys[:, -kv_heads:], (size,), layer.key_norm, eps)
         queries_keys = torch.cat([queries, key], dim=1)
     queries_keys = (queries_keys * cos + queries_keys.roll(size // 2, -1) * sin).to(value.dtype)
-    keys.index_copy_(2, place, queries_keys[:, -kv_heads:, None])  # (N, K, D) -> (N, K, 1, D)
-    values.index_copy_(2, place, value[:, :, None])
+    put(keys, place, queries_keys[:, -kv_heads:])
+    put(values, place, value)
     queries = queries_keys[:, :-kv_heads].reshape(rows, kv_heads, -1, size)  # (N, Q, D) -> (N, K, Q/K, D)
     x = x + F.linear(attend(queries, prompts, keys, values, bias), layer.output, layer.output_bias)
     h = F.rms_norm(x, x.shape[-1:], layer.mlp_norm, eps).to(layer.qkv.dtype)
@@ -247,6 +255,8 @@ class FastSteps:
         prompt_mask: torch.Tensor,
         group_size: int,
         max_new_tokens: int,
+        *,
+        refilled: bool = False,  # rows will get other prompts, as in policy/refilling.py
     ) -> None:
         base: Any = model.base_model
         config, device = model.config, model.device
@@ -289,7 +299,7 @@ class FastSteps:
 
         # What a row's cache begins with: its completion, or before that a copy of its prompt.
         width = prompt_mask.shape[1]
-        self.copied_prompt = width if on_cuda or width < SHARED_PROMPT else 0
+        self.copied_prompt = width if on_cuda or refilled or width < SHARED_PROMPT else 0
         capacity = self.copied_prompt + max_new_tokens
         if on_cuda:
             capacity += -capacity % 16  # else attention on CUDA copies the bias to such a width, in every layer
@@ -300,8 +310,9 @@ class FastSteps:
             kv_heads, size = keys.shape[1], keys.shape[3]
             padding = prompt_mask.logical_not().repeat_interleave(kv_heads, dim=0)[:, None]  # (P·K, 1, W)
             padding_bias = torch.zeros(padding.shape, dtype=dtype, device=device).masked_fill(padding, -torch.inf)
-            # A graph reads places that are not filled yet; their weight is 0, but 0 times garbage may not be 0.
-            new_room = torch.zeros if on_cuda else torch.empty
+            # Where places are read that are not filled yet, by a graph or because other rows have filled theirs, their
+            # weight is 0; but 0 times garbage may not be 0.
+            new_room = torch.zeros if on_cuda or refilled else torch.empty
             # Each by itself: of two inputs that share memory and are written to, torch.compile makes one.
             shape = (self.rows, kv_heads, capacity, size)
             room = [new_room(shape, dtype=dtype, device=device) for _ in ("keys", "values")]
@@ -320,7 +331,8 @@ class FastSteps:
             by_row = padding_bias.view(-1, kv_heads, 1, width).repeat_interleave(group_size, dim=0)
             self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
         self.kv_heads = kv_heads
-        self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK  # for fewer, making one takes longer than it saves
+        # For few tokens, making a graph takes longer than it saves.
+        self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK and is_compiled("sampler")
         self.memory: GraphMemory | None = None  # of all graphs, made with the first: only one runs at a time
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
@@ -328,9 +340,14 @@ class FastSteps:
         """Hidden states after one more token in every row, the one at `position` of the completion. (N,) -> (N, H)"""
         place = self.copied_prompt + position
         inputs = (tokens, self.prompt_lengths + position, torch.full((1,), place, device=tokens.device))
+        return self.run(place + 1, *inputs)
+
+    def run(self, read: int, *inputs: torch.Tensor) -> torch.Tensor:
+        """`step`, reading `read` places, or somewhat more, as a CUDA graph where there are such."""
         if not self.use_graphs:
-            return self.step(place + 1, decoder_layer.eager, *inputs)
-        places = min(self.bias.shape[2], (place // GRAPH_PLACES + 1) * GRAPH_PLACES)
+            return self.step(read, decoder_layer.eager, *inputs)
+        tokens = inputs[0]
+        places = min(self.bias.shape[2], -(-read // GRAPH_PLACES) * GRAPH_PLACES)
         if (self.rows, places) not in self.graphs:
             step = functools.partial(self.step, places, decoder_layer)
             plain = functools.partial(self.step, places, decoder_layer.eager)
@@ -351,8 +368,15 @@ class FastSteps:
         positions: torch.Tensor,
         place: torch.Tensor,
     ) -> torch.Tensor:
-        """The same, reading the first `places` of the rows' caches. (N,) tokens, (N,) positions, (1,) -> (N, H)"""
-        self.bias.index_fill_(2, place, 0.0)
+        """The same, reading the first `places` of the rows' caches.
+
+        (N,) tokens, (N,) positions of them in their sequences, (1,) or (N,) place in the cache -> (N, H)
+        """
+        if len(place) == 1:
+            self.bias.index_fill_(2, place, 0.0)
+        else:
+            by_row = self.bias.view(len(place), self.kv_heads, -1)  # (N·K, 1, L) -> (N, K, L)
+            by_row[torch.arange(len(place), device=place.device), :, place] = 0.0
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]  # (L, D) -> (N, 1, D)
         x = F.embedding(tokens, self.embedding)
         for layer, prompts, (keys, values) in zip(self.layers, self.prompts, self.caches, strict=True):
@@ -477,6 +501,20 @@ class Decoded:
     hidden: torch.Tensor | None  # (N, L, H) the states that each token was chosen from, where they were asked for
 
 
+def of_prompts(model: PreTrainedModel, prompt_ids: list[list[int]]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
+    """P prompts, padded on the left, through the model: cache, mask (P, W), and the states behind them (P, H)."""
+    width = max(map(len, prompt_ids))
+    input_ids = torch.zeros(len(prompt_ids), width, dtype=torch.long)
+    prompt_mask = torch.zeros(len(prompt_ids), width, dtype=torch.bool)
+    for i, ids in enumerate(prompt_ids):
+        input_ids[i, width - len(ids) :] = torch.tensor(ids)
+        prompt_mask[i, width - len(ids) :] = True
+    input_ids, prompt_mask = input_ids.to(model.device), prompt_mask.to(model.device)
+    cache = new_cache(model)
+    with autocast(model):  # closed before the steps: it keeps a bf16 copy of every weight until its end
+        return cache, prompt_mask, hidden_states(model, input_ids, prompt_mask, cache)[:, -1]
+
+
 @torch.no_grad()
 def decode(
     model: PreTrainedModel,
@@ -492,18 +530,8 @@ def decode(
     Raises FloatingPointError where the model gives NaN.
     """
     device, group_size, limit = model.device, len(keys) // len(prompt_ids), sampling.max_new_tokens
-    width = max(map(len, prompt_ids))
-    input_ids = torch.zeros(len(prompt_ids), width, dtype=torch.long)
-    prompt_mask = torch.zeros(len(prompt_ids), width, dtype=torch.bool)
-    for i, ids in enumerate(prompt_ids):
-        input_ids[i, width - len(ids) :] = torch.tensor(ids)
-        prompt_mask[i, width - len(ids) :] = True
-    input_ids, prompt_mask = input_ids.to(device), prompt_mask.to(device)
     stop_tokens = torch.tensor(sampling.stop_ids, device=device)
-
-    cache = new_cache(model)
-    with autocast(model):  # closed before the steps: it keeps a bf16 copy of every weight until its end
-        hidden = hidden_states(model, input_ids, prompt_mask, cache)[:, -1]  # (P, H)
+    cache, prompt_mask, hidden = of_prompts(model, prompt_ids)
     hidden = hidden.repeat_interleave(group_size, dim=0)  # (P, H) -> (N, H)
     with autocast(model):
         kind = FastSteps if is_fast(model) else PlainSteps
@@ -520,7 +548,7 @@ def decode(
             decoded.hidden = torch.zeros(len(keys), limit, hidden.shape[1], dtype=dtype, device=device)
         active = torch.arange(len(keys), device=device)  # rows still in the batch
         ended = torch.zeros(len(keys), dtype=torch.bool, device=device)  # of the active rows
-        chosen, head = input_ids.new_zeros(0), head_of(model)
+        chosen, head = torch.zeros(0, dtype=torch.long, device=device), head_of(model)
         for start in range(0, limit, STOP_CHECK):
             block = range(start, min(start + STOP_CHECK, limit))
             noise = uniform_noise(keys[active][:, None], torch.arange(block.start, block.stop, device=device))

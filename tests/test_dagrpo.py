@@ -22,6 +22,7 @@ import scoring
 from dagrpo import Batch, Learner, Objective, Task
 from harness.config import EXAMPLE, Config, configure
 from harness.runs import Run
+from policy import compiling
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
 NO_ANCHORS = torch.tensor([False, False])
@@ -666,6 +667,14 @@ def test_a_new_learner_has_the_optimizer_that_was_asked_for(model, tokenizer, mo
         learner.optimizer.step()
         learner.schedule.step()
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("choice", ["none", "sampler", "all"])
+def test_a_new_learner_compiles_what_was_asked_for(model, tokenizer, monkeypatch, choice):
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: (model, tokenizer))
+    monkeypatch.setitem(compiling.chosen, "parts", ("not yet",))
+    dagrpo.new_learner(Config(model="m", data=["d"], compile=choice))
+    assert compiling.chosen["parts"] == compiling.CHOICES[choice]
 
 
 def test_the_reference_is_the_start_model_and_stays_it(model, tokenizer, monkeypatch):
