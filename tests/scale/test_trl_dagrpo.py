@@ -170,6 +170,24 @@ def test_the_divergence_counts_what_the_policy_has_sampled(tmp_path):
     assert losses[0] == losses[1]
 
 
+def test_vllms_correction_leaves_anchors_out(tmp_path):
+    """Its log-probabilities are of what it has sampled; TRL is told here that vLLM was the sampler."""
+    trainer = anchored_trainer(tmp_path, questions_of_example(2), rectify="none")
+    trainer.use_vllm, trainer._last_loaded_step = True, 0
+
+    def sampled(prompts, trainer):
+        ids = [TOKENIZER("12 + 3")["input_ids"] for _ in prompts]
+        encoded = [rollout.encode_prompt(TOKENIZER, prompt) for prompt in prompts]
+        return {"prompt_ids": encoded, "completion_ids": ids, "logprobs": [[-0.5] * len(row) for row in ids]}
+
+    trainer.rollout_func = sampled
+    batch, _, _ = one_batch(trainer)
+    is_anchor, ratio = batch["anchor_mask"], batch["importance_sampling_ratio"]
+    assert bool((ratio[is_anchor] == 1).all()) and bool((ratio[~is_anchor] != 1).any())
+    assert all(value[0] == value[0] for value in trainer._metrics["train"].values())  # no NaN
+    assert bool(trainer._compute_loss(trainer.model, batch).isfinite())
+
+
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
     """With moments of AdamW in the masks, and anchors: both go on where they were."""
     questions = questions_of_example(16)
