@@ -61,6 +61,8 @@ project's reading of the first. Known deviations:
 
 from __future__ import annotations
 
+import harness.signals  # noqa: F401  # isort: skip  (first: Ctrl-C while PyTorch is imported)
+
 import copy
 import math
 import random
@@ -80,14 +82,17 @@ import scoring
 from evaluate import comparison_table
 from harness import checkpoint, report
 from harness.command import one_sentence
-from harness.config import Config, check_effects, configure, not_defaults, parse
+from harness.config import Config, check_effects, check_packages, configure, not_defaults, parse
 from harness.memory import with_room
-from harness.report import progress, say, timed
+from harness.report import progress, say, tell, timed
 from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
-from policy.compiling import compiled
+from harness.tracking import tracked
+from policy import lora
+from policy.compiling import choose, compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
+from policy.optimizer import new_optimizer
 from questions import Question, Reward, Stream, given_by_functions, overlong_penalty, prompt_of
 from rollout import Rollouts
 
@@ -100,7 +105,7 @@ def train(config: Config) -> dict[str, Any]:
     Raises DataError for a broken data line, before any model is loaded, and Interrupted where a signal ended it.
     """
     task = read_task(config)
-    with open_run(config) as run:  # from its newest checkpoint, where it is resumed
+    with open_run(config) as run, tracked(config, run) as tracker:  # from its newest checkpoint, where it is resumed
         learner = new_learner(config, run.resumed)
         task = verified_task(task, learner.model, learner.tokenizer, config)
         report.announce(learner.model, config, run)
@@ -149,19 +154,20 @@ def train(config: Config) -> dict[str, Any]:
             report.write_samples(
                 run.out / "samples.jsonl", step, batch.questions, batch.rollouts, batch.rewards, rectified
             )
-            say(report.step_line(record, config.steps))
+            say(report.step_line(record, config.steps, run.seconds_left(step, config.steps)))
             if run.is_due(step, config):
                 run.save(step, learner, stream.taken)
             run.stop_if_bad(config.max_bad_steps)
             after = evaluate_where_due(learner, task, config, run, step, after)
+            tracker.forward()
         run.wait()
 
     if before:
         say(f"\nHeld out, before and after {config.steps} steps of {config.method}")
         say(f"({before['questions'] * config.eval_samples} completions at temperature {config.eval_temperature:g}):\n")
         say(comparison_table(before, after))
-    say(f"\nSaved in {run.out}: model/ (Hugging Face format), checkpoints/, metrics.jsonl, samples.jsonl, "
-        "evaluations.jsonl, config.json")  # fmt: skip
+    tell(f"\nSaved in {run.out}: model/ (Hugging Face format), checkpoints/, metrics.jsonl, samples.jsonl, "
+         "evaluations.jsonl, config.json")  # fmt: skip
     return {**record, "before": before, "after": after, "out": str(run.out)}
 
 
@@ -370,7 +376,7 @@ def backward(
             logps, entropies = rollout.token_logps(model, *part.tokens, **options)
             reference_logps = None
             if learner.reference is not None:
-                with torch.no_grad():
+                with torch.no_grad(), lora.without_adapter(learner.reference):
                     reference_logps, _ = rollout.token_logps(learner.reference, *part.tokens, **options)
             loss, counted = policy_loss(  # (7), (8)
                 logps,
@@ -411,7 +417,7 @@ class Objective:
         return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__})
 
 
-@compiled
+@compiled("update")
 def policy_loss(
     logps: torch.Tensor,  # log π (B, S)
     old_logps: torch.Tensor,  # log π_old (B, S)
@@ -503,7 +509,7 @@ class Learner:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    reference: PreTrainedModel | None  # the start model, where --kl needs it
+    reference: PreTrainedModel | None  # the start model, where --kl needs it; with --lora the model, by its base alone
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     half_changed: bool = False  # a step failed when it had changed something: these weights are of no step
@@ -527,22 +533,20 @@ class Learner:
 def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) -> Learner:
     """The start model with a fresh optimizer, or both as a checkpoint has them."""
     torch.manual_seed(config.seed)
+    choose(config.compile)
     code = config.trust_remote_code
     source = resumed.model if resumed else config.model
     model, tokenizer = rollout.load(source, config.device or None, trust_remote_code=code)
-    reference = None
-    if config.kl:
+    if not resumed:
+        lora.begin(model, config.model, config.adapter)
+    reference = model if config.kl else None
+    if config.kl and not config.lora:
         reference = copy.deepcopy(model)
         if resumed:
             reference, _ = rollout.load(config.model, config.device or None, trust_remote_code=code)
+            lora.merge(reference)
         reference.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.learning_rate,
-        betas=(config.beta1, 0.999),
-        weight_decay=config.weight_decay,
-        fused=model.device.type == "cuda",  # otherwise a copy of all states would be made at every step
-    )
+    optimizer = new_optimizer(model, config.adamw)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / max(1, config.warmup)))
     learner = Learner(model, tokenizer, reference, optimizer, schedule)
     if resumed:
@@ -557,6 +561,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_effects(config, flags)
         if "resume" not in flags:
             say(not_defaults(flags))
+        check_packages(config)
         if "resume" not in flags or config.kl:  # else the checkpoint is the model
             check_files(config.model, "--model")
         train(config)

@@ -14,6 +14,8 @@ questions. Neither says how far it moves with another training run.
 
 from __future__ import annotations
 
+import harness.signals  # noqa: F401  # isort: skip  (first: Ctrl-C while PyTorch is imported)
+
 import argparse
 import math
 import sys

@@ -234,12 +234,24 @@ def encode_solution(
 
     Raises ValueError where no token ends a completion.
     """
-    if not stops:
-        raise ValueError("The tokenizer has no EOS token, so that no completion would ever end: give it one.")
-    prompt, lead, tail = render_prompt(tokenizer, *prompt_of), "", ""
+    prompt, whole = render_prompt(tokenizer, *prompt_of), ""
     if tokenizer.chat_template is not None:
         turns = [*turns_of(*prompt_of), {"role": "assistant", "content": solution}]
         whole = render_turns(tokenizer, turns, prompt_of[2])
+    return encode_reply(tokenizer, stops, (prompt, whole), solution)
+
+
+def encode_reply(
+    tokenizer: PreTrainedTokenizerBase, stops: list[int], rendered: tuple[str, str], solution: str
+) -> list[int]:
+    """The same of a prompt that is rendered already, and of the conversation with the solution in it.
+
+    The second is empty where there is no chat template.
+    """
+    if not stops:
+        raise ValueError("The tokenizer has no EOS token, so that no completion would ever end: give it one.")
+    (prompt, whole), lead, tail = rendered, "", ""
+    if whole:
         before, found, after = whole.rpartition(solution)
         tail = after if found else ""
         if prompt.rstrip().endswith("<think>"):  # the prompt begins the thinking: here it ends at once

@@ -324,13 +324,13 @@ BY_GRADIENT = tuple(name for name, scorer in SCORERS.items() if scorer.distincti
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@compiled
+@compiled("update")
 def distinct_pairs(d: torch.Tensor, threshold: float) -> torch.Tensor:
     """m_ij = 1 where d_ij ≥ τ, or where the pair was not scored (NaN). Equation (3). (P, G, G) -> (P, G, G) bool"""
     return ~(d < threshold)
 
 
-@compiled
+@compiled("update")
 def safe_pairs(cross: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
     """m_ij = 0 where the pair's own update lowers the likelihood of its better completion. Equation (5).
 
@@ -386,7 +386,7 @@ def safe_sums(cross: torch.Tensor, pairs: torch.Tensor, offset: torch.Tensor | N
     return pair_mask
 
 
-@compiled
+@compiled("update")
 def with_worst_masked(
     cross: torch.Tensor,  # (P, G, G)
     pairs: torch.Tensor,  # w (P, G, G)
@@ -449,7 +449,7 @@ def pair_advantages(rewards: torch.Tensor, *, scale: str = "std", eps: float = 1
     return differences / (rewards.shape[1] * deviation)
 
 
-@compiled
+@compiled("update")
 def rectified_advantages(
     rewards: torch.Tensor,  # r (P, G)
     pair_mask: torch.Tensor,  # m (P, G, G) bool, symmetric

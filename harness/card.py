@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import METHODS, Config, flag_name, shown
+from policy.lora import is_adapter
 from policy.model import looks_like_path
 from questions import DATA_FILES
-from rollout import turns_of
+from rollout import turns_of, without_turns
 
 NAME = "README.md"
 # What says where, how long, how often and with what memory: nothing of the model. The judge's address is nobody else's.
 NOT_OF_THE_MODEL = (
     "model", "data", "eval_data", "method", "out", "resume", "force", "device", "trust_remote_code", "skip_bad",
     "steps", "save_every", "keep", "max_bad_steps", "eval_every", "eval_at_start", "token_budget", "checkpointing",
-    "judge_url", "judge_timeout", "judge_calls", "judge_cache", "track",
+    "compile", "judge_url", "judge_timeout", "judge_calls", "judge_cache", "track", "recipe", "merge",
+    "prompt_contents",
 )  # fmt: skip
 LICENCE_FIELDS = ("license", "license_name", "license_link")  # as the Hub names them
 PAPER = "https://arxiv.org/abs/2512.06337"
@@ -37,21 +39,32 @@ LIMITS = (
 PLACE = "{problem}"  # where the problem stands in a prompt
 
 
-def model_card(config: Config, evaluations: list[dict[str, Any]], step: int, has_template: bool) -> str:
+@dataclass(frozen=True)
+class Saved:
+    """What a folder holds that the card is written for."""
+
+    has_template: bool = False  # prompts went through a chat template
+    is_adapter: bool = False  # it is no model without its base
+
+    @classmethod
+    def of(cls, folder: Path) -> Saved:
+        return cls((folder / "chat_template.jinja").exists(), is_adapter(str(folder)))
+
+
+def model_card(config: Config, evaluations: list[dict[str, Any]], step: int, saved: Saved) -> str:
     """The text of the card of the model after a step.
 
-    `evaluations` are the records of evaluations.jsonl, those of later steps too; `has_template` says whether prompts
-    went through a chat template.
+    `evaluations` are the records of evaluations.jsonl, those of later steps too.
     """
     base = base_of(config.model)
     known = [record for record in evaluations if record["step"] <= step]
     parts = [
-        front_matter(config, base),
+        front_matter(config, base, saved),
         f"# {code(base.name)}, after {step} steps of {config.method}",
         made_of(config, base),
         held_out(config, known),
         f"## Settings that are not the method's defaults\n\n{settings_table(config)}",
-        f"## How to use it\n\n{usage(config, has_template)}",
+        f"## How to use it\n\n{usage(config, saved)}",
         f"## Limits\n\n{LIMITS}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -136,13 +149,13 @@ def gguf_licence(path: Path) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def front_matter(config: Config, base: Base) -> str:
+def front_matter(config: Config, base: Base, saved: Saved) -> str:
     """What the Hub reads: YAML between two lines of dashes, every text in it quoted."""
     lines = ["---"]
     if base.hub:
         lines.append(f"base_model: {quoted(base.hub)}")
     lines += [f"{name}: {quoted(value)}" for name, value in base.licence.items()]
-    lines += ["library_name: transformers", "pipeline_tag: text-generation"]
+    lines += [f"library_name: {'peft' if saved.is_adapter else 'transformers'}", "pipeline_tag: text-generation"]
     sets = [name for name in map(hub_set, [*config.data, *config.eval_data]) if name]
     if sets:
         lines += ["datasets:", *(f"- {quoted(name)}" for name in dict.fromkeys(sets))]
@@ -213,7 +226,7 @@ def settings_table(config: Config) -> str:
     return table(rows)
 
 
-def usage(config: Config, has_template: bool) -> str:
+def usage(config: Config, saved: Saved) -> str:
     """A snippet for transformers that asks as training did, and the command that measures the model."""
     style, limit = config.prompt_style, f"max_new_tokens={config.max_new_tokens}"
     lines = [
@@ -222,21 +235,25 @@ def usage(config: Config, has_template: bool) -> str:
         'ask = pipeline("text-generation", model=MODEL)',
         'problem = "..."',
     ]
-    if has_template:
+    if saved.has_template:
         *before, asked = turns_of(PLACE, None, style)
         turns = [f'{{"role": {turn["role"]!r}, "content": {turn["content"]!r}}}' for turn in before]
         turns.append(f'{{"role": "user", "content": {asked["content"]!r}.replace({PLACE!r}, problem)}}')
-        if style.enable_thinking is not None:
-            limit += f', tokenizer_encode_kwargs={{"enable_thinking": {style.enable_thinking}}}'
+        thinking = {} if style.enable_thinking is None else {"enable_thinking": style.enable_thinking}
+        if arguments := style.arguments | thinking:
+            limit += f", tokenizer_encode_kwargs={arguments!r}"
         lines += ["turns = [", *(f"    {turn}," for turn in turns), "]", f"answer = ask(turns, {limit})"]
         lines.append('print(answer[0]["generated_text"][-1]["content"])')
     else:
-        lines += [
-            f'answer = ask(problem + "\\n", {limit}, return_full_text=False)',
-            'print(answer[0]["generated_text"])',
-        ]
+        shown = [f"{without_turns(each.problem, each.choices, style)}{each.solution}\n\n" for each in style.examples]
+        prompt = "".join(shown) + without_turns(PLACE, None, style)
+        lines.append(f"prompt = {prompt!r}.replace({PLACE!r}, problem)")
+        lines.append(f"answer = ask(prompt, {limit}, return_full_text=False)")
+        lines.append('print(answer[0]["generated_text"])')
     snippet = "\n".join(f"    {line}".rstrip() for line in lines)
+    adapter = "It is an adapter (LoRA), which is loaded with its base model: `pip install peft`. "
     return (
+        f"{adapter if saved.is_adapter else ''}"
         "`MODEL` is this folder, or its name on the Hub. The prompt is that of training:\n\n"
         f"{snippet}\n\nTo measure it, with the program that trained it:\n\n"
         "    python evaluate.py --model MODEL --data QUESTIONS.jsonl --samples 4"

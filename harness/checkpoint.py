@@ -1,10 +1,12 @@
 """Checkpoints of a run, and going on from one: no accident costs more than the steps since the newest of them.
 
     RUN/checkpoints/step-50/model/                  an ordinary Hugging Face directory
+                                                    (with --lora an adapter, beside which merged/ may be)
                             optimizer.safetensors   AdamW's moments, and the states of random generators
                             state.json              step, optimizer steps, place in the stream of questions, ...
                             manifest.json           size and SHA-256 of each file: written last
-    RUN/model/                                      the files of the newest checkpoint's model, without a copy
+    RUN/model/                                      the files of the newest checkpoint's model, without a copy;
+                                                    with --merge of its merged/
 
 A checkpoint is written beside the others, flushed to the disk and renamed, by a thread, from a copy in memory: a kill
 at any moment leaves the one before. What is resumed gives the same metrics, samples and weights as what never stopped
@@ -29,8 +31,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from policy.lora import adapter_state, has_adapter, save_adapter, save_merged
+from policy.optimizer import restore_state, state_tensors
+
 PART = ".part"  # ends the names of what is being written
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Trained(Protocol):
@@ -70,18 +74,22 @@ class Checkpoint:
 
 
 def copied(learner: Trained) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Copies in memory: the weights, with what is tied still tied, and the moments by parameter."""
+    """Copies in memory: the weights, with what is tied still tied, and the moments by parameter.
+
+    Of a model with an adapter, that alone: the other weights stay what they are.
+    """
     copies: dict[int, torch.Tensor] = {}
     weights = {}
-    for name, value in learner.model.state_dict().items():
+    state = adapter_state(learner.model) if has_adapter(learner.model) else learner.model.state_dict()
+    for name, value in state.items():
         place = value.data_ptr()
         if place not in copies or copies[place].shape != value.shape:
             copies[place] = value.detach().to("cpu", copy=True)
         weights[name] = copies[place]
     tensors = {}
     for name, parameter in learner.model.named_parameters():
-        for moment, value in learner.optimizer.state.get(parameter, {}).items():
-            tensors[f"{moment}.{name}"] = value.detach().to("cpu", copy=True)
+        for moment, value in state_tensors(learner.optimizer, parameter).items():
+            tensors[f"{moment}.{name}"] = value.to("cpu", copy=True)
     return weights, tensors
 
 
@@ -117,14 +125,24 @@ def write_checkpoint(
     weights: dict[str, torch.Tensor],
     tensors: dict[str, torch.Tensor],
     state: dict[str, Any],
+    merge: bool = False,
 ) -> None:
-    """Write a checkpoint beside its place, flush it to the disk, and move it there. Leaves nothing where it fails."""
+    """Write a checkpoint beside its place, flush it to the disk, and move it there. Leaves nothing where it fails.
+
+    With `merge`, a model with an adapter is also written as a whole one.
+    """
     part = whole.with_name(whole.name + PART)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        learner.model.save_pretrained(part / "model", state_dict=weights)
+        if has_adapter(learner.model):
+            save_adapter(learner.model, weights, part / "model")
+        else:
+            learner.model.save_pretrained(part / "model", state_dict=weights)
         learner.tokenizer.save_pretrained(part / "model")
+        if merge and has_adapter(learner.model):
+            save_merged(learner.model, weights, part / "merged")
+            learner.tokenizer.save_pretrained(part / "merged")
         save_file(tensors, part / "optimizer.safetensors")
         (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
         write_manifest(part)
@@ -140,13 +158,13 @@ def write_checkpoint(
 def restore(learner: Trained, checkpoint: Checkpoint) -> None:
     """Put optimizer, schedule and random generators where the checkpoint has them; the model was loaded from it."""
     tensors, state = load_file(checkpoint.path / "optimizer.safetensors"), checkpoint.state
-    parameters = dict(learner.model.named_parameters())
-    for name, parameter in parameters.items():
-        moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS if f"{moment}.{name}" in tensors}
-        for moment, value in moments.items():
-            on_device = moment != "step" or learner.optimizer.param_groups[0].get("fused")
-            value = value.to(parameter.device) if on_device else value
-            learner.optimizer.state[parameter][moment] = value.clone()  # out of the file's memory
+    kept: dict[str, dict[str, torch.Tensor]] = {}  # by parameter
+    for key, value in tensors.items():
+        moment, _, name = key.partition(".")
+        kept.setdefault(name, {})[moment] = value
+    for name, parameter in learner.model.named_parameters():
+        if name in kept:
+            restore_state(learner.optimizer, parameter, kept[name])
     schedule = learner.schedule.state_dict()
     learner.schedule.load_state_dict({**schedule, "last_epoch": state["updates"], "_step_count": state["updates"] + 1})
     for group, first, rate in zip(
@@ -243,6 +261,12 @@ def write_whole(path: Path, text: str) -> None:
     part.write_text(text, encoding="utf-8")
     flush_file(part)
     part.replace(path)
+
+
+def model_to_publish(checkpoint: Path) -> Path:
+    """The folder of its model; where there is a merged one beside an adapter, that."""
+    merged = checkpoint / "merged"
+    return merged if merged.exists() else checkpoint / "model"
 
 
 def publish(model: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import signal
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -16,13 +17,15 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
+from transformers import logging
 
+from harness.signals import CLOSED_PIPE, Interrupted, complain, interrupt, signals_to, to_nowhere
 from policy.model import ModelError
-from questions import DataError
+from questions import DATA_FILES, DataError
 
 LIKE = 0.75  # share of letters in common from which on a flag is taken for a mistyped one
 LEAST_TEMPERATURE = 1e-6
-WRITTEN_DATA = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".gz")
 
 # What users of other programs type, and what it is here.
 SAME_IN_BOTH = {
@@ -60,7 +63,7 @@ SAME_IN_BOTH = {
 ONE_BATCH = "a step is --questions times --group-size completions here; --token-budget bounds the memory."
 PRECISION = "not a flag here: on a GPU products are bf16 over fp32 weights, on a CPU all is fp32."
 LOGGED = "not here: figures are in metrics.jsonl of the run folder, one JSON object a step."
-ADAPTER = "not here: all weights are trained."
+ADAPTER = "it is --lora RANK here."
 OF_TRAINING = {
     **SAME_IN_BOTH,
     "lr": "it is --learning-rate here.",
@@ -99,14 +102,18 @@ OF_TRAINING = {
     "eval-steps": "it is --eval-every here.",
     "val-split": "it is --hold-out here, a number of questions.",
     "logging-steps": LOGGED,
-    "wandb": LOGGED,
-    "report-to": LOGGED,
-    "tensorboard": LOGGED,
-    "lora": ADAPTER,
+    "wandb": "it is --track wandb here.",
+    "wandb-project": "it is the environment variable WANDB_PROJECT here, with --track wandb.",
+    "report-to": "it is --track here: trackio, wandb or tensorboard.",
+    "tensorboard": "it is --track tensorboard here.",
+    "trackio": "it is --track trackio here.",
     "use-peft": ADAPTER,
     "lora-r": ADAPTER,
     "lora-rank": ADAPTER,
-    "qlora": ADAPTER,
+    "lora-target-modules": "it is --lora-targets here.",
+    "target-modules": "it is --lora-targets here.",
+    "qlora": "not here: weights are fp32; --lora RANK trains an adapter beside them.",
+    "optim": "it is --optimizer here: adamw, or adamw8bit.",
     "bf16": PRECISION,
     "fp16": PRECISION,
     "dtype": PRECISION,
@@ -149,17 +156,31 @@ class ConfigError(ValueError):
 
 @contextmanager
 def one_sentence(program: str) -> Iterator[None]:
-    """Inside, what a user can mend ends the program with one line, and Ctrl-C with one and exit code 130."""
+    """Inside, what a user can mend ends the program with one line, and so does a signal, with 128 and its number."""
     try:
-        yield
+        with signals_to(interrupt):
+            bars_of_downloads_alone()
+            yield
     except ConfigError as error:
         stop(f"{program}: {error}", 2)
+    except BrokenPipeError:
+        to_nowhere(sys.stdout)
+        stop(f"{program}: interrupted: nobody reads any more what it prints.", 128 + CLOSED_PIPE)
     except (
         DataError, ModelError, OSError, NotImplementedError, FloatingPointError, torch.OutOfMemoryError
     ) as error:  # fmt: skip
         stop(f"{program}: {told(error)}", 1)
     except KeyboardInterrupt as stopped:
-        stop(f"{program}: {str(stopped) or 'interrupted.'}", 130)
+        number = stopped.number if isinstance(stopped, Interrupted) else int(signal.SIGINT)
+        stop(f"{program}: {str(stopped) or 'interrupted.'}", 128 + number)
+
+
+def bars_of_downloads_alone() -> None:
+    """No bars of transformers for loading and saving, which stay between the lines of a log; where somebody looks,
+    those of downloads, which take long."""
+    logging.disable_progress_bar()
+    if sys.stderr.isatty():
+        enable_progress_bars()
 
 
 def told(error: Exception) -> str:
@@ -174,7 +195,7 @@ def told(error: Exception) -> str:
 
 def stop(message: str, code: int) -> NoReturn:
     """End with a line on stderr. The message is in the exception too, for who calls main() from a program."""
-    print(printable(message), file=sys.stderr)
+    complain(printable(message))
     ending = SystemExit(printable(message))
     ending.code = code
     raise ending from None
@@ -235,7 +256,7 @@ def unknown(argument: str, names: list[str], elsewhere: dict[str, str]) -> str:
     """What is said of an argument that is no flag: what it is called here, or which flag is much like it."""
     typed = argument.split("=")[0]
     if not re.match(r"[-–—]", typed):
-        if typed.lower().endswith(WRITTEN_DATA):
+        if typed.lower().endswith(DATA_FILES):
             return f"{argument}: no flag stands before it; questions are given by --data {argument}"
         return f"{argument}: no flag stands before it; --data takes questions, --model a model, --help lists all flags."
     word = re.sub(r"[_\s]+", "-", typed.lstrip("-–—").lower())

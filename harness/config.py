@@ -7,6 +7,7 @@ the embedded example (where its model runs), the default of Config.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import re
@@ -23,6 +24,9 @@ from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
 from harness.command import ConfigError as ConfigError  # a name that others import from here
 from harness.prompting import Contents, arguments_of, contents_of, contents_of_record
 from harness.recipe import read_recipe
+from policy.compiling import CHOICES
+from policy.lora import Adapter, check_peft
+from policy.optimizer import KINDS, AdamW, check_optimizer
 from rollout import PromptStyle
 from scorers.judge import THRESHOLD as JUDGED_THRESHOLD
 from scoring import BY_GRADIENT, RULES, SCORERS, Rectification
@@ -63,6 +67,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "clip_high": None,
     },
 }
+TRACKERS = ("trackio", "wandb", "tensorboard")
 LOSS_NORMS = ("token", "sequence", "constant")
 RECTIFY_REASON = (
     "what is masked: nothing; pairs below --threshold (3); pairs that lower their better completion (5); pairs until "
@@ -74,6 +79,10 @@ METRIC_REASON = (
 )
 SCORER_REASON = "by what pairs are judged (2): " + ", ".join(scorer.reason for scorer in SCORERS.values())
 SCORER_REASON += ", a language model's scores, or a function from questions and texts to scores or distances"
+COMPILE_REASON = (
+    "what torch.compile fuses on a GPU: nothing, and no CUDA graphs either; the sampler's layer; masks and loss too, "
+    "which takes seconds once and saves microseconds a step"
+)
 THRESHOLD_REASON = "pairs less distinct than this are masked (3); without the flag " + ", ".join(
     f"{scorer.threshold:g} for {name}" for name, scorer in SCORERS.items()
 )
@@ -114,6 +123,8 @@ class Config:
     force: bool = flag(False, "with --resume: go on although other settings have changed")
     seed: int = flag(0, "order of questions and all sampling; the same seed repeats the run", least=0, most=2**63 - 1)
     device: str = flag("", "cpu, cuda or cuda:N; the default is the GPU where there is one")
+    track: str = flag("none", "a tracker that gets the figures of the log too; its package is to be installed, and "
+                      "WANDB_MODE=offline keeps wandb's here", choices=("none", *TRACKERS))
     trust_remote_code: bool = flag(False, "run Python code that comes with the model; read it first")
     skip_bad: bool = flag(False, "leave out lines of data that cannot be used, and count them, in place of stopping")
 
@@ -159,6 +170,8 @@ class Config:
     updates: int = flag(1, "optimizer steps per batch, each on a share of it; clipping acts from the second on",
                         least=1)
     epochs: int = flag(1, "times that a batch is gone through; clipping acts from the second on", least=1)
+    optimizer: str = flag("adamw", "moments in fp32, or in 8 bits (adamw8bit): a quarter of their memory; needs "
+                          "bitsandbytes", choices=KINDS)
     learning_rate: float = flag(1e-6, "of AdamW, constant after the warm-up", least=0)
     beta1: float = flag(0.9, "of AdamW: the share of a step that comes from earlier gradients", least=0, most=0.999)
     warmup: int = flag(10, "optimizer steps to reach the learning rate: early gradients are noisy", least=0)
@@ -166,6 +179,13 @@ class Config:
     max_grad_norm: float = flag(1.0, "longer gradients are scaled down to this", above=0)
     token_budget: int = flag(4_096, "padded tokens in a micro-batch: bounds memory, not the result", least=1)
     checkpointing: bool = flag(False, "compute activations again in the backward pass: a third slower, far less memory")
+    compile: str = flag("sampler", COMPILE_REASON, choices=tuple(CHOICES))
+    lora: int = flag(0, "rank of an adapter (LoRA), trained in place of the weights, at a higher learning rate; "
+                     "0: none; needs peft", least=0)
+    lora_alpha: float = flag(32.0, "the adapter is multiplied by this, divided by its rank", above=0)
+    lora_targets: list[str] = flag([], "last names of the linear maps that get it, q_proj ...; without them all but "
+                                   "the head")
+    merge: bool = flag(False, "with --lora: model/ is a whole model, with the adapter in its weights")
 
     save_every: int = flag(50, "steps between checkpoints, beside those with an evaluation; 0: those alone", least=0,
                            group="evaluation and checkpoints")
@@ -197,8 +217,8 @@ class Config:
 
     @property
     def resolved_metric(self) -> str:
-        """--metric, or what predicts best of what the scorer can (study/README.md)."""
-        return self.metric or ("optimizer" if self.scorer == "gradient" else "gradient")
+        """--metric, or what predicts best of what the scorer can (study/README.md); an adapter has no moments of W."""
+        return self.metric or ("optimizer" if self.scorer == "gradient" and not self.lora else "gradient")
 
     @property
     def right(self) -> float:
@@ -212,6 +232,14 @@ class Config:
         if step == 0:
             return self.eval_at_start
         return step == self.steps or bool(self.eval_every and step % self.eval_every == 0)
+
+    @property
+    def adapter(self) -> Adapter:
+        return Adapter(self.lora, self.lora_alpha, tuple(self.lora_targets))
+
+    @property
+    def adamw(self) -> AdamW:
+        return AdamW(self.optimizer, self.learning_rate, self.beta1, self.weight_decay)
 
     @property
     def prompt_style(self) -> PromptStyle:
@@ -241,6 +269,11 @@ def check(config: Config) -> None:
     if config.metric == "optimizer" and config.scorer != "gradient":
         raise ConfigError(
             f"--metric optimizer: it is known of the output embedding alone, so --scorer gradient, not {config.scorer}."
+        )
+    if config.metric == "optimizer" and config.lora:
+        raise ConfigError(
+            "--metric optimizer: with --lora the output embedding is not trained, so that AdamW has no moments of it; "
+            "leave it out."
         )
     check_judge(config)
     if config.threshold is not None and config.rectify != "threshold":
@@ -286,6 +319,7 @@ def check(config: Config) -> None:
                 "by less overflow."
             )
     check_device(config.device)
+    check_tracker(config.track)
     if config.updates > config.questions:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
 
@@ -299,6 +333,16 @@ def check_device(device: str) -> None:
     if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
         there = ", ".join(f"cuda:{number}" for number in range(torch.cuda.device_count()))
         raise ConfigError(f"--device {device}: there is no such GPU; there are {there}.")
+
+
+def check_tracker(name: str) -> None:
+    """Raise ConfigError for a tracker whose package is not there."""
+    package = importlib.util.find_spec(name) if name != "none" else None
+    if name != "none" and (package is None or package.origin is None):  # a folder of that name has no origin
+        raise ConfigError(
+            f"--track {name}: its package is not there. Run: pip install {name}, or leave the flag out (--track none): "
+            "metrics.jsonl has all figures."
+        )
 
 
 def check_judge(config: Config) -> None:
@@ -416,6 +460,13 @@ def configure(**flags: Any) -> Config:
     return config
 
 
+def check_packages(config: Config) -> None:
+    """Raise ModelError for a package that a setting needs and that is missing."""
+    if config.lora:
+        check_peft(f"--lora {config.lora}")
+    check_optimizer(config.optimizer)
+
+
 # Flags that change nothing where something else is so: (flags, is it so, why).
 WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
     (
@@ -445,6 +496,12 @@ WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
         lambda config: config.updates * config.epochs == 1,
         "with one update of each batch every ratio is 1 and no clip acts; add --updates or --epochs",
     ),
+    (
+        ("compile",),
+        lambda config: config.device == "cpu" or not torch.cuda.is_available(),
+        "on a CPU nothing is compiled",
+    ),
+    (("lora_alpha", "lora_targets", "merge"), lambda config: not config.lora, "without --lora there is no adapter"),
 ]
 
 
@@ -471,9 +528,7 @@ def not_defaults(flags: dict[str, Any]) -> str:
         ]
         if changed:
             text = f"{source}: {', '.join(changed)}"
-            lines.append(
-                textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-            )
+            lines.append(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
     return "\n".join(lines) if len(lines) > 1 else "All settings are defaults."
 
 
@@ -505,7 +560,7 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         usage="python dagrpo.py [--model MODEL --data FILE] [flags]",
         description="Train a language model with DaGRPO or a baseline. Without --model, the embedded example runs, "
         "whose examples/arithmetic/run.json has other defaults than those in brackets.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=110, max_help_position=34),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80, max_help_position=28),
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from harness.config import Config
-from harness.report import say
+from harness.report import tell
 
 Result = TypeVar("Result")
 
@@ -38,5 +38,5 @@ def with_room(config: Config, lengths: torch.Tensor, work: Callable[[], Result])
             config.token_budget = max(longest, config.token_budget // 2)
         torch.cuda.empty_cache()  # not in the handler, which keeps the tensors of the failed work alive
     if config.token_budget < before:
-        say(f"Out of memory: from here on with --token-budget {config.token_budget} in place of {before}.")
+        tell(f"Out of memory: from here on with --token-budget {config.token_budget} in place of {before}.")
     return result

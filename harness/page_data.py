@@ -106,6 +106,7 @@ def benchmark_overview(
         "questions": len(keys),
         "verdicts": says_what_is_right(result),
         "sides": sides,
+        "lengths": by_length([each for each in (result, other) if each is not None]),
         "blocks": blocks.add(question_data(own) for own in zip(*rows, strict=True)),
     }
     for field_name in ("level", "subject"):
@@ -134,7 +135,6 @@ def side_overview(result: Result, rows: list[dict[str, Any] | None]) -> Overview
         "samples": len(result["rows"][0]["texts"]),
         "knows": [name for name in ("truncated", "extracted") if all(name in row for row in result["rows"])],
         "bits": ["".join(map(str, bits_of(row))) if row is not None else "" for row in rows],
-        "lengths": by_length(result),
         "levels": by_kind(result, "levels"),
         "subjects": by_kind(result, "subjects"),
     }
@@ -162,28 +162,38 @@ def question_data(rows: tuple[dict[str, Any] | None, ...]) -> dict[str, Any]:
     }
 
 
-def by_length(result: Result) -> list[list[float]]:
-    """[shortest, longest, completions, share right or mean reward] of ten classes of length, the empty ones left out.
+def by_length(sides: list[Result]) -> list[list[Any]]:
+    """[shortest, longest, completions of each side, their share right or mean reward] of ten classes of length.
 
-    Nothing where the file does not tell lengths.
+    The classes are the same for all sides; empty ones are left out. A side whose file tells no lengths has 0 and None;
+    nothing where no file does.
     """
-    rows = result["rows"]
-    if not all("lengths" in row for row in rows):
-        return []
-    lengths = np.array([length for row in rows for length in row["lengths"]], dtype=float)
-    rewards = np.array([reward for row in rows for reward in row["rewards"]], dtype=float)
-    scores = rewards >= RIGHT if says_what_is_right(result) else rewards
-    width = max(1, int(np.ceil((lengths.max() + 1) / BINS)))
-    classes = lengths.astype(int) // width
-    return [
+    told = [
         [
-            n * width,
-            min((n + 1) * width - 1, int(lengths.max())),
-            int((classes == n).sum()),
-            float(scores[classes == n].mean()),
+            (length, reward)
+            for row in side["rows"]
+            for length, reward in zip(row["lengths"], row["rewards"], strict=True)
         ]
-        for n in sorted(set(classes.tolist()))
+        if all("lengths" in row for row in side["rows"])
+        else []
+        for side in sides
     ]
+    longest = max((length for own in told for length, _ in own), default=-1)
+    width = max(1, -(-(longest + 1) // BINS))
+    classes = []
+    for low in range(0, longest + 1, width):
+        rewards = [[reward for length, reward in own if low <= length < low + width] for own in told]
+        if any(rewards):
+            scores = [mean_score(own, says_what_is_right(side)) for own, side in zip(rewards, sides, strict=True)]
+            classes.append([low, min(low + width - 1, longest), [len(own) for own in rewards], scores])
+    return classes
+
+
+def mean_score(rewards: list[float], are_verdicts: bool) -> float | None:
+    """The share of right ones, or the mean reward; None of none."""
+    if not rewards:
+        return None
+    return sum(reward >= RIGHT if are_verdicts else reward for reward in rewards) / len(rewards)
 
 
 def by_kind(result: Result, name: str) -> list[list[Any]]:

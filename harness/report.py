@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,12 +27,14 @@ from harness.checkpoint import records_of
 from harness.command import printable
 from harness.config import Config
 from harness.runs import Run
+from harness.signals import unheard
 from policy.decoding import cache_bytes, rows_at_once
-from policy.logprobs import CHUNK_ELEMENTS
+from policy.logprobs import chunk_elements
 from policy.model import layer_configs, text_config
 from rollout import Rollouts
 from scoring import Rectified
 
+COLUMNS = 80  # of a terminal
 NOTABLE = 0.2  # shares above this get a line of their own
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,13 +188,15 @@ def clock_metrics(seconds: dict[str, float], sampled_tokens: int, sums: dict[str
     }
 
 
-def step_line(record: dict[str, Any], steps: int) -> str:
-    """The step in a line of 80 columns, and one more for each thing that somebody should look at."""
+def step_line(record: dict[str, Any], steps: int, seconds_left: float = 0.0) -> str:
+    """The step in a line of 80 columns, and more for each thing that somebody should look at."""
     parts = [f"step {record['step']:>{len(str(steps))}}/{steps}"]
     if "reward" in record:
-        parts += [f"reward {record['reward']:.3f}", f"length {record['length/mean']:4.0f}"]
-    seconds = sum(value for name, value in record.items() if name.startswith("seconds/"))
-    parts += [f"no signal {record['no_signal']:4.0%}", f"masked {record['masked_pairs']:4.0%}", f"{seconds:.1f} s"]
+        form = ".3f" if abs(record["reward"]) < 1_000 else ".1e"  # rewards of one's own may be anything
+        parts += [f"reward {record['reward']:{form}}", f"length {record['length/mean']:4.0f}"]
+    parts += [f"no signal {record['no_signal']:4.0%}", f"masked {record['masked_pairs']:4.0%}"]
+    if seconds_left:
+        parts.append(f"eta {span(seconds_left)}")
     notes = []
     if record.get("truncated", 0.0) > NOTABLE:
         notes.append(f"{record['truncated']:.0%} cut off at the limit: raise --max-new-tokens")
@@ -199,18 +204,36 @@ def step_line(record: dict[str, Any], steps: int) -> str:
         named = ", ".join(record["bad_questions"][:4]) + (", ..." if len(record["bad_questions"]) > 4 else "")
         notes.append(f"{record['bad_updates']} updates skipped: their gradient was not finite, on {named}")
     if record["trained_sequences"] == 0:
-        notes.append("nothing to learn: in every group all rewards are equal or all pairs are masked")
-    return "\n     ".join(["  ".join(parts), *notes])
+        notes.append("nothing to learn: in every group rewards are equal or all pairs masked")
+    return "\n".join(["  ".join(parts), *(wrapped(f"     {note}") for note in notes)])
+
+
+def span(seconds: float) -> str:
+    """A time in at most three characters: 95s, 12m, 30h, 4d."""
+    for unit, size, most in (("s", 1, 99.5), ("m", 60, 99.5), ("h", 3_600, 47.5)):
+        if seconds < most * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds / 86_400:.0f}d"
+
+
+def wrapped(text: str) -> str:
+    """Its lines within 80 columns, broken at spaces; what has no space stays whole."""
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        parts = textwrap.wrap(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += parts if len(line) > COLUMNS else [line]
+    return "\n".join(lines)
 
 
 def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
-    """A held-out evaluation in one line: accuracy, or where nothing says what is right, the mean reward."""
+    """A held-out evaluation: accuracy, or where nothing says what is right, the mean reward; below it by level."""
     name, form, short = ("accuracy", ".1%", ".0%") if "accuracy" in result else ("reward", ".3g", ".3g")
     low, high = result["interval" if name == "accuracy" else "reward_interval"]
-    levels = "  ".join(f"{level}: {figures[name]:{short}}" for level, figures in result["levels"].items())
+    levels = ", ".join(f"{level} = {figures[name]:{short}}" for level, figures in result["levels"].items())
     line = f"held out at step {step}: " + ("" if name == "accuracy" else "reward ")
     line += f"{result[name]:{form}} ({low:{form}} to {high:{form}})  length {result['length']:.1f}  {seconds:.1f} s"
-    return line + (f"  by level {levels}" if levels else "")
+    return wrapped(line + (f"\n     by level: {levels}" if levels else ""))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,10 +244,10 @@ def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
 def announce(model: PreTrainedModel, config: Config, run: Run) -> None:
     """Say, and write as the first line of metrics.jsonl, what the run will need against what there is."""
     for note in run.notes:
-        say(note)
+        tell(note)
     run.notes.clear()
     if run.start:
-        say(f"Resumed after step {run.start}: {run.out}")
+        tell(f"Resumed after step {run.start}: {run.out}")
         return
     estimate = memory_estimate(
         model,
@@ -235,11 +258,13 @@ def announce(model: PreTrainedModel, config: Config, run: Run) -> None:
     )
     append_json(run.out / "metrics.jsonl", {"memory_estimate_gb": estimate})
     say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are.")
-    say(f"Run folder: {run.out}")
+    tell(f"Run folder: {run.out}")
     if 0 < estimate["available"] < estimate["total"]:
-        say("That is too much: try --checkpointing, lower --token-budget or --max-new-tokens, or take a smaller model.")
+        tell(
+            "That is too much: try --checkpointing, lower --token-budget or --max-new-tokens, or take a smaller model."
+        )
     if config.top_p < 1:
-        say(f"--top-p {config.top_p:g}: completions come from a narrower policy than the one that is trained.")
+        tell(f"--top-p {config.top_p:g}: completions come from a narrower policy than the one that is trained.")
 
 
 def memory_estimate(
@@ -256,7 +281,7 @@ def memory_estimate(
         layers += 4 * (inner[number] if isinstance(inner, list) else inner)  # Gemma 3n has one for each layer
     length = max_new_tokens + 256  # with a prompt of middling length
     tokens = min(token_budget, sequences * length)
-    logits = 4 * 4 * min(CHUNK_ELEMENTS, tokens * config.vocab_size)
+    logits = 4 * 4 * min(chunk_elements(model), tokens * config.vocab_size)
     estimate = {
         "weights": 4 * parameters * (2 if reference else 1),
         "gradients": 4 * parameters,
@@ -311,9 +336,17 @@ def machine() -> dict[str, Any]:
 
 
 def say(line: str) -> None:
-    """Print a line above the progress bars."""
-    tqdm.write(printable(line), file=sys.stdout)
-    sys.stdout.flush()
+    """Print a line above the progress bars. Where nobody can read it, the program ends as by a signal."""
+    try:
+        tqdm.write(printable(line), file=sys.stdout)
+        sys.stdout.flush()
+    except OSError as error:
+        unheard(error)
+
+
+def tell(note: str) -> None:
+    """The same of a sentence, within 80 columns."""
+    say(wrapped(note))
 
 
 def progress(label: str, unit: str, total: int | None = None) -> tqdm:

@@ -19,7 +19,7 @@ Result = dict[str, Any]  # of one benchmark
 Key = tuple[str, str, int]  # a question: its problem, its right answer, and how many like it stand before it
 RIGHT = 1.0  # the reward of a right completion
 OF_THE_MODEL = ("model", "model_hash", "revision", "data")  # settings that two files are expected to differ in
-HARMLESS = ("seed", "versions", "device", "chat_template_hash")  # which may differ, but are told
+HARMLESS = ("seed", "versions", "device", "chat_template_hash", "data_hash")  # which may differ, but are told
 
 
 def read_results(path: Path) -> dict[str, Result]:

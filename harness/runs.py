@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from harness.checkpoint import (
     flush_file,
     generators_of,
     kept_checkpoints,
+    model_to_publish,
     newest,
     publish,
     records_of,
@@ -35,18 +34,16 @@ from harness.checkpoint import (
 )
 from harness.config import Config, ConfigError, flag_name, shown
 from harness.prompting import changed_contents
+from harness.signals import Interrupted, complain, signals_to
 from questions import DataError
 
 # What says how long, how often, where, and with how much memory: never what is learned.
 MAY_CHANGE = (
-    "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing",
+    "steps", "eval_every", "save_every", "keep", "out", "max_bad_steps", "token_budget", "checkpointing", "track",
+    "compile", "merge",
 )  # fmt: skip
+OF_CHECKPOINTS = ("lora", "lora_alpha", "lora_targets", "optimizer")  # what they hold is of this kind alone
 LOGS = ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl")
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the run after a whole step, which is saved."""
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The run and its folder
@@ -63,6 +60,7 @@ class Run:
     config: Config = field(default_factory=Config)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False  # a signal asks the run to end after its step
+    number: int = 0  # of that signal
     in_step: bool = False
     saved: int = -1  # the step of the newest checkpoint, or of that being written
     best: tuple[float, int] | None = None  # held-out accuracy and its step
@@ -71,12 +69,14 @@ class Run:
     stood_still: float = 0.0  # seconds that the last checkpoint kept training waiting
     bad_steps: int = 0  # in a row, without a finite gradient
     data: str = ""  # a hash of the questions
+    began: float = 0.0  # when the first step did, by the clock of this process
 
     def steps(self, last: int) -> Iterator[int]:
         """The steps from here to the last one; a signal waits until the step is done.
 
         Raises Interrupted then, with what goes on from there.
         """
+        self.began = time.monotonic()
         for step in range(self.start + 1, last + 1):
             if self.writer is not None and not self.writer.is_alive():
                 self.wait()  # raises what went wrong there
@@ -97,7 +97,7 @@ class Run:
     def stop_if_asked(self) -> None:
         if self.interrupted:
             self.wait()
-            raise Interrupted(self.last_words())
+            raise Interrupted(self.last_words(), self.number)
 
     def last_words(self) -> str:
         """What is said where a signal ends the run."""
@@ -142,8 +142,8 @@ class Run:
             for path in (self.out / name for name in LOGS):
                 if path.exists():
                     flush_file(path)
-            write_checkpoint(whole, learner, weights, tensors, state)
-            publish(whole / "model", self.out / "model")
+            write_checkpoint(whole, learner, weights, tensors, state, self.config.merge)
+            publish(model_to_publish(whole), self.out / "model")
             self.describe(step)
             self.drop_old(step)
         except BaseException as error:  # of a full disk, say: told to the run at its next step
@@ -154,11 +154,11 @@ class Run:
 
         No manifest lists it: it is written again when the model has been evaluated.
         """
-        for folder in (self.out / "checkpoints" / f"step-{step}" / "model", self.out / "model"):
+        checkpoint = self.out / "checkpoints" / f"step-{step}"
+        for folder in (checkpoint / "model", checkpoint / "merged", self.out / "model"):
             if folder.is_dir():
-                has_template = (folder / "chat_template.jinja").exists()
                 evaluations = records_of(self.out / "evaluations.jsonl")
-                write_whole(folder / card.NAME, card.model_card(self.config, evaluations, step, has_template))
+                write_whole(folder / card.NAME, card.model_card(self.config, evaluations, step, card.Saved.of(folder)))
 
     def drop_old(self, newest: int) -> None:
         """Delete all checkpoints but the newest `keep` and the best."""
@@ -212,6 +212,10 @@ class Run:
         by_count = bool(config.save_every) and step % config.save_every == 0
         ends = self.interrupted or self.bad_steps >= config.max_bad_steps
         return ends or by_count or config.evaluates(step)
+
+    def seconds_left(self, step: int, last: int) -> float:
+        """An estimate, after a step: what the steps until now took, evaluations and all, the others will take."""
+        return (time.monotonic() - self.began) / (step - self.start) * (last - step)
 
     def seconds_of_saving(self) -> dict[str, float]:
         """What the checkpoint after the step before cost training, for the log; nothing where there was none."""
@@ -280,7 +284,7 @@ def open_run(config: Config) -> Iterator[Run]:
             clean(out, run.resumed.step if run.resumed else -1)
             if run.resumed is not None:
                 run.saved = run.resumed.step if here else -1
-                publish(run.resumed.path / "model", out / "model")
+                publish(model_to_publish(run.resumed.path), out / "model")
                 run.bad_steps = run.resumed.state["bad_steps"]
                 for result in records_of(out / "evaluations.jsonl"):
                     run.evaluated(result["step"], result)
@@ -288,7 +292,7 @@ def open_run(config: Config) -> Iterator[Run]:
                     run.drop_old(run.resumed.step)  # a kill may have come before that
         kept = {**asdict(config), "resume": "", "force": False}  # they are of this one command
         write_whole(out / "config.json", json.dumps(kept, indent=1) + "\n")
-        with signals_to(run):
+        with ending_by_signals(run):
             try:
                 yield run
             except BaseException:
@@ -301,7 +305,7 @@ def open_run(config: Config) -> Iterator[Run]:
                 if run.writer is not None:
                     run.writer.join()
                 if run.failure is not None:  # another error ends the run, which must not hide this one
-                    print(f"{out}/checkpoints: step {run.saved} could not be written: {run.failure}", file=sys.stderr)
+                    complain(f"{out}/checkpoints: step {run.saved} could not be written: {run.failure}")
 
 
 def new_folder(config: Config) -> Path:
@@ -344,24 +348,17 @@ def locked(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def signals_to(run: Run) -> Iterator[None]:
-    """SIGINT and SIGTERM end the run after its step, and at once outside of a step or when they come again."""
+def ending_by_signals(run: Run) -> Iterator[None]:
+    """A signal ends the run after its step, and at once outside of a step or when it comes again."""
 
     def ask(number: int, _: Any) -> None:
         if run.in_step and not run.interrupted:
-            run.interrupted = True
+            run.interrupted, run.number = True, number
             return
-        raise Interrupted(run.last_words())
+        raise Interrupted(run.last_words(), number)
 
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
+    with signals_to(ask):
         yield
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def copy_logs(source: Path, out: Path) -> None:
@@ -391,11 +388,13 @@ def clean(out: Path, step: int) -> None:
 def resumed_config(flags: dict[str, Any]) -> Config:
     """The settings of the run that --resume names, with those flags changed that only say how long or how often.
 
-    Raises ConfigError for a folder without a run, and for any other change, unless --force.
+    Raises ConfigError for a folder without a run, and for any other change, unless --force; for one of what
+    checkpoints hold, also then.
     """
     folder = Path(flags["resume"])
     try:
-        kept = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        # A run of an earlier version does not know all settings.
+        kept = {**asdict(Config()), **json.loads((folder / "config.json").read_text(encoding="utf-8"))}
         contents = changed_contents(kept.get("prompt_contents"), flags)
         config = Config(**{**kept, "out": str(folder), **flags, "prompt_contents": contents})
     except FileNotFoundError:
@@ -411,6 +410,12 @@ def resumed_config(flags: dict[str, Any]) -> Config:
             f"--resume {folder}: --method {flags['method']} stands for many settings, and this run has those of "
             f"{kept['method']}. Begin a new run, from --model {folder}/model if you like."
         )
+    for name in OF_CHECKPOINTS:
+        if flags.get(name, kept[name]) != kept[name]:
+            raise ConfigError(
+                f"--resume {folder}: {flag_name(name)} {shown(kept[name])} -> {shown(flags[name])}: its checkpoints "
+                f"hold no such thing to go on from. Begin a new run, from --model {folder}/model if you like."
+            )
     changed = [
         f"{flag_name(name)} {shown(kept[name])} -> {shown(value)}"
         for name, value in flags.items()

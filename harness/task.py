@@ -16,7 +16,7 @@ from anchors import Anchors
 from evaluate import evaluate
 from harness.checkpoint import records_of
 from harness.config import Config
-from harness.report import append_json, evaluation_line, say
+from harness.report import append_json, evaluation_line, say, tell
 from harness.runs import Run
 from questions import DataError, Question, Reward, fitting, load_reward, read_data, split_questions
 from rollout import Rollouts, stop_ids
@@ -50,13 +50,13 @@ def read_task(config: Config) -> Task:
         source, further = read_data([config.anchors], "--anchors", skip_bad=config.skip_bad)
         notes = notes + further
     for note in notes:
-        say(note)
+        tell(note)
     solved = [question for question in source if question.get("solution")]
     if config.anchors is not None and not solved:
         where = ", ".join(config.data if config.anchors == "data" else [config.anchors])
         if anchors_needed(config):
             raise DataError(f"{where}: no question has a `solution`, and this method learns from them.")
-        say(f"{where}: no question has a `solution`: training without anchors.")
+        tell(f"{where}: no question has a `solution`: training without anchors.")
     return Task(split.training, split.held_out, solved, Anchors(), reward, distances_of(config))
 
 
@@ -74,7 +74,7 @@ def judged(task: Task, questions: list[Question], rollouts: Rollouts, rewards: t
     """The distances of a step's groups by the task's judge, if it has one; says what there is to say. (P, G)"""
     found = of_differing_groups(task.distances, questions, rollouts.texts, rewards)
     for note in found.notes:
-        say(note)
+        tell(note)
     return found
 
 
@@ -102,7 +102,7 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
         questions, further = anchors.verified(solutions, questions, anchors_needed(config))
         notes += further
     for note in notes:
-        say(note)
+        tell(note)
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
 
 

@@ -10,7 +10,6 @@ R rows to a prompt.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
 from collections.abc import Callable
@@ -22,8 +21,18 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from policy.compiling import compiled
-from policy.model import autocast, hidden_states, layer_configs, logits_from_hidden, takes_any_mask, text_config
+from policy.compiling import compiled, is_compiled
+from policy.graphs import GraphMemory, NoGraphError, captured
+from policy.lora import is_plain, whole_weight
+from policy.model import (
+    autocast,
+    head_of,
+    hidden_states,
+    layer_configs,
+    logits_from_hidden,
+    takes_any_mask,
+    text_config,
+)
 
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
 STOP_CHECK = 8  # tokens between two looks at which completions have ended: each look makes a GPU wait for the CPU
@@ -31,7 +40,8 @@ SHARED_PROMPT = 64  # tokens from which on rows read one copy of their prompt's 
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
 NOT_FINITE = "the model gives NaN: its weights are damaged, or a learning rate too high has made them so."
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
-CAPTURE_ERRORS = range(900, 910)  # cudaErrorStreamCapture...: CUDA's codes for what a capture does not allow
+GRAPH_ROWS = 16  # down to which rows are halved: of fewer, a step takes as long, which is to read the weights
+CHOICE_BYTES = 24  # of each token of the vocabulary, while a GPU chooses one: logits, probabilities, their sums, ...
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,11 +109,14 @@ class Layer:
 
 
 def joined(modules: list[Any], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of linear maps of one input, as one map; a missing bias beside others counts as 0."""
-    if len(modules) == 1:  # a copy only where the type is another
+    """Weight and bias of linear maps of one input, as one map; a missing bias beside others counts as 0.
+
+    What an adapter adds to a map is in its weight.
+    """
+    if len(modules) == 1:  # a copy only where the type is another, or where there is an adapter
         bias = modules[0].bias
-        return modules[0].weight.to(dtype), None if bias is None else bias.to(dtype)
-    weight = torch.cat([module.weight for module in modules]).to(dtype)
+        return whole_weight(modules[0]).to(dtype), None if bias is None else bias.to(dtype)
+    weight = torch.cat([whole_weight(module) for module in modules]).to(dtype)
     if all(module.bias is None for module in modules):
         return weight, None
     biases = [m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules]
@@ -175,7 +188,7 @@ def put(room: torch.Tensor, place: torch.Tensor, new: torch.Tensor) -> None:
         room[torch.arange(len(place), device=place.device), :, place] = new
 
 
-@compiled
+@compiled("sampler")
 def decoder_layer(
     x: torch.Tensor,  # (N, H)
     layer: Layer,
@@ -217,7 +230,7 @@ def is_fast(model: PreTrainedModel) -> bool:
         and rotation not in ("dynamic", "longrope")  # these depend on the length of the sequence
         and config.hidden_act == "silu"
         and takes_any_mask(model)
-        and all(type(m) is torch.nn.Linear for m in modules if hasattr(m, "in_features"))  # no adapters, no packing
+        and all(is_plain(m) for m in modules if hasattr(m, "in_features"))  # no packed weights
     )
 
 
@@ -318,7 +331,8 @@ class FastSteps:
             by_row = padding_bias.view(-1, kv_heads, 1, width).repeat_interleave(group_size, dim=0)
             self.bias[:, :, :width] = by_row.view(-1, 1, width)  # (P, K, 1, W) -> (N·K, 1, W)
         self.kv_heads = kv_heads
-        self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK  # for fewer, making one takes longer than it saves
+        # For few tokens, making a graph takes longer than it saves.
+        self.use_graphs = on_cuda and max_new_tokens > STOP_CHECK and is_compiled("sampler")
         self.memory: GraphMemory | None = None  # of all graphs, made with the first: only one runs at a time
         self.graphs: dict[tuple[int, int], Callable[..., torch.Tensor]] = {}
 
@@ -372,10 +386,10 @@ class FastSteps:
 
     def rows_to_keep(self, going: int) -> int:
         """How many rows the batch should have when `going` of them go on: on CUDA a half, a quarter, ..., as each
-        number of rows needs another graph."""
+        number of rows needs another graph, and is captured in the time of some ten steps."""
         if self.use_graphs:
             rows = self.rows
-            while rows // 2 >= max(going, 2):  # torch.compile would compile anew for a single row
+            while rows // 2 >= max(going, GRAPH_ROWS):
                 rows //= 2
             return rows
         return rows_left(going, self.rows)
@@ -400,61 +414,6 @@ class FastSteps:
             if old is not None:
                 bias = old.bias.view(len(old.keys), -1, old.bias.shape[2])[live].view(-1, 1, old.bias.shape[2])
                 self.prompts[number] = PromptCache(old.keys[live], old.values[live], bias, slots, each)
-
-
-class NoGraphError(RuntimeError):
-    """No CUDA graph can be made of a step, or the one that was made gives other values."""
-
-
-class GraphMemory:
-    """Where CUDA graphs keep what they compute: one pool, which graphs share that are captured on one stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
-
-
-def captured(
-    memory: GraphMemory, step: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *inputs: torch.Tensor
-) -> Callable[..., torch.Tensor]:
-    """`step` as a CUDA graph with memory from `memory`: all its kernels by one launch.
-
-    To run `step` again on equal inputs must change nothing.
-
-    Raises NoGraphError where CUDA does not allow a part of the step in a graph, and where the graph gives other values
-    than `plain`, the same without compiler and graph. Whatever else fails, fails as it would without a graph.
-    """
-    expected = plain(*inputs)
-    static = [tensor.clone() for tensor in inputs]
-    graph, stream, current = torch.cuda.CUDAGraph(), memory.stream, torch.cuda.current_stream(expected.device)
-    stream.wait_stream(current)
-    # Not by `torch.cuda.graph`: it empties PyTorch's cache of memory each time, and stays on its stream after an error.
-    with torch.cuda.stream(stream):
-        step(*static)  # compiles, and sets up libraries, which a capture must not do
-        torch.cuda.synchronize()  # a fault of an earlier kernel shows here, and is not taken for one of the capture
-        try:
-            graph.capture_begin(pool=memory.pool, capture_error_mode="thread_local")
-            try:
-                result = step(*static)
-            except BaseException:
-                with contextlib.suppress(RuntimeError):  # the capture has failed already; what made it fail is told
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        except torch.AcceleratorError as error:
-            if getattr(error, "error_code", None) not in CAPTURE_ERRORS:
-                raise
-            raise NoGraphError(str(error).strip().splitlines()[0]) from error
-    current.wait_stream(stream)
-
-    def replay(*inputs: torch.Tensor) -> torch.Tensor:
-        for kept, given in zip(static, inputs, strict=True):
-            kept.copy_(given)
-        graph.replay()
-        return result.clone()
-
-    if not torch.allclose(replay(*inputs), expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
-        raise NoGraphError("its values differ from those of the same step without it.")
-    return replay
 
 
 class GrowingLayer(DynamicLayer):
@@ -589,7 +548,7 @@ def decode(
             decoded.hidden = torch.zeros(len(keys), limit, hidden.shape[1], dtype=dtype, device=device)
         active = torch.arange(len(keys), device=device)  # rows still in the batch
         ended = torch.zeros(len(keys), dtype=torch.bool, device=device)  # of the active rows
-        chosen = torch.zeros(0, dtype=torch.long, device=device)
+        chosen, head = torch.zeros(0, dtype=torch.long, device=device), head_of(model)
         for start in range(0, limit, STOP_CHECK):
             block = range(start, min(start + STOP_CHECK, limit))
             noise = uniform_noise(keys[active][:, None], torch.arange(block.start, block.stop, device=device))
@@ -597,7 +556,7 @@ def decode(
             for position in block:
                 if position:
                     hidden = steps(chosen, position - 1)
-                logits = logits_from_hidden(model, hidden)
+                logits = logits_from_hidden(model, hidden, head)
                 chosen, logps = choose_tokens(logits, noise[:, position - start], sampling.temperature, sampling.top_p)
                 made.append((chosen, logps, hidden))
             columns = slice(block.start, block.stop)
@@ -635,8 +594,9 @@ def cache_bytes(model: PreTrainedModel, length: int) -> int:
 
 def rows_at_once(model: PreTrainedModel, length: int) -> int:
     """How many sequences of `length` tokens the key-value cache has room for, at least one."""
-    budget = CACHE_BYTES
+    budget, row = CACHE_BYTES, cache_bytes(model, length)
     if model.device.type == "cuda":  # half of what is free, counting what PyTorch's allocator holds and does not use
         held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
         budget = (torch.cuda.mem_get_info(model.device)[0] + held) // 2
-    return max(1, budget // cache_bytes(model, length))
+        row += CHOICE_BYTES * text_config(model).vocab_size
+    return max(1, budget // row)

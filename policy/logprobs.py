@@ -20,9 +20,19 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from policy.model import autocast, backbone, hidden_states, logits_from_hidden, takes_any_mask, text_config
+from policy.attention import by_rows, rows_as_mask
+from policy.model import (
+    autocast,
+    backbone,
+    head_of,
+    hidden_states,
+    logits_from_hidden,
+    takes_any_mask,
+    text_config,
+)
 
 CHUNK_ELEMENTS = 2**25  # logits held at one time: 128 MB in fp32, small beside any model that has a large vocabulary
+GPU_CHUNKS = 4  # so many times more on a GPU: `chunk_elements` says why
 SMALL_BATCH = 512  # padded tokens; below, another micro-batch costs more time than the padding it saves
 
 Packing = list[list[int]]  # sequences of runs; a run is the number of rows that share one prompt
@@ -64,13 +74,14 @@ def token_logps(
         else:
             hidden = packed_states(model, input_ids, attention_mask, response_mask, packing)
         targets = input_ids[:, 1:][predicts]  # (M,)
+        head = head_of(model)
 
         def chunk_logps(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logps = (logits_from_hidden(model, hidden) / temperature).log_softmax(-1)
+            logps = (logits_from_hidden(model, hidden, head) / temperature).log_softmax(-1)
             entropies = -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(-1)
             return logps.gather(1, targets[:, None]).squeeze(1), entropies
 
-        size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
+        size = max(1, chunk_elements(model) // text_config(model).vocab_size)
         if len(targets) <= size:
             logps, entropies = chunk_logps(hidden, targets)
         else:
@@ -79,6 +90,16 @@ def token_logps(
             logps, entropies = (torch.cat(part) for part in zip(*parts, strict=True))
     blank = torch.zeros(predicts.shape, device=logps.device)
     return blank.masked_scatter(predicts, logps), blank.masked_scatter(predicts, entropies)
+
+
+def chunk_elements(model: PreTrainedModel) -> int:
+    """How many logits are held at one time: a chunk of tokens times the vocabulary.
+
+    For every chunk, the backward pass casts the head's weight and adds to its gradient: about 30 bytes of traffic
+    for each of its numbers, beside 6 operations a token. GPUs do 100 to 200 operations in the time of a byte, so that
+    chunks below 500 to 1,000 tokens wait for memory. 2**25 logits are 220 tokens of a vocabulary of 152,000.
+    """
+    return CHUNK_ELEMENTS * (GPU_CHUNKS if model.device.type == "cuda" else 1)
 
 
 def check_response_mask(response_mask: torch.Tensor) -> None:
@@ -110,13 +131,14 @@ def packed_states(
     )
     # For each piece, a prompt or a completion: where its tokens are, where they go, and what they are there.
     sources, targets, positions, runs, pieces, predicting = [], [], [], [], [], []
+    members: list[list[torch.Tensor]] = []  # of each row the places of its prompt and of its completion
     run = 0
     for number, sequence in enumerate(rows_by_run(packing)):
         end = number * length
         for rows in sequence:
             prompt = prompts[rows[0]]
             assert all(prompts[i] == prompt for i in rows), "the rows of a run must have one prompt"
-            prompt_end = end + prompt - 1
+            prompt_places = torch.arange(prompt) + end
             for piece, i in enumerate([rows[0], *rows]):  # piece 0 is the prompt
                 size, first = (completions[i] - 1, prompt) if piece else (prompt, 0)
                 sources.append(torch.arange(size) + i * width + starts[i] + first)
@@ -125,7 +147,8 @@ def packed_states(
                 runs.append(torch.full((size,), run))
                 pieces.append(torch.full((size,), piece))
                 if piece:
-                    predicting += [torch.tensor([prompt_end]), targets[-1]]
+                    predicting += [prompt_places[-1:], targets[-1]]
+                    members.append([prompt_places, targets[-1]])
                 end += size
             run += 1
     device = input_ids.device
@@ -136,11 +159,14 @@ def packed_states(
         room = torch.full((len(packing) * length,), blank, device=device)
         return room.index_copy(0, target, values.to(device)).view(-1, length)
 
-    # Padding is a run by itself, so that no row of the attention mask is empty.
-    run_of, piece_of = packed(torch.cat(runs), -1), packed(torch.cat(pieces), 0)
-    same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
-    same_piece = piece_of[:, :, None] == piece_of[:, None, :]
-    allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
+    if by_rows(model):
+        allowed = rows_as_mask(members).to(device)  # (1, 1, N, T)
+    else:
+        # Padding is a run by itself, so that no row of the attention mask is empty.
+        run_of, piece_of = packed(torch.cat(runs), -1), packed(torch.cat(pieces), 0)
+        same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
+        same_piece = piece_of[:, :, None] == piece_of[:, None, :]
+        allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
     output = backbone(model)(
         input_ids=packed(input_ids.flatten()[torch.cat(sources).to(device)], 0),
         attention_mask=allowed,

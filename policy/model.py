@@ -8,17 +8,20 @@ dagrpo.py.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     logging,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -49,40 +53,51 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer from a Hub name, a local directory, or a `.gguf` file.
 
+    A directory may hold an adapter: then the base model that it names is loaded, with the adapter in it
+    (policy/lora.py).
+
     The weights are fp32 unless `dtype` says otherwise, whatever the file holds: AdamW needs fp32 master weights, and
     many CPUs multiply bf16 matrices a hundred times slower. The device is the GPU where there is one. Code that comes
-    with a model runs only with `trust_remote_code`.
+    with a model runs only with `trust_remote_code`. `check_files` tells before what can be seen without loading.
 
     Raises ModelError, whose message begins with `flag` and the model, where it cannot be read, is damaged, or is no
     language model; and NotImplementedError for one whose completions the sampler or the trainer would get wrong.
     """
-    from policy.checks import check_model  # not above: the checks decode, and decoding imports this module
+    from policy import lora  # neither above: both import this module
+    from policy.checks import check_model
 
-    check_files(model, flag)
-    source = model
+    source, named_so = model, f"{flag} {model}"
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # None would ask at the terminal
     weights: dict[str, Any] = {}
+    if lora.is_adapter(model):
+        base, of_base = lora.base_of(Path(model), named_so), f"{named_so}, whose base model is"
+        policy, tokenizer = load(base, device, dtype, flag=of_base, **options)
+        lora.load_adapter(policy, Path(model), named_so)
+        if (Path(model) / "tokenizer_config.json").is_file():
+            tokenizer = load_tokenizer(model, named_so, options)
+        check_loaded(policy, tokenizer, named_so)
+        with named_model(named_so):
+            check_model(policy)
+        return policy, tokenizer
     if model.endswith(".gguf"):
         path = Path(model)
         # Packed weights cannot be trained: they are unpacked once, here.
         source, options = str(path.parent), {"gguf_file": path.name}
         weights = {"quantization_config": GgufConfig(dequantize=True)}
+        modeling_gguf_pytorch_utils.tqdm = functools.partial(tqdm, disable=None)  # its bar knows no switch
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with named(f"{flag} {model}"):
+    with named(named_so):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype or torch.float32, output_loading_info=True, **options, **weights
         )
     policy, info = loaded
     if info["missing_keys"]:  # transformers fills them in at random
         raise ModelError(
-            f"{flag} {model}: the checkpoint lacks {len(info['missing_keys'])} of the model's tensors, such as "
+            f"{named_so}: the checkpoint lacks {len(info['missing_keys'])} of the model's tensors, such as "
             f"{min(info['missing_keys'])}. Is it whole, and of this architecture?"
         )
-    with named(f"{flag} {model}: its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    check_loaded(policy, tokenizer, f"{flag} {model}")
+    tokenizer = load_tokenizer(source, named_so, options)
+    check_loaded(policy, tokenizer, named_so)
     policy.to(device)
     if policy.device.type == "cpu":
         # Out of the file's memory: there a tensor may begin at any byte, and a matrix product rounds by where it does,
@@ -90,11 +105,27 @@ def load(
         for parameter in policy.parameters():
             parameter.data = parameter.data.clone()
     policy.eval()  # no dropout: the ratio compares the policy with itself
-    try:
+    with named_model(named_so):
         check_model(policy)
-    except NotImplementedError as error:
-        raise NotImplementedError(f"{flag} {model}: {error}") from error
     return policy, tokenizer
+
+
+@contextmanager
+def named_model(named_so: str) -> Iterator[None]:
+    """Inside, a model is looked at: what is not done for it here is told with its name."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{named_so}: {error}") from error
+
+
+def load_tokenizer(source: str, named_so: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """A tokenizer that can pad. Raises ModelError where it cannot be read."""
+    with named(f"{named_so}: its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 @contextmanager
@@ -189,6 +220,11 @@ def check_files(model: str, flag: str) -> None:
 
 def check_folder(folder: Path, named_so: str) -> None:
     """Raise ModelError for a folder without a model, its tokenizer, or whole weights."""
+    from policy import lora
+
+    if lora.is_adapter(str(folder)):
+        lora.check_adapter(folder, named_so)
+        return
     config = {}
     if (folder / "config.json").is_file():
         try:
@@ -201,10 +237,6 @@ def check_folder(folder: Path, named_so: str) -> None:
             raise ModelError(f"{named_so}: it is the folder of a run. Did you mean {folder / 'model'}?")
         if "learning_rate" in config or (folder / "metrics.jsonl").exists():
             raise ModelError(f"{named_so}: it is the folder of a run that has saved no model. Take another one.")
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{named_so}: it is an adapter (LoRA). Merge it into its base model, and name that folder."
-            )
         missing = "has no model_type" if config else "is missing"
         raise ModelError(f"{named_so}: it is no model folder: config.json {missing}.")
     if config.get("is_encoder_decoder"):
@@ -344,6 +376,21 @@ def autocast(model: PreTrainedModel) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def head_of(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The output layer, for several calls under one autocast: (..., H) -> (..., V)
+
+    Autocast keeps its bf16 copies of weights that require a gradient, and casts all others at every call. A head that
+    does not, such as that of a reference model, is cast here, once: at a vocabulary of 152,000 it has as many bytes as
+    a hundred tokens have logits.
+    """
+    head, device = model.get_output_embeddings(), model.device.type
+    if not torch.is_autocast_enabled(device) or type(head) is not torch.nn.Linear or head.weight.requires_grad:
+        return head
+    dtype = torch.get_autocast_dtype(device)
+    weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    return functools.partial(F.linear, weight=weight, bias=bias)
+
+
 def backbone(model: PreTrainedModel) -> Any:
     """The model without its head; Llama 4 has it under another name than the one it gives."""
     base = model.base_model
@@ -376,9 +423,11 @@ def takes_any_mask(model: PreTrainedModel) -> bool:
     return plain and not getattr(config, "alibi", False)  # ALiBi makes its bias from the mask of single tokens
 
 
-def logits_from_hidden(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """What the model's head makes of hidden states, in fp32. (..., H) -> (..., V)"""
-    logits = model.get_output_embeddings()(hidden).float()
+def logits_from_hidden(
+    model: PreTrainedModel, hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """What the model's head makes of hidden states, in fp32; `head` is that of `head_of`. (..., H) -> (..., V)"""
+    logits = (head or model.get_output_embeddings())(hidden).float()
     scale, cap = head_scale_and_cap(model)
     if scale != 1:
         logits = logits * scale

@@ -119,6 +119,9 @@ def whole_head(trainer: Any, with_moments: bool) -> Iterator[Head]:
     there are none before the first step, of a head that is not trained, and under FSDP 1, which cuts weights anywhere.
     """
     accelerator: Accelerator = trainer.accelerator
+    for module in trainer.model.modules():  # FSDP 2 leaves some whole after a forward pass, and those AdamW knows not
+        if hasattr(module, "reshard"):
+            module.reshard()
     model = without_adapter(accelerator.unwrap_model(trainer.model))
     layer = model.get_output_embeddings()
     layer = getattr(layer, "base_layer", layer)

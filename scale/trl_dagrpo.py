@@ -26,16 +26,16 @@ if fault := fault_of_trl():
 
 import torch
 import torch.nn.functional as F
-from transformers import HfArgumentParser, PreTrainedModel
+from transformers import HfArgumentParser
 from trl import GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
 
 from anchors import Anchors, placements
 from harness.config import ConfigError
-from harness.task import distances_of, read_task, verified_task
+from harness.task import distances_of
 from policy.model import check_files
 from questions import Question
 from rollout import noise_key
-from scale.data import Described, as_dataset, read_tokenizer, trl_rewards
+from scale.data import as_dataset, read_any, read_tokenizer, trl_rewards
 from scale.groups import Sampled, metrics_of, rectified_groups
 from scale.settings import OF_DAGRPO, DaGRPOConfig, DataFlags, core_config
 from scorers.judge import Distances
@@ -227,12 +227,13 @@ def new_trainer(data: DataFlags, args: DaGRPOConfig, of_model: ModelConfig) -> D
     config = core_config(args, data)
     check_files(config.model, "--model")
     tokenizer = read_tokenizer(config.model, args.trust_remote_code)
-    described = cast(PreTrainedModel, Described.of(config.model, args.trust_remote_code))
     with contextlib.ExitStack() as stack:
         if args.process_index != 0:  # what there is to say is said once
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        task = verified_task(read_task(config), described, tokenizer, config)
+        task = read_any(config, tokenizer, args.trust_remote_code)
     evaluates = args.eval_strategy != "no"
+    if evaluates and not task.held_out:
+        raise ConfigError("--eval_data is missing: of data in TRL's format nothing is held out.")
     questions = [*task.questions, *(task.held_out if evaluates else [])]
     rewards, args.reward_weights = trl_rewards(task.reward, questions, tokenizer)
     style, held_out = config.prompt_style, None

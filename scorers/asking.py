@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rollout
-from policy.model import position_limit
+from policy.model import check_files, position_limit
 from questions import DataError
 from rollout import PromptStyle
 
@@ -246,6 +246,7 @@ class LocalModel:
 
     @classmethod
     def load(cls, source: str, device: str | None, timeout: float) -> LocalModel:
+        check_files(source, "--judge-model")
         model, tokenizer = rollout.load(source, device, flag="--judge-model")
         return cls(model.requires_grad_(False), tokenizer, timeout)
 

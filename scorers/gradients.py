@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from policy.logprobs import CHUNK_ELEMENTS, check_response_mask
+from policy.logprobs import check_response_mask, chunk_elements
 from policy.model import autocast, hidden_states, text_config, vocabulary_gradients
+from policy.optimizer import moments
 
 SKETCH_WIDTH = 4096  # buckets of the vocabulary sketch: a cosine's standard error is at most about 1/64 · √2
 SKETCH_SEED = 0  # the sketch is the same in every step and every run
@@ -227,7 +228,7 @@ def token_sketches(
     """
     width = min(SKETCH_WIDTH, text_config(model).vocab_size)
     weight = model.get_output_embeddings().weight
-    size = max(1, CHUNK_ELEMENTS // text_config(model).vocab_size)
+    size = max(1, chunk_elements(model) // text_config(model).vocab_size)
     scaled, plain = [], []
     for h, chosen in zip(states.split(size), targets.split(size), strict=True):
         gradients = vocabulary_gradients(model, h, chosen, measure.temperature)
@@ -270,10 +271,10 @@ def adam_metric(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, denominator: float = 1.0
 ) -> HeadMetric | None:
     """P of AdamW's next step by its moments of W: `metric_of_moments`; None before its first step."""
-    state = optimizer.state.get(model.get_output_embeddings().weight, {})
-    if "exp_avg_sq" not in state:
+    found = moments(optimizer, model.get_output_embeddings().weight)
+    if found is None:
         return None
-    return metric_of_moments(state["exp_avg"], state["exp_avg_sq"], optimizer.param_groups[0], denominator)
+    return metric_of_moments(*found, optimizer.param_groups[0], denominator)
 
 
 def metric_of_moments(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import rollout
@@ -115,6 +116,19 @@ def padded_batch(lengths: list[tuple[int, int, int]], vocab_size: int, seed: int
         attention_mask[row, pad:end] = True
         response_mask[row, pad + prompt : end] = True
     return input_ids, attention_mask, response_mask
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor of some shape is made into another type."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.count += arguments[0].shape == self.shape
+        return function(*arguments, **(options or {}))
 
 
 def small_rollouts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, size: int = 4) -> rollout.Rollouts:

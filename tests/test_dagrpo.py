@@ -22,6 +22,7 @@ import scoring
 from dagrpo import Batch, Learner, Objective, Task
 from harness.config import EXAMPLE, Config, configure
 from harness.runs import Run
+from policy import compiling
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]], dtype=torch.bool)
 NO_ANCHORS = torch.tensor([False, False])
@@ -668,6 +669,14 @@ def test_a_new_learner_has_the_optimizer_that_was_asked_for(model, tokenizer, mo
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
 
 
+@pytest.mark.parametrize("choice", ["none", "sampler", "all"])
+def test_a_new_learner_compiles_what_was_asked_for(model, tokenizer, monkeypatch, choice):
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: (model, tokenizer))
+    monkeypatch.setitem(compiling.chosen, "parts", ("not yet",))
+    dagrpo.new_learner(Config(model="m", data=["d"], compile=choice))
+    assert compiling.chosen["parts"] == compiling.CHOICES[choice]
+
+
 def test_the_reference_is_the_start_model_and_stays_it(model, tokenizer, monkeypatch):
     """Only where there is a KL term."""
     monkeypatch.setattr(rollout, "load", lambda *_, **__: (model, tokenizer))
@@ -891,7 +900,7 @@ def test_data_without_solutions_trains_without_anchors(small_data, tmp_path, cap
     bare = tmp_path / "bare.jsonl"
     bare.write_text("".join(json.dumps({**line, "solution": None}) + "\n" for line in lines))
     run(small_data, tmp_path / "run", steps=1, data=[str(bare)])
-    assert "no question has a `solution`: training without anchors" in capsys.readouterr().out
+    assert "no question has a `solution`: training without anchors" in " ".join(capsys.readouterr().out.split())
     assert read(tmp_path / "run" / "metrics.jsonl")[1]["anchored"] == 0
     for method in ("luffy", "sft"):
         with pytest.raises(questions.DataError, match="no question has a `solution`, and this method learns from them"):

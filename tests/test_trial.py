@@ -57,15 +57,21 @@ FLAGS = [
     ("--max-completion-length 512", "it is --max-new-tokens here."),
     ("--max-prompt-length 512", "a prompt is never cut"),
     ("--num-train-epochs 3", "a run has --steps here"),
-    ("--lora", "not here: all weights are trained"),
-    ("--use-peft", "not here: all weights are trained"),
+    ("--lora", "--lora: a value is missing behind it."),
+    ("--lora -1", "--lora -1: it must be a whole number of at least 0."),
+    ("--lora 4 --lora-alpha 0", "--lora-alpha 0.0: it must be a number above 0."),
+    ("--lora-targets q_proj", "--lora-targets q_proj: without --lora there is no adapter; leave it out."),
+    ("--merge", "--merge True: without --lora there is no adapter; leave it out."),
+    ("--use-peft", "it is --lora RANK here."),
+    ("--lora-r 8", "it is --lora RANK here."),
+    ("--qlora", "weights are fp32; --lora RANK trains an adapter beside them."),
     ("--temp 0.7", "it is --temperature here."),
     ("--version", "pyproject.toml"),
     ("--output-dir x", "it is --out here."),
     ("--output_dir=x", "it is --out here."),
     ("--bf16", "products are bf16 over fp32 weights"),
-    ("--wandb", "figures are in metrics.jsonl"),
-    ("--report-to wandb", "figures are in metrics.jsonl"),
+    ("--wandb", "it is --track wandb here"),
+    ("--report-to wandb", "it is --track here"),
     ("--vllm", "completions are sampled by the program itself"),
     ("--use-vllm true", "completions are sampled by the program itself"),
     ("--epsilon 0.2", "it is --clip-low and --clip-high here."),
@@ -83,6 +89,7 @@ FLAGS = [
     ("--wombat", "--wombat: there is no such flag. --help lists them all."),
     ("--group 4", "--group: there is no such flag."),
     ("good.jsonl", "good.jsonl: no flag stands before it; questions are given by --data good.jsonl"),
+    ("data.zip", "data.zip: no flag stands before it; questions are given by --data data.zip"),
     ("m", "m: no flag stands before it; --data takes questions, --model a model"),
     ("--steps", "--steps: a value is missing behind it."),
     ("--model --data good.jsonl", "--model: a value is missing behind it."),
@@ -853,7 +860,7 @@ def test_what_is_taken_is_taken_by_both_and_said(world, capsys, program, name, c
     shutil.rmtree(world / "new", ignore_errors=True)
     assert "\x1b" not in printed and "\0" not in printed
     for line in said:
-        assert line in printed
+        assert line in " ".join(printed.split()), "lines are broken at 80 columns"
 
 
 def test_silent_reductions_are_said(world, capsys):

@@ -138,20 +138,15 @@ function settingsTable(each, names) {
 function kinds(each, names) {
   const parts = [legend(names.slice(0, each.sides.length))];
   const highest = (values) => (each.verdicts ? 1 : Math.max(...values.flat().filter(isNumber), 0));
-  for (const [n, side] of each.sides.entries()) {
-    if (!side.lengths.length) continue;
-    const rows = side.lengths.map(([low, high, count, value]) => {
-      const values = n === 0 ? [value] : [null, value];
-      return [`${low} to ${high}`, values, counted(count, "answer")];
-    });
-    const of = each.sides.length > 1 ? `, ${names[n]}` : "";
+  if (each.lengths.length) {
+    const rows = each.lengths.map(([low, high, counts, values]) => [
+      `${low} to ${high}`,
+      values,
+      `${counts.map(number).join(" and ")} answer${counts.length === 1 && counts[0] === 1 ? "" : "s"}`,
+    ]);
     parts.push(
-      element("h4", {}, `by tokens of an answer${of}`),
-      bars(
-        rows.map(([label, values, note]) => [label, values.slice(n), note]),
-        each.verdicts,
-        highest(rows.map((row) => row[1])),
-      ),
+      element("h4", {}, "by tokens of an answer"),
+      bars(rows, each.verdicts, highest(rows.map((row) => row[1]))),
     );
   }
   for (const name of ["levels", "subjects"]) {

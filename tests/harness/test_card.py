@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ import dagrpo
 from harness import card
 from harness.checkpoint import records_of
 from harness.config import EXAMPLE, Config, configure
-from rollout import turns_of
+from rollout import render_prompt, turns_of
 
 RESULT = {"questions": 4, "accuracy": 0.25, "interval": [0.1, 0.4], "length": 9.5}
 BEFORE = {"step": 0, **RESULT, "levels": {"easy": {"accuracy": 0.5, "questions": 2}}}
@@ -47,8 +50,8 @@ def metadata_of(text, folder):
     return metadata_load(folder / "README.md")
 
 
-def of(tmp_path, config, evaluations=(), step=4, has_template=False):
-    text = card.model_card(config, list(evaluations), step, has_template)
+def of(tmp_path, config, evaluations=(), step=4, **saved):
+    text = card.model_card(config, list(evaluations), step, card.Saved(**saved))
     return text, metadata_of(text, tmp_path)
 
 
@@ -164,7 +167,7 @@ def test_a_model_of_a_run_names_the_model_that_run_began_with(tmp_path):
     folder = tmp_path / "first" / "model"
     folder.mkdir(parents=True)
     config = Config(model="owner/some-model", data=["d.jsonl"])
-    (folder / "README.md").write_text(card.model_card(config, [], 3, False))
+    (folder / "README.md").write_text(card.model_card(config, [], 3, card.Saved()))
     text, metadata = of(tmp_path, Config(model=str(folder), data=["d.jsonl"]))
     assert metadata["base_model"] == "owner/some-model"
     assert "`first/model`" in text and "it goes back to `owner/some-model`" in text
@@ -218,10 +221,53 @@ def test_what_was_not_measured_is_not_stated(tmp_path):
     assert "| before |" not in text and "| after step 4 |" in text
 
 
-def test_a_template_gets_the_turns_of_training(tmp_path):
-    config = Config(model="a", data=["d.jsonl"], system='be "brief"', enable_thinking=False)
-    text, _ = of(tmp_path, config, has_template=True)
-    made = text.split("turns = [")[1].split("]\n")[0]
-    turns = eval(f"[{made}]", {"problem": "1+1?"})
-    assert turns == turns_of("1+1?", None, config.prompt_style)
-    assert '"enable_thinking": False' in text
+SOLVED = {"problem": "2+2?", "answer": "4", "solution": "It is \\boxed{4}."}
+
+
+@pytest.fixture
+def asked_otherwise(tmp_path):
+    """A run with a prompt of its own, a solved example, and arguments of the chat template."""
+    (tmp_path / "prompt.txt").write_text("Solve {problem}\n{choices}Now!")
+    (tmp_path / "examples.jsonl").write_text(json.dumps(SOLVED) + "\n")
+    return Config(
+        model="a", data=["d.jsonl"], prompt_file=str(tmp_path / "prompt.txt"),
+        examples=str(tmp_path / "examples.jsonl"), template_arg=["lang=en"],
+    )  # fmt: skip
+
+
+def test_a_template_gets_the_turns_of_training(tmp_path, asked_otherwise):
+    for config in (Config(model="a", data=["d.jsonl"], system='be "brief"', enable_thinking=False), asked_otherwise):
+        text, _ = of(tmp_path, config, has_template=True)
+        made = text.split("turns = [")[1].split("]\n")[0]
+        turns = eval(f"[{made}]", {"problem": "1+1?"})
+        assert turns == turns_of("1+1?", None, config.prompt_style)
+        assert ("{'enable_thinking': False}" in text) != ("{'lang': 'en'}" in text)
+
+
+def test_without_a_template_the_prompt_is_the_text_of_training(tmp_path, asked_otherwise):
+    for config in (Config(model="a", data=["d.jsonl"]), dataclasses.replace(asked_otherwise, template_arg=[])):
+        text, _ = of(tmp_path, config)
+        (made,) = re.findall(r"^    prompt = (.*)$", text, re.MULTILINE)
+        plain = SimpleNamespace(chat_template=None)
+        assert eval(made, {"problem": "1+1?"}) == render_prompt(plain, "1+1?", None, config.prompt_style)
+
+
+def test_what_files_of_the_prompt_say_is_in_the_snippet_and_in_no_setting(tmp_path, asked_otherwise):
+    text, _ = of(tmp_path, asked_otherwise)
+    assert "| `--prompt-file` | `prompt.txt` |" in text and "--prompt-contents" not in text
+
+
+def test_an_adapter_says_that_it_is_one(tmp_path):
+    pytest.importorskip("peft")
+    for merge in (False, True):
+        out = tmp_path / f"merge-{merge}"
+        dagrpo.train(configure(
+            out=str(out), steps=1, questions=2, group_size=2, max_new_tokens=8, eval_samples=1, hold_out=2, lora=2,
+            merge=merge, data=[str(EXAMPLE / "train.jsonl")], model=str(EXAMPLE),
+        ))  # fmt: skip
+        metadata, checkpoint = metadata_load(out / "model" / "README.md"), out / "checkpoints" / "step-1"
+        assert metadata["library_name"] == ("transformers" if merge else "peft")
+        assert metadata_load(checkpoint / "model" / "README.md")["library_name"] == "peft"
+        assert (checkpoint / "merged" / "README.md").exists() == merge
+        text = (out / "model" / "README.md").read_text()
+        assert ("It is an adapter" in text) != merge and "| `--lora` | `2` |" in text

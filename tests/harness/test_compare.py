@@ -105,6 +105,17 @@ def test_a_data_file_is_the_same_benchmark_in_whichever_folder(tmp_path, capsys)
     assert "\nsums    " in capsys.readouterr().out
 
 
+def test_two_data_files_of_one_name_in_two_folders_stay_two_benchmarks():
+    assert list(results.by_short_name({"a/x.jsonl": {}, "b/x.jsonl": {}})) == ["a/x.jsonl", "b/x.jsonl"]
+    assert list(results.by_short_name({"a/x.jsonl": {}, "b/y.jsonl": {}})) == ["x", "y"]
+
+
+def test_right_is_a_whole_reward_and_where_nothing_says_what_is_right_the_mean_counts():
+    rows = [row("1?", [1.0, 0.5]), row("2?", [0.5, 0.5])]
+    assert results.question_scores({"rows": rows, "accuracy": 0.25}).tolist() == [0.5, 0.0]
+    assert results.question_scores({"rows": rows}).tolist() == [0.75, 0.5]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is said
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,7 +123,7 @@ def test_a_data_file_is_the_same_benchmark_in_whichever_folder(tmp_path, capsys)
 
 def test_the_report_has_difference_interval_p_and_the_questions(tmp_path, capsys):
     """A is right on 10 of 12 (one of them at half of its samples), B on 1: +75 points, won 10, lost 1."""
-    first = [[1.0, 1.0]] * 9 + [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    first = [[1.0, 0.0]] + [[1.0, 1.0]] * 9 + [[0.0, 0.0], [0.0, 0.0]]
     second = [[0.0, 0.0]] * 11 + [[1.0, 1.0]]
     one = written(tmp_path / "a.json", sums=result(first, model="ours"))
     other = written(tmp_path / "b.json", sums=result(second, model="theirs"))
@@ -125,7 +136,8 @@ def test_the_report_has_difference_interval_p_and_the_questions(tmp_path, capsys
     assert 20 < float(figures[5]) < 60 and 85 < float(figures[7]) <= 100  # the interval
     assert "A is ahead of B by 70.8 points" in out
     assert "sums: A ahead on 10 questions, B on 1, equal on 1" in out
-    assert "    100% : 0%    What is 0 + 0?" in out and "  0% : 100%  What is 11 + 11?" in out
+    assert "  A ahead:\n    100% : 0%    What is 1 + 1?" in out, "the largest differences first"
+    assert "  0% : 100%  What is 11 + 11?" in out
     assert "and 8 more (--list 10 names them)" in out
     assert all(len(line) <= 80 for line in lines[2:])
 

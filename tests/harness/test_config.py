@@ -180,6 +180,7 @@ def test_the_example_by_name_has_the_settings_of_the_example():
         ("--method luffy --hard-below 0.5", "--hard-below 0.5: with --every-group anchors join every group"),
         ("--anchor-objective sft --gamma 0.1", "--gamma 0.1: with --anchor-objective sft anchors have no f(π)"),
         ("--clip-high 0.3", "--clip-high 0.3: with one update of each batch every ratio is 1 and no clip acts; add"),
+        ("--compile all --device cpu", "--compile all: on a CPU nothing is compiled; leave it out."),
         ("--steps abc --steps 1", "--steps: it is given twice"),
         ("--model m --data d --eval-data e --hold-out 3", "--hold-out 3: with --eval-data nothing is held out"),
         ("--method sft --kl 0.1", "--kl 0.1: it is estimated on sampled completions"),

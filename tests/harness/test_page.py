@@ -132,8 +132,17 @@ def test_bits_tell_right_cut_off_and_unanswered_before_texts_are_unpacked(tmp_pa
     page.write_evaluation({"a": result(rows)}, tmp_path / "page.html")
     side = overview_of((tmp_path / "page.html").read_text())["evaluation"]["benchmarks"][0]["sides"][0]
     assert side["bits"] == ["16", "00"] and side["knows"] == ["truncated", "extracted"]
-    assert by_length({"rows": rows, "accuracy": 0.25}) == [[0, 6, 2, 0.5], [7, 13, 1, 0.0], [63, 64, 1, 0.0]]
-    assert by_length({"rows": [row("1?", [1.0])]}) == [], "an older file tells no lengths"
+
+
+def test_two_sides_share_their_classes_of_length():
+    """Up to 64 tokens, so ten classes of 7; a file without lengths has none, and two without them no classes."""
+    ours = result([row("1?", [1.0, 0.0], lengths=[5, 64]), row("2?", [0.0, 0.5], lengths=[6, 7])])
+    theirs = result([row("1?", [1.0], lengths=[4])])
+    assert by_length([ours]) == [[0, 6, [2], [0.5]], [7, 13, [1], [0.0]], [63, 64, [1], [0.0]]]
+    assert by_length([ours, theirs])[0] == [0, 6, [2, 1], [0.5, 1.0]]
+    assert by_length([ours, theirs])[1] == [7, 13, [1, 0], [0.0, None]]
+    older = result([row("1?", [1.0])])
+    assert by_length([ours, older])[0] == [0, 6, [2, 0], [0.5, None]] and by_length([older]) == []
 
 
 def test_levels_are_in_the_order_of_their_numbers():

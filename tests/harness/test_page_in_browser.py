@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness import page
+from harness import page, page_data
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 expect = playwright.expect
@@ -84,7 +84,9 @@ def sums(count: int = 45) -> dict[str, Any]:
 
 
 @pytest.fixture
-def evaluation(tmp_path: Path) -> dict[str, Any]:
+def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Its page is of many blocks, so that questions of a page of the list lie in several."""
+    monkeypatch.setattr(page_data, "BLOCK", 2_000)
     result = sums()
     page.write_evaluation({"sums": result}, tmp_path / "page.html")
     return result
@@ -108,6 +110,7 @@ def test_paging_goes_through_all_questions(evaluation, opened):
     tab = opened("page.html")
     status(tab, "45 questions, 1 to 20 shown")
     assert shown(tab) == list(range(20)) and tab.locator("button", has_text="previous").first.is_disabled()
+    assert tab.locator(".problem").all_text_contents() == [f"Which number is {n}?" for n in range(20)]
     tab.locator("button", has_text="next").last.click()
     status(tab, "45 questions, 21 to 40 shown")
     tab.locator("button", has_text="next").first.click()
@@ -236,6 +239,8 @@ def test_two_results_stand_side_by_side_and_under_each_other_on_a_phone(tmp_path
     assert tab.locator("article .side .note").all_text_contents() == ["0 of 2 right", "1 of 2 right"]
     left, right = (tab.locator(".side").nth(n).bounding_box() for n in (0, 1))
     assert left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    lengths = tab.locator("table.bars").first.locator("tr").first
+    assert lengths.locator(".side-0").count() == lengths.locator(".side-1").count() == 1, "a bar in each colour"
     difference = tab.locator(".figures tbody tr").last.locator("td").all_text_contents()
     assert difference[0] == "first − second" and "won 1" in difference and "lost 1" in difference
     narrow = opened("page.html", width=PHONE)
@@ -308,6 +313,18 @@ def test_a_model_that_raves_does_not_hang_the_page(text, blank):
     timed = "text => {const t = performance.now(); readable(text); return (performance.now() - t) / 1000}"
     seconds = blank.evaluate(timed, text)
     assert seconds < 3
+
+
+def test_blocks_are_unpacked_alike_by_older_browsers(blank):
+    alike = """() => {
+        const newer = Uint8Array.fromBase64, read = () => [...bytesOf("AP8Q")];
+        const found = [read()];
+        Uint8Array.fromBase64 = undefined;
+        found.push(read());
+        Uint8Array.fromBase64 = newer;
+        return found;
+    }"""
+    assert blank.evaluate(alike) == [[0, 255, 16], [0, 255, 16]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -173,18 +173,39 @@ RECORD = {
 
 
 def test_the_line_of_a_step_fits_a_terminal_and_has_no_notes_where_all_is_well():
-    assert report.step_line(RECORD, 10) == " ".join(
-        ["step  3/10 ", "reward 0.250 ", "length   12 ", "no signal  50% ", "masked  25% ", "3.5 s"]
+    assert report.step_line(RECORD, 10, 200.0) == " ".join(
+        ["step  3/10 ", "reward 0.250 ", "length   12 ", "no signal  50% ", "masked  25% ", "eta 3m"]
     )
+    assert report.step_line(RECORD, 3).endswith("masked  25%"), "nothing is left to wait for"
     longest = {
         **RECORD,
-        "step": 150,
+        "step": 1_500,
+        "reward": -12345.678,
         "length/mean": 8192.0,
         "no_signal": 1.0,
         "masked_pairs": 1.0,
-        "seconds/train": 99.0,
     }
-    assert len(report.step_line(longest, 200)) <= 80
+    assert len(report.step_line({**longest, "reward": 0.5}, 2_000, 5_000.0)) <= 80
+    assert len(report.step_line({**longest, "step": 150}, 200, 5_000.0)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0s"), (99, "99s"), (99.6, "2m"), (3_600, "60m"), (5_969, "99m"), (5_971, "2h"), (47 * 3_600, "47h"),
+     (48 * 3_600, "2d"), (99 * 86_400, "99d")],
+)  # fmt: skip
+def test_a_time_is_three_characters_at_most(seconds, shown):
+    assert report.span(seconds) == shown and len(shown) <= 3
+
+
+def test_sentences_are_broken_at_spaces_within_80_columns():
+    path = "x" * 100
+    note = f"{'word ' * 30}--max-new-tokens {path}\n  an indented line\n\n" + "  1" * 40
+    lines = report.wrapped(note).splitlines()
+    assert [line for line in lines if len(line) > 80] == [f"  {path}"], "a path stays whole"
+    assert lines[0] == ("word " * 16).rstrip() and all(line.startswith("  ") for line in lines[1:4])
+    assert lines[4:6] == ["  an indented line", ""] and lines[7].startswith("    1")
+    assert " ".join(report.wrapped(note).split()) == " ".join(note.split())
 
 
 def test_what_somebody_should_look_at_gets_a_line_of_its_own():
@@ -192,8 +213,9 @@ def test_what_somebody_should_look_at_gets_a_line_of_its_own():
     lines = report.step_line({**RECORD, **bad, "trained_sequences": 0.0}, 10).splitlines()
     assert lines[1:] == [
         "     50% cut off at the limit: raise --max-new-tokens",
-        "     2 updates skipped: their gradient was not finite, on a.jsonl:3, b, c, d, ...",
-        "     nothing to learn: in every group all rewards are equal or all pairs are masked",
+        "     2 updates skipped: their gradient was not finite, on a.jsonl:3, b, c, d,",
+        "       ...",
+        "     nothing to learn: in every group rewards are equal or all pairs masked",
     ]
     assert len(report.step_line({**RECORD, "truncated": 0.2}, 10).splitlines()) == 1
 
@@ -288,9 +310,9 @@ def test_an_evaluation_is_told_in_percent_only_where_right_is_known():
     known = {"accuracy": 0.25, "interval": (0.2, 0.3), "reward": 1.5, "reward_interval": (1, 2), "length": 9.0}
     known |= {"levels": {"1": {"accuracy": 0.5, "reward": 2.5}}}
     assert report.evaluation_line(4, known, 1.0) == (
-        "held out at step 4: 25.0% (20.0% to 30.0%)  length 9.0  1.0 s  by level 1: 50%"
+        "held out at step 4: 25.0% (20.0% to 30.0%)  length 9.0  1.0 s\n     by level: 1 = 50%"
     )
     unknown = {name: value for name, value in known.items() if name not in ("accuracy", "interval")}
     assert report.evaluation_line(4, unknown, 1.0) == (
-        "held out at step 4: reward 1.5 (1 to 2)  length 9.0  1.0 s  by level 1: 2.5"
+        "held out at step 4: reward 1.5 (1 to 2)  length 9.0  1.0 s\n     by level: 1 = 2.5"
     )

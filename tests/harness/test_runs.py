@@ -17,7 +17,8 @@ import dagrpo
 import rollout
 from harness import checkpoint, runs
 from harness.config import EXAMPLE, Config, ConfigError, configure
-from harness.runs import Interrupted, Run, open_run
+from harness.runs import Run, open_run
+from harness.signals import Interrupted
 
 CLOCK = ("seconds/", "tokens_per_s/", "peak_memory_gb")  # what no two runs have in common
 
@@ -243,7 +244,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(unbroken, tmp_
     broken_at(tmp_path / "run", 5, monkeypatch, keep=2)
     (tmp_path / "run" / "checkpoints" / "step-4" / "optimizer.safetensors").write_bytes(b"")
     resumed(tmp_path / "run")
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())  # lines are folded where paths are long
     assert "step-4: this checkpoint is damaged" in said and "Resumed after step 2" in said
     assert left_by(tmp_path / "run") == left_by(unbroken)
 
@@ -339,6 +340,15 @@ def test_training_stands_still_for_the_copy_and_the_log_says_how_long(unbroken):
     assert all(0 < record["seconds/save"] < 1 for record in records if "seconds/save" in record)
 
 
+def test_the_time_left_is_what_the_steps_of_this_process_took(tmp_path, monkeypatch, unbroken):
+    """Of a resumed run, too: four steps of six are from before."""
+    clock = iter([100.0, 107.0])
+    now = Run(tmp_path, resumed=checkpoint.Checkpoint(unbroken, {"step": 4}))
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(clock))
+    assert next(now.steps(20)) == 5
+    assert now.seconds_left(5, 20) == pytest.approx(7.0 * 15)
+
+
 # --- folders and locks -------------------------------------------------------------------------------------------
 
 
@@ -396,14 +406,19 @@ def test_a_folder_with_a_run_in_it_says_how_to_go_on(tmp_path, unbroken):
 # --- signals -----------------------------------------------------------------------------------------------------
 
 
-def test_a_signal_ends_the_run_after_its_step_with_the_line_that_goes_on(unbroken, tmp_path, monkeypatch):
-    at_call(3, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
-    with pytest.raises(Interrupted, match=f"saved after step 3. Go on with: python dagrpo.py --resume {tmp_path}"):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_run_after_its_step_with_the_line_that_goes_on(unbroken, tmp_path, monkeypatch, number):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored
+    at_call(3, lambda: os.kill(os.getpid(), number), monkeypatch)
+    message = f"saved after step 3. Go on with: python dagrpo.py --resume {tmp_path}"
+    with pytest.raises(Interrupted, match=message) as stopped:
         dagrpo.train(settings(tmp_path / "run"))
-    assert checkpoint.newest(tmp_path / "run")[0].step == 3
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    resumed(tmp_path / "run")
-    assert left_by(tmp_path / "run") == left_by(unbroken)
+    assert checkpoint.newest(tmp_path / "run")[0].step == 3 and stopped.value.number == number
+    assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    signal.signal(signal.SIGHUP, before)
+    if number == signal.SIGTERM:
+        resumed(tmp_path / "run")
+        assert left_by(tmp_path / "run") == left_by(unbroken)
 
 
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
@@ -436,11 +451,14 @@ def test_a_signal_during_an_evaluation_stops_at_once_and_loses_nothing(unbroken,
     assert left_by(tmp_path / "run") == left_by(unbroken)
 
 
-def test_the_command_ends_with_130_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dagrpo, "train", lambda _: (_ for _ in ()).throw(Interrupted("Go on with: ...")))
+def test_the_command_ends_with_the_number_of_the_signal_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def train(_):
+        raise Interrupted("Go on with: ...", signal.SIGTERM)
+
+    monkeypatch.setattr(dagrpo, "train", train)
     with pytest.raises(SystemExit) as stopped:
         dagrpo.main(["--out", str(tmp_path / "run")])
-    assert stopped.value.code == 130 and "Go on with: ..." in capsys.readouterr().err
+    assert stopped.value.code == 128 + 15 and "Go on with: ..." in capsys.readouterr().err
 
 
 # --- faults ------------------------------------------------------------------------------------------------------
@@ -461,7 +479,8 @@ def test_a_gradient_that_is_not_finite_reaches_nothing_and_ends_the_run_in_time(
     records = [record for record in lines_of(tmp_path / "run" / "metrics.jsonl") if "step" in record]
     bad = [record for record in records if record["bad_updates"]]
     assert len(bad) == 3 and all(str(EXAMPLE) in place for record in bad for place in record["bad_questions"])
-    assert "their gradient was not finite, on " in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())  # lines are folded where paths are long
+    assert "their gradient was not finite, on " in said
     saved, _ = rollout.load(str(tmp_path / "run" / "model"))
     assert all(bool(parameter.isfinite().all()) for parameter in saved.parameters())
 

@@ -133,17 +133,49 @@ def test_an_error_of_the_function_itself_is_not_taken_for_a_missing_compiler():
 
 def test_on_a_cpu_nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(compiling.torch, "compile", lambda *_, **__: pytest.fail("compiled on a CPU"))
-    assert compiling.compiled(lambda x: x + 1)(torch.tensor(1)) == 2
+    assert compiling.compiled("sampler")(lambda x: x + 1)(torch.tensor(1)) == 2
 
 
-def test_a_tensor_on_a_gpu_is_seen_whether_it_is_given_by_place_or_by_name(monkeypatch):
-    """With a tensor that says so of itself, and a stand-in for the compiler."""
+class OnGpu(torch.Tensor):
+    """Says of itself that it is on a GPU."""
 
-    class OnGpu(torch.Tensor):
-        device = torch.device("cuda")
+    device = torch.device("cuda")
 
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """In place of the compiler."""
+    monkeypatch.setitem(compiling.chosen, "parts", compiling.CHOICES["sampler"])
     monkeypatch.setattr(compiling, "with_compiler", lambda function, state, *arguments, **options: "compiled")
-    function = compiling.compiled(lambda *arguments, **options: "as it is")
+
+
+def test_a_tensor_on_a_gpu_is_seen_whether_it_is_given_by_place_or_by_name(stand_in):
+    function = compiling.compiled("sampler")(lambda *arguments, **options: "as it is")
     here, there = torch.ones(2), torch.ones(2).as_subclass(OnGpu)
     assert function(here, 2, scale=here) == "as it is"
     assert function(here, there) == function(here, scale=there) == "compiled"
+
+
+@pytest.mark.parametrize(
+    ("choice", "fused"), [("none", []), ("sampler", ["sampler"]), ("all", ["sampler", "update"]), (None, ["sampler"])]
+)
+def test_what_is_compiled_is_what_the_flag_says_and_without_it_the_sampler_alone(stand_in, choice, fused):
+    """Masks and loss cost more to compile than they win back."""
+    if choice:
+        compiling.choose(choice)
+    there = torch.ones(2).as_subclass(OnGpu)
+    parts = ["sampler", "update"]
+    found = [part for part in parts if compiling.compiled(part)(lambda x: "as it is")(there) == "compiled"]
+    assert found == fused == [part for part in parts if compiling.is_compiled(part)]
+
+
+def test_masks_and_loss_are_one_part_and_the_layer_of_the_sampler_is_the_other(monkeypatch):
+    """By what each asks for when it is called with a tensor on a GPU."""
+    asked = []
+    monkeypatch.setattr(compiling, "is_compiled", lambda part: asked.append(part) or False)
+    there = torch.ones(2, 2, 2).as_subclass(OnGpu)
+    calls = [dagrpo.policy_loss, scoring.distinct_pairs, scoring.safe_pairs, scoring.with_worst_masked]
+    for function in (*calls, scoring.rectified_advantages, decoding.decoder_layer):
+        with pytest.raises(TypeError):  # of the function itself, which lacks arguments
+            function(there)
+    assert asked == ["update"] * 5 + ["sampler"]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from architectures import config_of, model_of
-from conftest import padded_batch, random_model
+from conftest import Casts, padded_batch, random_model
 from transformers import FalconConfig, FalconForCausalLM
 from transformers.cache_utils import DynamicCache
 
 import rollout
-from policy import logprobs
+from policy import attention, logprobs
 from policy.model import hidden_states
 
 ROWS = [(0, 5, 9), (3, 5, 4), (1, 6, 7), (6, 5, 1)]
@@ -205,6 +207,27 @@ def test_logits_of_one_chunk_only_are_kept_for_the_backward_pass(monkeypatch):
     assert whole > 60 * 4_096 and in_chunks == 0
 
 
+def test_the_head_of_a_reference_model_is_cast_once_and_not_for_each_chunk(model, monkeypatch):
+    """In bf16, imitated on a CPU, 17 tokens in chunks of three."""
+    model.requires_grad_(False)
+    monkeypatch.setattr(logprobs, "autocast", lambda model: torch.autocast("cpu", torch.bfloat16))
+    batch = padded_batch(ROWS, 64)
+    with torch.no_grad():
+        whole, _ = logprobs.token_logps(model, *batch)
+        monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 64 * 3)
+        with Casts((64, 32)) as casts:
+            in_chunks, _ = logprobs.token_logps(model, *batch)
+    assert casts.count == 1
+    torch.testing.assert_close(in_chunks, whole)
+
+
+@pytest.mark.parametrize(("device", "least", "most"), [("cpu", 200, 250), ("cuda", 500, 1_000)])
+def test_a_chunk_of_a_large_vocabulary_is_larger_on_a_gpu_which_would_wait_for_memory(device, least, most):
+    """Qwen2.5's vocabulary; the logits of a chunk stay below 1 GB in fp32."""
+    logits = logprobs.chunk_elements(SimpleNamespace(device=torch.device(device)))
+    assert least <= logits // 151_936 <= most and 4 * logits < 1e9
+
+
 def test_the_longest_rows_come_first(model, tokenizer):
     """What needs most memory fails in the first micro-batch, or not at all."""
     record = drawn_rollouts(model, tokenizer)
@@ -294,8 +317,13 @@ def test_runs_of_a_shared_prompt_end_where_attention_costs_more_than_the_prompt(
     assert [len(run) for run in runs] == [3, 3, 2]
 
 
+@pytest.mark.parametrize("devices", [(), ("cpu",)], ids=["by a mask", "by rows"])
 @pytest.mark.parametrize("budget", [40, 300, 100_000])
-def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradients(model, tokenizer, budget):
+def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradients(
+    model, tokenizer, monkeypatch, budget, devices
+):
+    """As on a CPU, and as on a GPU."""
+    monkeypatch.setattr(attention, "DEVICES", devices)
     record = drawn_rollouts(model, tokenizer)
     weights = torch.randn(record.input_ids.shape)
     packed_share = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from architectures import GEMMA3, LONGROPE, config_of, model_of
-from conftest import padded_batch
+from conftest import Casts, padded_batch
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -52,11 +52,25 @@ def test_loaded_weights_begin_where_a_vector_can(model, tokenizer, tmp_path):
 
 def test_missing_gguf_file_and_missing_gguf_package(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="no such file"):
-        policy_model.load(str(tmp_path / "model.gguf"))
+        policy_model.check_files(str(tmp_path / "model.gguf"), "--model")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(policy_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install gguf accelerate"):
+        policy_model.check_files(str(tmp_path / "model.gguf"), "--model")
+
+
+def test_unpacking_a_gguf_file_draws_no_bar_in_a_file(tmp_path, monkeypatch, capsys):
+    """transformers' own switch for bars does not reach this one."""
+
+    def unpack(*_, **__):
+        list(policy_model.modeling_gguf_pytorch_utils.tqdm([1, 2]))
+        raise ValueError("that is enough")
+
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(policy_model.AutoModelForCausalLM, "from_pretrained", unpack)
+    with pytest.raises(ModelError, match="that is enough"):
         policy_model.load(str(tmp_path / "model.gguf"))
+    assert capsys.readouterr().err == ""
 
 
 # --- configurations ----------------------------------------------------------------------------------------------
@@ -190,6 +204,25 @@ def test_gradients_of_the_vocabulary_equal_autograd_through_the_head(name, tempe
     (expected,) = torch.autograd.grad(chosen, plain)
     found = policy_model.vocabulary_gradients(model, hidden, targets, temperature).detach()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_head_is_cast_to_bf16_once_also_where_it_has_no_gradient(model, trained):
+    """Autocast itself casts the weights of a reference model again for each chunk of tokens."""
+    model.requires_grad_(trained)
+    hidden = torch.randn(5, 3, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = policy_model.logits_from_hidden(model, hidden)
+        with Casts((64, 32)) as casts:
+            head = policy_model.head_of(model)
+            found = [policy_model.logits_from_hidden(model, chunk, head) for chunk in hidden]
+    assert casts.count == (0 if trained else 1)  # autocast has kept that of the first call
+    torch.testing.assert_close(torch.stack(found), expected)
+
+
+def test_without_autocast_the_head_is_the_models_own(model):
+    model.requires_grad_(False)
+    assert policy_model.head_of(model) is model.get_output_embeddings()
 
 
 def test_positions_count_real_tokens_where_a_model_learns_them_by_number():

@@ -150,8 +150,8 @@ def test_the_loss_of_anchors_is_the_shaped_one_and_that_of_the_others_is_trls(tm
 
 
 def test_an_anchor_that_others_outdo_is_lowered_without_a_clip(tmp_path):
-    """With rewards of one's own an anchor may have Ã < 0, and f(π) is far below 1 − ε."""
-    trainer = anchored_trainer(tmp_path, questions_of_example(1), rectify="none")
+    """With rewards of one's own an anchor may have Ã < 0; with γ = 1 its f(π) is below 1 − ε."""
+    trainer = anchored_trainer(tmp_path, questions_of_example(1), rectify="none", gamma=1.0)
     batch, sampled, found = one_batch(trainer)
     batch["advantages"], advantages = -batch["advantages"], -found.advantages
     check_loss(trainer, batch, as_rollouts(trainer, sampled), replace(found, advantages=advantages))
@@ -168,6 +168,24 @@ def test_the_divergence_counts_what_the_policy_has_sampled(tmp_path):
         logps = torch.where(is_anchor[:, None], shift, 0.0).expand(batch["completion_ids"].shape)
         losses.append(trainer._compute_loss(trainer.model, {**batch, "ref_per_token_logps": logps - 1.0}).item())
     assert losses[0] == losses[1]
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
+    """With moments of AdamW in the masks, and anchors: both go on where they were."""
+    questions = questions_of_example(16)
+    solutions = anchors.load(questions, joining=questions, tokenizer=TOKENIZER, max_new_tokens=160)
+    options = {"rectify": "group", "hard_below": 0.25, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    runs = []
+    for name in ("unbroken", "resumed"):
+        trainer = new(
+            DaGRPOTrainer, settings(tmp_path / name, **options), rows(questions), reward_funcs=arbitrary,
+            questions=questions, anchors=solutions,
+        )  # fmt: skip
+        start = str(tmp_path / "unbroken" / "checkpoint-2") if name == "resumed" else None
+        trainer.train(resume_from_checkpoint=start)
+        assert trainer.state.global_step == 4
+        runs.append(trainer.model.state_dict())
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

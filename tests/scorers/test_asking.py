@@ -15,6 +15,7 @@ from conftest import random_model
 from judge_server import JudgeServer, completion, reply_of, right
 
 import rollout
+from policy.model import ModelError
 from questions import DataError
 from scorers import asking
 from scorers.asking import LATE, NONSENSE, Endpoint, LocalModel, Request, api_key, read_scores
@@ -422,3 +423,8 @@ def test_a_local_judge_is_frozen(monkeypatch, model, tokenizer):
     monkeypatch.setattr(rollout, "load", lambda source, device, flag: (model, tokenizer))
     judge = LocalModel.load("m", None, 1.0)
     assert not any(parameter.requires_grad for parameter in judge.model.parameters())
+
+
+def test_a_judge_that_is_no_model_is_told_before_it_is_loaded(tmp_path):
+    with pytest.raises(ModelError, match=r"--judge-model .*: it is no model folder: config\.json is missing"):
+        LocalModel.load(str(tmp_path), "cpu", 1.0)

@@ -8,6 +8,7 @@ from conftest import padded_batch, random_model
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 import scoring
+from policy import logprobs
 from policy.model import vocabulary_gradients
 from scorers import gradients
 
@@ -139,7 +140,7 @@ def test_gram_counts_the_eos(model):
 def test_gram_does_not_depend_on_the_cut_into_micro_batches(model, monkeypatch):
     batch = padded_batch(ROWS * 3, 64)
     whole = scoring.gradient_gram(model, *batch, 4)
-    monkeypatch.setattr(gradients, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 64 * 5)  # five positions of logits at a time
     ran, plain = [], gradients.hidden_states
     monkeypatch.setattr(gradients, "hidden_states", lambda m, ids, mask: ran.append(len(ids)) or plain(m, ids, mask))
     found = gradients.gradient_products(model, gradients.Sequences(*batch, 4), gradients.Measure(row_tokens=1)).gram
