@@ -32,7 +32,7 @@ from policy.decoding import (
     of_prompts,
     uniform_noise,
 )
-from policy.model import autocast, logits_from_hidden
+from policy.model import autocast, head_of, logits_from_hidden
 
 FREE_SHARE = 1 / 8  # of the rows that must be free before prompts are computed for them: one at a time is slow
 LOOK_ON_CPU = 4  # tokens between two looks at which completions have ended; a GPU, which then waits, has STOP_CHECK
@@ -206,10 +206,11 @@ def next_block(
     columns: list[torch.Tensor] = []
     finite: list[torch.Tensor] = []
     with autocast(model):
+        head = head_of(model)
         for number in range(noise.shape[1]):
             if number:
                 hidden = slots.step(columns[-1])
-            logits = logits_from_hidden(model, hidden)
+            logits = logits_from_hidden(model, hidden, head)
             chosen, logps = choose_tokens(logits, noise[:, number], sampling.temperature, sampling.top_p)
             columns.append(chosen)
             finite.append(logps.isfinite())
