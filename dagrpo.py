@@ -373,7 +373,8 @@ def backward(
         for micro in rollout.micro_batches(model, rollouts, learning, config.token_budget):
             part = rollouts.rows(micro.rows)
             options: dict[str, Any] = {"temperature": config.temperature, "packing": micro.packing}
-            logps, entropies = rollout.token_logps(model, *part.tokens, **options)
+            with_bonus = config.entropy_bonus > 0
+            logps, entropies = rollout.token_logps(model, *part.tokens, **options, entropy_gradient=with_bonus)
             reference_logps = None
             if learner.reference is not None:
                 with torch.no_grad(), lora.without_adapter(learner.reference):
@@ -387,8 +388,8 @@ def backward(
                 denominators[micro.rows],
                 objective,
                 reference_logps=reference_logps,
-                entropies=entropies if config.entropy_bonus else entropies.detach(),
-                entropy_weight=entropy_weight if config.entropy_bonus else None,
+                entropies=entropies,
+                entropy_weight=entropy_weight if with_bonus else None,
             )
             loss.backward()
             on_policy = part.prediction_mask & ~part.anchor_mask[:, None]

@@ -47,6 +47,7 @@ def token_logps(
     temperature: float = 1.0,
     packing: Packing | None = None,
     states: torch.Tensor | None = None,  # (M, H)
+    entropy_gradient: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, S), (N, S)
     """Log-probabilities of the completions' tokens, and entropies of the distributions that they were drawn from.
 
@@ -59,8 +60,9 @@ def token_logps(
     `states` are those that predict the completions' tokens, in order, where they are known: then nothing is run through
     the model but its head.
 
-    Differentiable. Only completions go through the head, a chunk at a time; the backward pass computes each chunk
-    again, so that memory does not grow with the vocabulary.
+    Differentiable, the entropies too unless `entropy_gradient` is false. Only completions go through the head, a chunk
+    at a time; the backward pass computes each chunk again, so that memory does not grow with the vocabulary. Where a
+    loss has no term of the entropies, what their gradient needs would be made again too, and kept to the end.
 
     Raises TypeError for a response mask that is not bool.
     """
@@ -78,8 +80,11 @@ def token_logps(
 
         def chunk_logps(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             logps = (logits_from_hidden(model, hidden, head) / temperature).log_softmax(-1)
+            chosen = logps.gather(1, targets[:, None]).squeeze(1)
+            if not entropy_gradient:  # behind `chosen`: there the second computation ends
+                logps = logps.detach()
             entropies = -(logps.exp() * logps.masked_fill(logps == -torch.inf, 0.0)).sum(-1)
-            return logps.gather(1, targets[:, None]).squeeze(1), entropies
+            return chosen, entropies
 
         size = max(1, chunk_elements(model) // text_config(model).vocab_size)
         if len(targets) <= size:

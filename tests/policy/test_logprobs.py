@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 
 import pytest
@@ -205,6 +206,24 @@ def test_logits_of_one_chunk_only_are_kept_for_the_backward_pass(monkeypatch):
         kept[chunk] = sum(size for size in sizes if size >= 4_096 * 4 and size != 4_096 * 32)  # but for the weight
     whole, in_chunks = kept.values()
     assert whole > 60 * 4_096 and in_chunks == 0
+
+
+@pytest.mark.parametrize("entropy_gradient", [True, False])
+def test_no_chunk_of_logits_is_left_behind_a_backward_pass_that_has_no_use_for_entropies(monkeypatch, entropy_gradient):
+    """What their gradient would need is made again with each chunk, and stays as long as the entropies do."""
+    model = random_model(vocab_size=4_096)
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", 4_096 * 4)
+    batch = padded_batch([(0, 3, 30), (0, 3, 30)], 4_096)
+    logps, entropies = logprobs.token_logps(model, *batch, entropy_gradient=entropy_gradient)
+    logps.sum().backward()
+    left = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.shape == (4, 4_096)]
+    assert entropies.requires_grad == entropy_gradient and bool(left) == entropy_gradient
+    expected, of_loss = [p.grad.clone() for p in model.parameters()], float(logps.sum())
+    model.zero_grad()
+    other, same = logprobs.token_logps(model, *batch)
+    other.sum().backward()
+    assert float(other.sum()) == of_loss and torch.equal(entropies, same)
+    assert all(torch.equal(a, p.grad) for a, p in zip(expected, model.parameters(), strict=True))
 
 
 def test_the_head_of_a_reference_model_is_cast_once_and_not_for_each_chunk(model, monkeypatch):
