@@ -766,7 +766,9 @@ def held(
     for folder in ("new", "runs"):
         shutil.rmtree(world / folder, ignore_errors=True)
     printed = capsys.readouterr()
-    (said,) = [line for line in printed.err.splitlines() if line.startswith(f"{program}.py: ")]
+    lines = [line for line in printed.err.splitlines() if line.startswith(f"{program}.py: ")]
+    assert len(lines) == 1, f"{stop.value!r} with code {stop.value.code!r} after {printed.err!r}"
+    (said,) = lines
     assert message in said
     assert stop.value.code == code and code != 0
     assert "Traceback" not in printed.err and printed.err.rstrip().endswith(said)
