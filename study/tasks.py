@@ -142,7 +142,8 @@ def as_problem(text: str) -> make.Problem:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The object of each line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:  # which end at newlines alone: a string may hold other separators
+        return [json.loads(line) for line in lines]
 
 
 def write_sets(folder: Path, sets: dict[str, list[Question]]) -> None:
