@@ -283,7 +283,24 @@ REPAIRS: list[tuple[str, Callable[[str], str]]] = [
     ("the name x before the value", lambda s: s.removeprefix("x = ")),
 ]
 # What was found by reading those of which no rule says the reason: by question and kind, who is right and why.
-READ: dict[tuple[str, str], tuple[str, str]] = {}
+ANOTHER_BASE = ("here", "accepted there, and wrong: a numeral of another base is another number")
+PART_OF_A_FORMULA = ("here", "accepted there, and wrong: of a formula with several letters only a part is compared")
+OTHER_UNIT = ("here", "accepted there, and wrong: a volume in place of an area")
+COMPUTED_NUMERAL = ("there", "arithmetic on a numeral of another base than ten is not read here")
+READ: dict[tuple[str, str], tuple[str, str]] = {
+    ("math500-number_theory-864", "changed again"): ANOTHER_BASE,
+    ("math500-number_theory-516", "changed"): ANOTHER_BASE,
+    **{
+        (f"math500-number_theory-{number}", "to be computed"): COMPUTED_NUMERAL
+        for number in (46, 368, 516, 847, 864, 1257)
+    },
+    ("math500-geometry-473", "changed again"): OTHER_UNIT,
+    ("math500-prealgebra-1114", "changed"): OTHER_UNIT,
+    ("minerva-138", "changed"): PART_OF_A_FORMULA,
+    **{("minerva-261", kind): PART_OF_A_FORMULA for kind in ("another value", "changed", "changed again")},
+    ("minerva-268", "another value"): PART_OF_A_FORMULA,
+    ("olympiadbench-2243", "changed again"): ("here", "accepted there, and wrong: a bracket that closes at infinity"),
+}
 
 
 def braced(match: re.Match[str]) -> str:

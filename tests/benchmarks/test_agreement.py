@@ -124,3 +124,12 @@ def test_the_table_counts_agreement_and_who_is_right(capsys):
     assert rows["all"] == ["6", "3", "50.00%", "1", "2", "0"]
     assert rows["as it is"] == ["5", "2", "40.00%", "1", "2", "0"]
     assert rows["all of minerva"] == ["3", "2", "66.67%", "0", "1", "0"]
+
+
+def test_of_every_disagreement_that_is_kept_the_reason_is_known():
+    verdicts = [v for v in agreement.verdicts_of(agreement.rows_of(agreement.KEPT)) if v.differ]
+    assert verdicts and {verdict.who for verdict in verdicts} <= {"here", "there", "open"}
+    unread = [verdict for verdict in verdicts if "not read yet" in verdict.reason]
+    assert all(verdict.kind.startswith("of the model") for verdict in unread)
+    kept = {(verdict.id, verdict.kind) for verdict in verdicts}
+    assert set(agreement.READ) <= kept, "what was read is still there"
