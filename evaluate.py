@@ -335,6 +335,10 @@ def main(arguments: list[str] | None = None) -> None:
         options = options_of(given)
         if options.bench == ["list"]:
             print(table_of_benchmarks())
+        elif options.chat:
+            from harness import chat  # not above, as compare
+
+            chat.talk(options)
         else:
             measure(options)
 

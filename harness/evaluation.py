@@ -28,6 +28,7 @@ from harness.prompting import Contents, arguments_of, contents_of, contents_of_r
 from questions import DataError, Question, key_of, read_data, without_contradictions
 from rollout import INSTRUCTION, PLAIN, PromptStyle, noise_key
 
+NOT_IN_A_CHAT = ("data", "bench", "bench_dir", "samples", "limit", "shuffle_options", "skip_bad", "out", "html")
 MOST_ANSWERS = 10_000_000  # of one benchmark: what is more is a slip of the pen, and would fill the memory
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -62,12 +63,18 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument("--out", help="write everything, every completion included, to this JSON file")
     parser.add_argument("--html", help="write a page of it, to look at in a browser, to this file")
+    parser.add_argument("--chat", action="store_true", help="answer questions that are typed, with a verdict behind =>")
     options = parsed(parser, arguments, OF_EVALUATION)
     if options.bench == ["list"]:
         return options
     if options.model is None:
         raise ConfigError("--model is missing: name the model to measure, a Hub name, local directory, or .gguf file.")
-    if options.data is None and options.bench is None:
+    if options.chat:
+        for name in NOT_IN_A_CHAT:
+            if getattr(options, name) not in (None, False):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag}: with --chat nothing is measured, and it has no use; leave one of them out.")
+    elif options.data is None and options.bench is None:
         raise ConfigError(
             "--data is missing: name the JSONL files or Hub sets to measure it on, or benchmarks by --bench."
         )
