@@ -23,6 +23,7 @@ import torch
 
 from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
 from harness.command import ConfigError as ConfigError  # a name that others import from here
+from harness.mapping import names_of
 from harness.prompting import Contents, arguments_of, contents_of, contents_of_record
 from harness.recipe import read_recipe
 from policy.compiling import CHOICES
@@ -109,8 +110,10 @@ class Config:
 
     model: str = flag("", "Hub name, local directory or .gguf file; without it the embedded example runs", group="what")
     recipe: str = flag("", "TOML file of settings, such as those in recipes/; flags go before it")
-    data: list[str] = flag([], "training questions: JSONL files or Hub sets, name[:split]")
-    eval_data: list[str] = flag([], "held-out questions; without them --hold-out of --data are kept back")
+    data: list[str] = flag([], "training questions: files (JSONL, JSON, CSV, Parquet), folders, Hub sets name[:split]")
+    eval_data: list[str] = flag([], "held-out questions, of several sets each by itself and their mean; without it "
+                                "--hold-out of --data are kept back")
+    map: list[str] = flag([], "NAME=FIELD, where fields of the data have other names: problem=question,answer=target")
     reward: list[str] = flag([], "file.py:function, from texts and questions to floats, in place of the verifier; of "
                              "several, each with =WEIGHT behind it or 1, the sum")
     right_at: float | None = flag(None, "with --reward: what a right completion earns at least; anchors need it")
@@ -277,6 +280,10 @@ def check(config: Config) -> None:
             "leave it out."
         )
     check_judge(config)
+    names_of(config.map)
+    twice = next((source for source in config.eval_data if config.eval_data.count(source) > 1), None)
+    if twice:
+        raise ConfigError(f"--eval-data {twice}: it is named twice; leave one of them out.")
     if config.threshold is not None and config.rectify != "threshold":
         raise ConfigError(
             f"--threshold {config.threshold}: with --rectify {config.rectify} nothing is compared with it; leave it "

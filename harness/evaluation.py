@@ -24,8 +24,9 @@ from harness.answers import PartFile
 from harness.benchmarks import Source, named_benchmarks, read_benchmark
 from harness.checkpoint import PART, write_whole
 from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, parsed
+from harness.mapping import names_of
 from harness.prompting import Contents, arguments_of, contents_of, contents_of_record
-from questions import DataError, Question, key_of, read_data, without_contradictions
+from questions import DataError, Question, key_of, read_data, values_of, without_contradictions
 from rollout import INSTRUCTION, PLAIN, PromptStyle, noise_key
 
 MOST_ANSWERS = 10_000_000  # of one benchmark: what is more is a slip of the pen, and would fill the memory
@@ -41,7 +42,8 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="Hub name, local directory, or .gguf file")
     parser.add_argument("--bench", nargs="+", help="benchmarks by name: a,b or a=FILE; list says what there is")
     parser.add_argument("--bench-dir", help="folder of the benchmarks' files, NAME.jsonl; without it, the Hub")
-    parser.add_argument("--data", nargs="+", help="JSONL files or Hub sets, one benchmark each")
+    parser.add_argument("--data", nargs="+", help="files of questions or Hub sets, one benchmark each")
+    parser.add_argument("--map", nargs="+", default=[], help="NAME=FIELD, where fields of --data have other names")
     parser.add_argument(
         "--samples", type=int, help="completions of each question, k; 1, or for --bench as its papers have it"
     )
@@ -73,6 +75,9 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
         )
     if options.bench_dir is not None and options.bench is None:
         raise ConfigError(f"--bench-dir {options.bench_dir}: without --bench nothing is read from it; leave it out.")
+    if options.map and options.data is None:
+        raise ConfigError(f"--map {' '.join(options.map)}: it says how --data is read, and there is none.")
+    options.map = names_of(options.map)
     options.data = options.data or []
     options.bench = named_benchmarks(options.bench or [], options.bench_dir)
     if not 0 < options.top_p <= 1:
@@ -283,7 +288,7 @@ def questions_of(source: str | Source, options: argparse.Namespace) -> tuple[lis
     if isinstance(source, Source):
         questions, notes = read_benchmark(source, skip_bad=options.skip_bad)
     else:
-        questions, notes = read_data([source], skip_bad=options.skip_bad)
+        questions, notes = read_data([source], skip_bad=options.skip_bad, names=options.map)
     kept, further = without_contradictions(questions[: options.limit], skip_bad=options.skip_bad)
     if options.shuffle_options is not None:
         kept = [with_shuffled_choices(question, options.shuffle_options) for question in kept]
@@ -358,8 +363,7 @@ def hash_of(text: bytes) -> str:
 
 def hash_of_questions(questions: list[Question]) -> str:
     """Of what is asked and what is right, in order."""
-    fields = ("problem", "answer", "choices", "rel_tol")
-    return hash_of(json.dumps([[question.get(name) for name in fields] for question in questions]).encode())
+    return hash_of(json.dumps([values_of(question, "rel_tol") for question in questions]).encode())
 
 
 def hash_of_files(path: Path) -> str:
