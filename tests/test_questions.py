@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import os
-import sys
-import threading
-import types
 from pathlib import Path
 
 import pytest
