@@ -41,6 +41,7 @@ from harness.evaluation import (
     style_of,
     without_examples,
 )
+from harness.mapping import first_prompt
 from harness.prompting import told
 from policy.model import check_files, position_limit
 from questions import DataError, Question, Reward, correctness, drop_unreadable, fitting, prompt_of
@@ -409,6 +410,7 @@ def measure(options: argparse.Namespace) -> None:
                 raise type(error)(f"{each.name}: {error}") from error
             result |= {"max_new_tokens": limit, "left_out": len(each.questions) - len(kept), "settings": settings}
             print(line_of(printable(short_name(each.name)), result))
+            notes.append(first_prompt(tokenizer, kept[0], style))
             for note in details_of(result) + each.notes + notes:
                 print(f"  {printable(note)}")
         if len(results) > 1:

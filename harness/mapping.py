@@ -35,3 +35,8 @@ def first_question(tokenizer: PreTrainedTokenizerBase, question: Question, style
     solution = "with a solution" if question.get("solution") else "without a solution"
     head = f"The first question, {place_of(question)}, as the model sees it:"
     return f"{head}\n{lines}\n  Its answer is {short(question['answer'])}, {solution}."
+
+
+def first_prompt(tokenizer: PreTrainedTokenizerBase, question: Question, style: PromptStyle) -> str:
+    """The prompt of a question in a line."""
+    return f"the first prompt: {short(repr(prompt_of(tokenizer, question, style)), 400)}"
