@@ -23,7 +23,7 @@ from policy.model import looks_like_path, position_limit
 from rollout import PLAIN, PromptStyle, Rollouts, encode_prompt, noise_key, render_prompt
 from sources.faults import DataError as DataError  # a name that others import from here
 from sources.faults import Fault, Question, first_line, short, sifted
-from sources.fields import Fields, unused_name
+from sources.fields import Fields, Names
 from sources.formats import DATA_FILES, Row, rows_of_path
 from sources.hub import rows_of_hub
 
@@ -37,31 +37,33 @@ Reward = Callable[[list[str], list[Question]], list[float]]  # N completions, th
 
 
 def read_questions(sources: list[str], flag: str = "--data", names: Mapping[str, str] | None = None) -> list[Question]:
-    """The questions of files, folders and Hub data sets, in order. As `read_data`, without notes."""
-    return read_data(sources, flag, names=names)[0]
+    """The questions of files, folders and Hub data sets, in order. As `read_data`, without notes.
+
+    `names` says of this project's fields where they are, as --map does. Raises DataError for a name that no line has.
+    """
+    mapped = Names(names or {})
+    questions, _ = read_data(sources, flag, names=mapped)
+    mapped.check(sources)
+    return questions
 
 
 def read_data(
-    sources: list[str], flag: str = "--data", *, skip_bad: bool = False, names: Mapping[str, str] | None = None
+    sources: list[str], flag: str = "--data", *, skip_bad: bool = False, names: Names | None = None
 ) -> tuple[list[Question], list[str]]:
     """The questions of files, folders and Hub sets, and notes: what was read as what, what was left out.
 
-    `names` says of this project's fields where they are, as --map does; what it does not name is found by
-    sources.fields.ORDER. With `skip_bad`, lines that cannot be used are left out and counted.
+    Fields that `names` does not name are found by sources.fields.ORDER. With `skip_bad`, lines that cannot be used are
+    left out and counted.
 
-    Raises DataError for lines that cannot be used, for a source that does not exist, and for a name that no line has.
+    Raises DataError for lines that cannot be used, and for a source that does not exist.
     """
     questions: list[Question] = []
     notes: list[str] = []
-    had: set[str] = set()
     for source in sources:
-        fields = Fields(names or {})
+        fields = Fields(names or Names())
         usable, further = sifted(fields.questions(rows_of(source, flag)), f"{flag} {source}", skip_bad=skip_bad)
         questions += usable
         notes += further + fields.notes(source)
-        had |= fields.had
-    if flag == "--data" and (unused := unused_name(names or {}, had, sources)):
-        raise DataError(unused)
     return questions, notes
 
 
@@ -176,7 +178,7 @@ def split_questions(
     *,
     check_golds: bool = True,
     skip_bad: bool = False,
-    names: Mapping[str, str] | None = None,
+    names: Names | None = None,
 ) -> Split:
     """Held out: --eval-data, or else `hold_out` questions of --data, a fifth at most. Training: the rest of --data.
 

@@ -76,7 +76,9 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     if options.bench_dir is not None and options.bench is None:
         raise ConfigError(f"--bench-dir {options.bench_dir}: without --bench nothing is read from it; leave it out.")
     if options.map and options.data is None:
-        raise ConfigError(f"--map {' '.join(options.map)}: it says how --data is read, and there is none.")
+        raise ConfigError(
+            f"--map {' '.join(options.map)}: it says how --data is read, and there is none; leave it out."
+        )
     options.map = names_of(options.map)
     options.data = options.data or []
     options.bench = named_benchmarks(options.bench or [], options.bench_dir)
@@ -267,6 +269,7 @@ def measured(options: argparse.Namespace) -> list[Measured]:
                 f"{MOST_ANSWERS:,} answers; lower it, or take fewer questions by --limit."
             )
         found.append(Measured(name, source, questions, notes, samples))
+    options.map.check(options.data)
     return found
 
 

@@ -8,12 +8,12 @@ from harness.command import ConfigError
 from questions import Question, place_of, prompt_of
 from rollout import PromptStyle
 from sources.faults import short
-from sources.fields import OWN
+from sources.fields import OWN, Names
 
 MOST_SHOWN = 1_200  # characters of a prompt
 
 
-def names_of(values: list[str]) -> dict[str, str]:
+def names_of(values: list[str]) -> Names:
     """The names of --map problem=question,answer=target. Raises ConfigError for what is no such thing."""
     names: dict[str, str] = {}
     for item in ",".join(values).split(",") if values else []:
@@ -25,7 +25,7 @@ def names_of(values: list[str]) -> dict[str, str]:
         if name in names:
             raise ConfigError(f"--map {item}: {name} is given twice; leave one of them out.")
         names[name] = place
-    return names
+    return Names(names)
 
 
 def first_question(tokenizer: PreTrainedTokenizerBase, question: Question, style: PromptStyle) -> str:

@@ -49,10 +49,11 @@ def read_task(config: Config) -> Task:
         config.data, config.eval_data, config.hold_out, check_golds=not config.reward, skip_bad=config.skip_bad,
         names=names,
     )  # fmt: skip
-    source, notes = split.training, split.notes
+    source, notes, files = split.training, split.notes, [*config.data, *config.eval_data]
     if config.anchors not in ("data", None):
         source, further = read_data([config.anchors], "--anchors", skip_bad=config.skip_bad, names=names)
-        notes = notes + further
+        notes, files = notes + further, [*files, config.anchors]
+    names.check(files)
     for note in notes:
         tell(note)
     solved = [question for question in source if question.get("solution")]

@@ -18,7 +18,7 @@ from decimal import Decimal
 from typing import Any
 
 import verify
-from sources.faults import Fault, Question, short, unit_of
+from sources.faults import DataError, Fault, Question, short, unit_of
 from sources.formats import Row, Written
 
 OWN = ("problem", "answer", "solution", "choices", "level", "subject", "id", "rel_tol")
@@ -58,11 +58,35 @@ Taken = dict[str, Found]  # by this project's names
 
 
 @dataclass
+class Names:
+    """What --map says: where in a row this project's fields are; and which of them some row of a source had."""
+
+    places: Mapping[str, str] = field(default_factory=dict)
+    had: set[str] = field(default_factory=set)
+
+    def in_row(self, row: dict[str, Any], name: str) -> Found:
+        """What stands in the row where --map says; nothing where it says nothing, or nothing stands there."""
+        value = at(row, self.places[name]) if name in self.places else None
+        if value is None:
+            return Found()
+        self.had.add(name)
+        return Found(value, self.places[name])
+
+    def check(self, sources: list[str]) -> None:
+        """Raise DataError where no row of these sources, which were read by now, had what --map names."""
+        for name, place in self.places.items():
+            if name not in self.had:
+                raise DataError(
+                    f"--map {name}={place}: no question of {', '.join(sources)} has this field. A field within another "
+                    "is named with a dot, such as reward_model.ground_truth or prompt.0.content."
+                )
+
+
+@dataclass
 class Fields:
     """How the rows of a source are read, and what was found in them."""
 
-    names: Mapping[str, str] = field(default_factory=dict)  # of --map: this project's name -> a place in a row
-    had: set[str] = field(default_factory=set)  # of --map: what some row has
+    names: Names = field(default_factory=Names)
     taken: Counter[str] = field(default_factory=Counter)  # what was read as what, and in how many rows
     passed: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # of two that differ: ours, taken, not taken
 
@@ -83,7 +107,7 @@ class Fields:
             return Fault(where, *why.args)
         fault = fault_of(made, unit_of(where), {name: each.place for name, each in taken.items()}, row)
         if fault is not None:
-            in_vain = [f"--map {name}={path}" for name, path in self.names.items() if at(row, path) is None]
+            in_vain = [f"--map {name}={path}" for name, path in self.names.places.items() if at(row, path) is None]
             return Fault(where, fault[0], fault[1] + (f" It has nothing at {', '.join(in_vain)}." if in_vain else ""))
         self.taken[told(taken)] += 1
         return {**made, "where": where}
@@ -94,7 +118,7 @@ class Fields:
         for name in ("earlier_turns", "asked_in_full"):  # they are made here
             question.pop(name, None)
         for name in OWN[3:]:
-            if name in self.names and (found := self.own(row, name)).value is not None:
+            if (found := self.names.in_row(row, name)).place:
                 put(question, name, found, taken)
         question |= {name: as_json(question[name]) for name in ("choices", "rel_tol") if name in question}
 
@@ -113,7 +137,8 @@ class Fields:
         if "####" in asks or "\\boxed" in asks:
             question["asked_in_full"] = True
 
-        self.read_answer(row, question, Found(chat.reply if chat else None, problem.place), asks, taken)
+        reply = Found(chat.reply, problem.place) if chat is not None and chat.reply is not None else reply_in(row)
+        self.read_answer(row, question, reply, asks, taken)
         return question
 
     def read_answer(self, row: dict[str, Any], question: Question, reply: Found, asks: str, taken: Taken) -> None:
@@ -144,16 +169,13 @@ class Fields:
 
     def own(self, row: dict[str, Any], name: str) -> Found:
         """What is in the place that --map names, or else under this project's own name."""
-        if name in self.names and (value := at(row, self.names[name])) is not None:
-            self.had.add(name)
-            return Found(value, self.names[name])
-        return Found(row[name], name) if row.get(name) is not None else Found()
+        found = self.names.in_row(row, name)
+        return found if found.place or row.get(name) is None else Found(row[name], name)
 
     def first(self, row: dict[str, Any], name: str) -> Found:
         """What is taken for the problem or the answer: as --map says, or else the first of ORDER that is not empty."""
-        if name in self.names and (value := at(row, self.names[name])) is not None:
-            self.had.add(name)
-            return Found(value, self.names[name])
+        if (named := self.names.in_row(row, name)).place:
+            return named
         there = [Found(value, path) for path in ORDER[name] if (value := at(row, path)) is not None]
         there = [each for each in there if each.value not in ("", [])] or there
         for other in there[1:]:
@@ -173,17 +195,6 @@ class Fields:
                 f"comes first of {', '.join(ORDER[name])}. To take the other: --map {name}={other}"
             )
         return notes
-
-
-def unused_name(names: Mapping[str, str], had: set[str], sources: list[str]) -> str:
-    """What is said where no row had a field that --map names; empty where each was there."""
-    unused = next((name for name in names if name not in had), None)
-    if unused is None:
-        return ""
-    return (
-        f"--map {unused}={names[unused]}: no question of {', '.join(sources)} has this field. A field within another "
-        "is named with a dot, such as reward_model.ground_truth or prompt.0.content."
-    )
 
 
 def put(question: Question, name: str, found: Found, taken: Taken) -> None:
@@ -292,6 +303,15 @@ def worked_out(text: Any, asks: str) -> str | None:
     if not isinstance(text, str):
         return None
     return text if not mark_in(text) and has_lines(text) else parted(text, asks)[1]
+
+
+def reply_in(row: dict[str, Any]) -> Found:
+    """What the assistant says last in `messages`, beside which the question may stand once more."""
+    try:
+        chat = turns_in(row.get("messages"), "messages")
+    except Unusable:
+        return Found()
+    return Found(chat.reply, "messages") if chat is not None else Found()
 
 
 def of_verl(row: dict[str, Any]) -> Found:

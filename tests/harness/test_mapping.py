@@ -20,8 +20,9 @@ TINY = "--steps 1 --questions 2 --group-size 2 --eval-samples 1 --eval-every 0 -
 
 def test_names_are_given_with_commas_or_spaces():
     both = {"problem": "question", "answer": "reward_model.ground_truth"}
-    assert names_of(["problem=question,answer=reward_model.ground_truth"]) == both
-    assert names_of(["problem=question", " answer = reward_model.ground_truth"]) == both and names_of([]) == {}
+    assert names_of(["problem=question,answer=reward_model.ground_truth"]).places == both
+    assert names_of(["problem=question", " answer = reward_model.ground_truth"]).places == both
+    assert names_of([]).places == {}
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,16 @@ def test_a_run_says_what_it_took_for_what_and_keeps_it_for_resuming(folder, caps
     with pytest.raises(SystemExit) as stopped:
         dagrpo.main(["--resume", "run", "--steps", "3", "--map", "problem=target"])
     assert "--map problem=q,answer=target -> problem=target it would be another run" in str(stopped.value)
+
+
+def test_the_names_may_be_those_of_the_held_out_set_alone(folder, capsys):
+    write_questions(folder / "own.jsonl", [{"problem": f"{n}?", "answer": str(n)} for n in range(6)])
+    flags = TINY.replace("--hold-out 1", "--data own.jsonl --eval-data mine.jsonl").split()
+    dagrpo.main(["--model", "m", *flags, "--map", "problem=q,answer=target"])
+    assert "mine.jsonl: problem from `q`; answer from `target`." in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        dagrpo.main(["--model", "m", *flags, "--map", "problem=q,answer=target,level=grade"])
+    assert "--map level=grade: no question of own.jsonl, mine.jsonl has this field." in str(stopped.value)
 
 
 def test_evaluate_reads_the_same_and_shows_the_first_prompt(folder, tokenizer, capsys):

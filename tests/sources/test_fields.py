@@ -12,19 +12,19 @@ import anchors
 import questions
 from questions import DataError, key_of, prompt_of
 from rollout import INSTRUCTION, PromptStyle
-from sources.fields import Fields, at
+from sources.fields import Fields, Names, at
 
 
 def read(row, names=None):
     """The question of a row, without its place."""
-    question = Fields(names or {}).question("x:1", row)
+    question = Fields(Names(names or {})).question("x:1", row)
     assert question.pop("where") == "x:1"
     return question
 
 
 def said(row, names=None):
     """What is said of how a row is read."""
-    fields = Fields(names or {})
+    fields = Fields(Names(names or {}))
     fields.question("x:1", row)
     return fields.notes("x")
 
@@ -145,6 +145,13 @@ def test_messages_are_asked_up_to_the_users_last_turn_and_the_answer_to_that_is_
     assert alone == {"problem": "1+1?", "answer": "2"}, "an answer alone is no solution"
 
 
+def test_a_question_may_stand_beside_its_messages():
+    """As in UltraChat: `prompt` is the first turn of `messages` once more."""
+    turns = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is\n#### 2"}]
+    question = read({"prompt": "1+1?", "messages": turns})
+    assert question["answer"] == "2" and question["solution"] == "It is\nThe answer is \\boxed{2}."
+
+
 def test_of_math_the_answer_is_in_the_box_and_the_level_stays():
     row = {"problem": "?", "level": "Level 5", "type": "Algebra", "solution": "So $x = \\boxed{\\frac{1}{2}}$."}
     assert read(row) == {**row, "answer": "\\frac{1}{2}"}
@@ -242,7 +249,7 @@ def test_a_row_without_what_map_names_is_read_as_usual_and_a_name_that_no_row_ha
     """A held-out set may well be in another form than the training set, a typing mistake is in neither."""
     mine = write_questions(tmp_path / "a.jsonl", [{"q": f"{n}+1?", "answer": str(n + 1)} for n in range(6)])
     theirs = write_questions(tmp_path / "b.jsonl", [{"question": "7+1?", "answer": "8"}])
-    split = questions.split_questions([mine], [theirs], 1, names={"problem": "q"})
+    split = questions.split_questions([mine], [theirs], 1, names=Names({"problem": "q"}))
     assert len(split.training) == 6 and split.held_out[0]["problem"] == "7+1?"
     with pytest.raises(DataError, match=r"--map problem=qu: no question of .*b\.jsonl has this field\. A field within"):
         questions.read_questions([theirs], names={"problem": "qu"})
