@@ -121,7 +121,7 @@ class Config:
     enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
     template_arg: list[str] = flag([], "NAME=VALUE, further arguments of the chat template; a value is JSON, or text")
     prompt_file: str = flag("", "file with a template of the prompt: {problem} and {choices} stand in it")
-    examples: str = flag("", "JSONL file of solved questions that every prompt shows first")
+    examples: str = flag("", "file of solved questions, as --data, that every prompt shows first")
     out: str = flag("", "folder of the run; the default is a new one under runs/")
     resume: str = flag("", "folder of a run that goes on where its newest checkpoint is, with its own settings")
     force: bool = flag(False, "with --resume: go on although other settings have changed")
@@ -145,7 +145,8 @@ class Config:
     judge_calls: int = flag(8, "calls to the endpoint at once", least=1)
     judge_cache: str = flag("runs/judge-cache", "folder of the scores, which runs share; what was scored once is not "
                             "asked again")
-    anchors: str | None = flag("data", "verified solutions: data (field `solution`), a JSONL FILE, or none", none=True)
+    anchors: str | None = flag("data", "verified solutions: data (field `solution`), a FILE of them, or none",
+                               none=True)
     anchors_per_group: int = flag(1, "anchors that join a group, at most (6)", least=1)
     every_group: bool = flag(False, "anchors are appended to every group, hard or not, as LUFFY does")
     hard_below: float = flag(0.0, "a question is hard at this pass rate or less (6); 0: none right", least=0, most=1)
@@ -318,8 +319,8 @@ def check(config: Config) -> None:
         raise ConfigError("--anchors none: with an anchor in every group (--every-group) it must be data or a FILE.")
     if config.every_group and config.anchors_per_group >= config.group_size:
         raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
-    if config.anchors not in ("data", None) and not Path(config.anchors).is_file():
-        raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
+    if config.anchors not in ("data", None) and not is_there(config.anchors):
+        raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a file of solutions that exists.")
     for name in ("temperature", "eval_temperature"):
         if getattr(config, name) < LEAST_TEMPERATURE:
             raise ConfigError(
@@ -330,6 +331,11 @@ def check(config: Config) -> None:
     check_tracker(config.track)
     if config.updates > config.questions:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
+
+
+def is_there(source: str) -> bool:
+    """Is there such a file or folder, or one of which the source names a part?"""
+    return os.path.exists(source) or os.path.exists(source.rpartition(":")[0])
 
 
 def check_device(device: str) -> None:
@@ -464,7 +470,7 @@ def configure(**flags: Any) -> Config:
         settings |= given
     config = Config(**settings)
     if not config.data:
-        raise ConfigError("--data is missing: with --model, name the JSONL file or Hub set to train on.")
+        raise ConfigError("--data is missing: with --model, name the file or Hub set to train on.")
     return config
 
 

@@ -58,7 +58,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--enable-thinking", action=argparse.BooleanOptionalAction, help="passed to the chat template")
     parser.add_argument("--template-arg", nargs="+", help="NAME=VALUE, further arguments of the chat template")
     parser.add_argument("--prompt-file", help="file with a template of the prompt: {problem} and {choices} stand in it")
-    parser.add_argument("--examples", help="JSONL file of solved questions that every prompt shows first")
+    parser.add_argument("--examples", help="file of solved questions, as --data, that every prompt shows first")
     parser.add_argument("--shuffle-options", type=int, metavar="SEED", help="choices in another order, by this seed")
     parser.add_argument("--skip-bad", action="store_true", help="leave out lines of data that cannot be used")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
@@ -70,15 +70,11 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     if options.model is None:
         raise ConfigError("--model is missing: name the model to measure, a Hub name, local directory, or .gguf file.")
     if options.data is None and options.bench is None:
-        raise ConfigError(
-            "--data is missing: name the JSONL files or Hub sets to measure it on, or benchmarks by --bench."
-        )
+        raise ConfigError("--data is missing: name the files or Hub sets to measure it on, or benchmarks by --bench.")
     if options.bench_dir is not None and options.bench is None:
         raise ConfigError(f"--bench-dir {options.bench_dir}: without --bench nothing is read from it; leave it out.")
     if options.map and options.data is None:
-        raise ConfigError(
-            f"--map {' '.join(options.map)}: it says how --data is read, and there is none; leave it out."
-        )
+        raise ConfigError(f"--map {' '.join(options.map)}: it says how --data is read, and there is none.")
     options.map = names_of(options.map)
     options.data = options.data or []
     options.bench = named_benchmarks(options.bench or [], options.bench_dir)

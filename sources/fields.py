@@ -191,8 +191,8 @@ class Fields:
             notes += [f"{source}: {some}{text}."] if text else []
         for (name, first, other), count in self.passed.items():
             notes.append(
-                f"{source}: {count} questions have `{first}` and `{other}`, which differ. The {name} is `{first}`: it "
-                f"comes first of {', '.join(ORDER[name])}. To take the other: --map {name}={other}"
+                f"{source}: {count} questions have `{first}` and `{other}`, which differ. The {name} is `{first}`: the "
+                f"order is {', '.join(ORDER[name])}. To take the other: --map {name}={other}"
             )
         return notes
 

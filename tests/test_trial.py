@@ -125,7 +125,7 @@ FLAGS = [
     ("--threshold 2", "--threshold 2.0: it must be a number of at least 0 and at most 1."),
     ("--clip-high off", "or the word none."),
     # what does not go together
-    ("--model m", "--data is missing: with --model, name the JSONL file"),
+    ("--model m", "--data is missing: with --model, name the file or Hub set"),
     ("--data good.jsonl", "--data good.jsonl without --model: which model is to learn from it?"),
     ("--method sft --group-size 4", "--group-size 4: without rollouts each group is one anchor"),
     ("--method sft --top-p 0.9", "--top-p 0.9: without rollouts (--method sft) nothing is sampled"),
@@ -175,7 +175,7 @@ FLAGS = [
     ("--updates 99", "--updates 99: it must be at most --questions"),
     ("--right-at 1", "--right-at 1.0: the verifier gives 1 for right and 0 for wrong"),
     ("--reward mine.py:good", "--right-at is missing: with --reward"),
-    ("--anchors missing.jsonl", "--anchors missing.jsonl: it must be data, none, or a JSONL file that exists."),
+    ("--anchors missing.jsonl", "--anchors missing.jsonl: it must be data, none, or a file of solutions that exists."),
 ]
 
 EVALUATE = "--model m --data good.jsonl "

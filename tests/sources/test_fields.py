@@ -182,9 +182,9 @@ def test_of_two_fields_that_differ_the_first_of_the_order_is_taken_and_that_is_s
     row = {"prompt": "2+2?", "question": "1+1?", "answer": "2", "ground_truth": "4"}
     assert (read(row)["problem"], read(row)["answer"]) == ("1+1?", "2")
     assert said(row)[1:] == [
-        "x: 1 questions have `question` and `prompt`, which differ. The problem is `question`: it comes first of "
+        "x: 1 questions have `question` and `prompt`, which differ. The problem is `question`: the order is "
         "problem, question, prompt, messages. To take the other: --map problem=prompt",
-        "x: 1 questions have `answer` and `ground_truth`, which differ. The answer is `answer`: it comes first of "
+        "x: 1 questions have `answer` and `ground_truth`, which differ. The answer is `answer`: the order is "
         "answer, ground_truth, reward_model.ground_truth. To take the other: --map answer=ground_truth",
     ]
     assert read(row, {"problem": "prompt"})["problem"] == "2+2?"
