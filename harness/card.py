@@ -271,14 +271,14 @@ def usage(config: Config, saved: Saved) -> str:
 def hub_set(source: str) -> str:
     """The name of a Hub data set among the sources of data; nothing for a file."""
     path = source.partition(":")[0]
-    is_file = os.path.exists(source) or path.lower().endswith(DATA_FILES) or looks_like_path(path, 2)
+    is_file = os.path.exists(source) or os.path.exists(path) or path.lower().endswith(DATA_FILES) or looks_like_path(path, 2)
     return "" if is_file else "/".join(path.split("/")[:2])
 
 
 def without_folder(source: str) -> str:
-    """A file, or file.py:function, without the folders of this machine; any other text as it is."""
-    path = source.partition(":")[0] if ".py:" in source else source
-    return re.split(r"[/\\]", source)[-1] if os.path.isabs(source) or os.path.exists(path) else source
+    """A file, file:part or file.py:function, without the folders of this machine; any other text as it is."""
+    there = os.path.exists(source) or os.path.exists(source.partition(":")[0])
+    return re.split(r"[/\\]", source)[-1] if os.path.isabs(source) or there else source
 
 
 def printed(text: str) -> str:
