@@ -271,7 +271,9 @@ def usage(config: Config, saved: Saved) -> str:
 def hub_set(source: str) -> str:
     """The name of a Hub data set among the sources of data; nothing for a file."""
     path = source.partition(":")[0]
-    is_file = os.path.exists(source) or os.path.exists(path) or path.lower().endswith(DATA_FILES) or looks_like_path(path, 2)
+    is_file = (
+        os.path.exists(source) or os.path.exists(path) or path.lower().endswith(DATA_FILES) or looks_like_path(path, 2)
+    )
     return "" if is_file else "/".join(path.split("/")[:2])
 
 

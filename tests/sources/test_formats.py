@@ -142,6 +142,13 @@ def write_table(path, rows, delimiter):
         writer.writerows(rows)
 
 
+def write_packed(path, rows):
+    """A packed CSV, whose name says both."""
+    write_table(path.with_suffix(""), rows, ",")
+    path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
+    path.with_suffix("").unlink()
+
+
 def write_shards(folder):
     folder.mkdir()
     for number, rows in enumerate((ORIGINAL[:2], ORIGINAL[2:])):
@@ -311,6 +318,7 @@ BAD = [{"question": "1+1?", "answer": "2"}, {"question": "2+2?", "answer": None}
         ("b.json", lambda path: path.write_text(dumped({"rows": BAD})), "b.json:row 2"),
         ("a.csv", lambda path: write_table(path, BAD, ","), "a.csv:3"),
         ("a.tsv", lambda path: write_table(path, BAD, "\t"), "a.tsv:3"),
+        ("a.csv.gz", lambda path: write_packed(path, BAD), "a.csv.gz:3"),
         ("a.parquet", lambda path: write_parquet(path, BAD), "a.parquet:row 2"),
         ("saved", lambda path: save(path, train=BAD), "saved:row 2"),
     ],
