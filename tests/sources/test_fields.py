@@ -54,7 +54,10 @@ def said(row, names=None):
         ({"prompt": [{"role": "user"}], "answer": "2"}, "turn 0 of `prompt` is {'role': 'user'}; a turn must have"),
         ({"messages": [{"from": "human", "value": "?"}], "answer": "2"}, "a `role`, one of system, user, assistant"),
         ({"messages": [{"role": "system", "content": "?"}], "answer": "2"}, "in `messages` the user does not ask last"),
-        ({"prompt": [{"role": "assistant", "content": "?"}], "answer": "2"}, "in `prompt` the user does not ask last"),
+        (
+            {"prompt": [{"role": role, "content": "?"} for role in ("user", "assistant")], "answer": "2"},
+            "in `prompt` the user does not ask last, so that there is nothing to answer.",
+        ),
         ({"problem": " ", "answer": "2"}, "`problem` is ' '"),
         ({"problem": "1+1?", "answer": "2", "solution": 5}, "`solution` is 5"),
         ({"problem": "1+1?", "answer": "2", "choices": "AB"}, "`choices` must be a list"),
@@ -249,6 +252,7 @@ def test_a_row_without_what_map_names_is_read_as_usual_and_a_name_that_no_row_ha
     """A held-out set may well be in another form than the training set, a typing mistake is in neither."""
     mine = write_questions(tmp_path / "a.jsonl", [{"q": f"{n}+1?", "answer": str(n + 1)} for n in range(6)])
     theirs = write_questions(tmp_path / "b.jsonl", [{"question": "7+1?", "answer": "8"}])
+    assert len(questions.read_questions([mine, theirs], names={"problem": "q"})) == 7
     split = questions.split_questions([mine], [theirs], 1, names=Names({"problem": "q"}))
     assert len(split.training) == 6 and split.held_out[0]["problem"] == "7+1?"
     with pytest.raises(DataError, match=r"--map problem=qu: no question of .*b\.jsonl has this field\. A field within"):

@@ -227,6 +227,12 @@ def test_of_several_lists_none_is_taken_in_silence_and_a_plain_file_has_no_parts
         questions.read_questions([f"{tmp_path / 'a.jsonl'}:test"])
 
 
+def test_the_files_of_a_data_set_of_the_hub_may_lie_in_its_folder_data(tmp_path):
+    (tmp_path / "README.md").write_text("# GSM8K")
+    write_shards(tmp_path / "data")
+    assert len(questions.read_questions([str(tmp_path)])) == 3
+
+
 def test_a_folder_that_says_nothing_of_parts_names_its_files(tmp_path):
     with pytest.raises(DataError, match=r"it is a folder without a file of questions \(.jsonl, .json"):
         questions.read_questions([str(tmp_path)])
@@ -397,5 +403,7 @@ def test_lines_named_json_are_read_as_lines_and_a_list_named_jsonl_as_a_list(tmp
 
 
 def test_a_list_in_one_line_may_be_longer_than_a_line_of_jsonl(tmp_path):
-    (tmp_path / "a.json").write_text(dumped([{"problem": f"{n}?" + "x" * 990, "answer": "1"} for n in range(1_500)]))
-    assert len(questions.read_questions([str(tmp_path / "a.json")])) == 1_500
+    rows = [{"problem": f"{n}?" + "x" * 990, "answer": "1"} for n in range(1_500)]
+    for name, whole in (("list.json", rows), ("object.json", {"data": rows})):
+        (tmp_path / name).write_text(dumped(whole))
+        assert len(questions.read_questions([str(tmp_path / name)])) == 1_500
