@@ -15,6 +15,7 @@ import evaluate
 import questions
 from harness import card, page_data, report, tracking
 from harness.config import EXAMPLE, Config
+from harness.evaluation import hash_of, hash_of_questions
 from harness.runs import Run
 from questions import DataError
 
@@ -125,3 +126,13 @@ def test_a_set_of_which_nothing_is_left_is_named(tmp_path, two_sets):
     long = write_questions(tmp_path / "long.jsonl", [{"problem": "1 " * 999, "answer": "1"}])
     with pytest.raises(DataError, match=r"--eval-data: no question of long leaves room for a completion"):
         dagrpo.train(replace(settings(tmp_path / "run"), eval_data=[two_sets[0], long]))
+
+
+def test_the_hash_of_a_set_is_of_all_that_is_asked_and_of_what_is_right():
+    """Of what is said before a question too; a set without such things has the hash that it always had."""
+    asked = {"problem": "1+1?", "answer": "2"}
+    system = [{"role": "system", "content": "be brief."}]
+    others = [{**asked, "problem": "3-1?"}, {**asked, "answer": "3"}, {**asked, "rel_tol": 0.1}]
+    others += [{**asked, "choices": ["2"]}, {**asked, "earlier_turns": system}]
+    assert len({hash_of_questions([each]) for each in (asked, *others)}) == 6
+    assert hash_of_questions([asked]) == hash_of(b'[["1+1?", "2", null, null]]')
