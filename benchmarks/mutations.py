@@ -1158,7 +1158,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ('    text = printed(text)\n    if in_table', "    if in_table", "a line end in a text breaks the table"),
         ('if in_table and "|" in text:', "if False:", "a | in a text is a cell"),
         ('fence, space = "`" * (longest + 1)', 'fence, space = "`"', "a backtick in a text ends the code"),
-        ("if os.path.isabs(source) or os.path.exists(path) else source", "if False else source",
+        ("if os.path.isabs(source) or there else source", "if False else source",
          "the card shows the folders of this machine"),
         ("value != defaults[name]", "True", "all settings are listed"),
         ("**METHODS[config.method]}", "}", "what a method stands for is listed as set"),
