@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from questions import DataError, Key, Question, Reward, correctness, key_of, prompt_of, read_questions
+from questions import DataError, Key, Question, Reward, correctness, key_of, prompt_of, read_questions, style_of
 from rollout import PLAIN, Completion, PromptStyle, Rollouts, assemble, combined, encode_prompt, encode_solution
 
 Solution = tuple[Any, float]  # as token ids, or as text without a tokenizer; and the reward that it earns
@@ -80,7 +80,7 @@ def load(
         solution: list[int] | str = source["solution"]
         if tokenizer is not None:
             ends = [tokenizer.eos_token_id] if stops is None else stops
-            prompt = question["problem"], question.get("choices"), style
+            prompt = question["problem"], question.get("choices"), style_of(question, style)
             solution = encode_solution(tokenizer, ends, prompt, source["solution"])
             if max_new_tokens is not None and len(solution) > max_new_tokens:
                 anchors.left_out.append(

@@ -85,6 +85,7 @@ from harness.command import one_sentence
 from harness.config import Config, check_effects, check_packages, configure, not_defaults, parse
 from harness.memory import with_room
 from harness.report import progress, say, tell, timed
+from harness.rewards import given_by_functions
 from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from harness.tracking import tracked
@@ -93,7 +94,7 @@ from policy.compiling import choose, compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
 from policy.optimizer import new_optimizer
-from questions import Question, Reward, Stream, given_by_functions, overlong_penalty, prompt_of
+from questions import Question, Reward, Stream, overlong_penalty, prompt_of
 from rollout import Rollouts
 
 

@@ -41,6 +41,7 @@ from harness.evaluation import (
     style_of,
     without_examples,
 )
+from harness.mapping import first_prompt
 from harness.prompting import told
 from policy.model import check_files, position_limit
 from questions import DataError, Question, Reward, correctness, drop_unreadable, fitting, prompt_of
@@ -116,13 +117,13 @@ def evaluate(
     rows = [row_of(question, i, [keeper.answers[i, g] for g in range(k)]) for i, question in enumerate(questions)]
     if reward is not correctness:  # nothing was read
         rows = [{name: value for name, value in row.items() if name not in ("extracted", "read")} for row in rows]
-    return {**figures(rows, right), "unreadable": len(unreadable), "rows": rows}
+    return {**figures_of_sets(rows, right), "unreadable": len(unreadable), "rows": rows}
 
 
 def row_of(question: Question, number: int, answers: list[Answer]) -> Row:
     """What is told of a question in the result. Without an id of its own it has its place in the data, from 0."""
     row = {"id": question.get("id", number), "problem": question["problem"], "answer": question["answer"]}
-    row |= {"choices": question["choices"]} if question.get("choices") else {}
+    row |= {name: question[name] for name in ("choices", "eval_set") if question.get(name)}
     return {
         **row,
         "level": question.get("level"),
@@ -194,6 +195,40 @@ def figures(rows: list[Row], right: float = 1.0) -> dict[str, Any]:
     return result
 
 
+def figures_of_sets(rows: list[Row], right: float = 1.0) -> dict[str, Any]:
+    """The figures of questions; of several held-out sets those of each, as `sets`, and above them their means."""
+    by_set = defaultdict(list)
+    for row in rows:
+        by_set[row.get("eval_set", "")].append(row)
+    if len(by_set) < 2:
+        return figures(rows, right)
+    sets = {name: figures(members, right) for name, members in by_set.items()}
+    first = next(iter(sets.values()))
+    means: dict[str, Any] = {
+        name: float(np.mean([each[name] for each in sets.values()]))
+        for name, value in first.items()
+        if isinstance(value, float)
+    }
+    for name, of in (("interval", "accuracy"), ("sampling_interval", "accuracy"), ("reward_interval", "reward"),
+                     ("pass_interval", f"pass@{len(rows[0]['rewards'])}")):  # fmt: skip
+        if name in first:
+            means[name] = interval_of_mean([(each[of], each[name]) for each in sets.values()])
+    return {**means, "questions": len(rows), "levels": {}, "subjects": {}, "sets": sets}
+
+
+def interval_of_mean(parts: list[tuple[float, tuple[float, float] | None]]) -> tuple[float, float] | None:
+    """The interval of the mean of independent values, from theirs; None where one has none.
+
+    Distances to the ends are squared and added, as variances are (Zou and Donner 2008).
+    """
+    known = [(value, *interval) for value, interval in parts if interval is not None]
+    if len(known) < len(parts):
+        return None
+    value, low, high = np.array(known).T
+    down, up = (float(np.sqrt(((value - end) ** 2).sum()) / len(parts)) for end in (low, high))
+    return float(value.mean()) - down, float(value.mean()) + up
+
+
 def pass_at(right: np.ndarray, k: int) -> np.ndarray:
     """pass@j for j = 1 to k: 1 − C(k − c, j)/C(k, j), of questions with c right ones of k. (Q,) -> (Q, k)
 
@@ -255,22 +290,25 @@ def sampling_interval(is_right: np.ndarray) -> tuple[float, float] | None:
 def comparison_table(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Accuracy and length of two evaluations of the same questions, level by level, in percent and tokens.
 
-    Where nothing says what is right, the mean reward stands in place of the accuracy.
+    Of several sets a line for each, and their mean. Where nothing says what is right, the mean reward stands in place
+    of the accuracy.
     """
     name, form, unit = ("accuracy", "9.1%", 100) if "accuracy" in before else ("reward", "9.3g", 1)
-    head = f"{'level':<10}{'questions':>10}{'before':>9}{'after':>9}{'gain':>9}{'tokens before':>16}{'after':>8}"
+    kind, last = ("set", "mean") if "sets" in before and "sets" in after else ("level", "all")
+    width = max(10, *(len(part) + 1 for part in before[f"{kind}s"]), 0)
+    head = f"{kind:<{width}}{'questions':>10}{'before':>9}{'after':>9}{'gain':>9}{'tokens before':>16}{'after':>8}"
     lines = [head, "-" * len(head)]
 
     def line(level: str, a: dict[str, Any], b: dict[str, Any]) -> str:
         gain = f"{unit * (b[name] - a[name]):>+{'9.1f' if unit > 1 else '9.3g'}}"
         return (
-            f"{level:<10}{a['questions']:>10}{a[name]:>{form}}{b[name]:>{form}}{gain}"
+            f"{level:<{width}}{a['questions']:>10}{a[name]:>{form}}{b[name]:>{form}}{gain}"
             f"{a['length']:>16.1f}{b['length']:>8.1f}"
         )
 
-    for level, figures in before["levels"].items():
-        lines.append(line(level, figures, after["levels"][level]))
-    lines.append(line("all", before, after))
+    for part, figures in before[f"{kind}s"].items():
+        lines.append(line(part, figures, after[f"{kind}s"][part]))
+    lines.append(line(last, before, after))
     return "\n".join(lines)
 
 
@@ -376,6 +414,7 @@ def measure(options: argparse.Namespace) -> None:
                 raise type(error)(f"{each.name}: {error}") from error
             result |= {"max_new_tokens": limit, "left_out": len(each.questions) - len(kept), "settings": settings}
             print(line_of(printable(short_name(each.name)), result))
+            notes.append(first_prompt(tokenizer, kept[0], style))
             for note in details_of(result) + each.notes + notes:
                 print(f"  {printable(note)}")
         if len(results) > 1:

@@ -146,6 +146,7 @@ class PromptStyle:
     template: str = ""  # the text with {problem} and {choices}; without one, both and INSTRUCTION
     arguments: dict[str, Any] = field(default_factory=dict)  # further ones of the chat template
     examples: tuple[Example, ...] = ()
+    turns: tuple[dict[str, str], ...] = ()  # of a chat, before the question; one of the system gives way to `system`
 
     @property
     def needs_chat_template(self) -> bool:
@@ -160,11 +161,13 @@ def render_prompt(
 ) -> str:
     """The text that the policy sees: the chat template around problem and instruction; without one, the problem.
 
-    Examples are turns before it, or without a chat template text with an empty line behind each.
+    Examples and earlier turns are turns before it, or without a chat template text with an empty line behind each.
     """
     if tokenizer.chat_template is None:
         shown = [f"{without_turns(each.problem, each.choices, style)}{each.solution}\n\n" for each in style.examples]
-        return "".join(shown) + without_turns(problem, choices, style)
+        of_data = parted_turns(replace(style, system=""))
+        of_system, others = ([f"{turn['content']}\n\n" for turn in turns] for turns in of_data)
+        return "".join([*of_system, *shown, *others]) + without_turns(problem, choices, style)
     return render_turns(tokenizer, turns_of(problem, choices, style), style, add_generation_prompt=True)
 
 
@@ -205,13 +208,21 @@ def question_turn(problem: str, choices: Sequence[str] | None, style: PromptStyl
 
 def turns_of(problem: str, choices: Sequence[str] | None, style: PromptStyle) -> list[dict[str, str]]:
     """The turns before the policy's."""
-    turns = [{"role": "system", "content": style.system}] if style.system else []
+    of_system, others = parted_turns(style)
+    turns = list(of_system)
     for each in style.examples:
         turns += [
             question_turn(each.problem, each.choices, style),
             {"role": "assistant", "content": each.solution},
         ]
-    return [*turns, question_turn(problem, choices, style)]
+    return [*turns, *others, question_turn(problem, choices, style)]
+
+
+def parted_turns(style: PromptStyle) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(the system's turn, the other turns before the question): examples stand between the two."""
+    of_system = [{"role": "system", "content": style.system}] if style.system else []
+    of_system = of_system or [turn for turn in style.turns if turn["role"] == "system"]
+    return of_system, [turn for turn in style.turns if turn["role"] != "system"]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.command import ConfigError
-from questions import DataError, Fault, Question, checked, from_hub, read_data, rows_of_hub, sifted
+from questions import read_data
 from rollout import INSTRUCTION, noise_key
+from sources.faults import DataError, Fault, Question, first_line, short, sifted
+from sources.fields import Fields, checked
+from sources.hub import rows_of_hub
 
 Row = dict[str, Any]
 
@@ -26,24 +29,21 @@ Row = dict[str, Any]
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def as_it_is(row: Row) -> Question:
-    """`problem` or `question`, and an `answer` that may be a number: 142.0 is written 142."""
-    answer = row.get("answer")
-    if type(answer) is float and answer.is_integer():
-        row["answer"] = int(answer)
-    return from_hub(row)
+def as_it_is(row: Row) -> Row:
+    """Fields that --data would read too: `problem` or `question`, and an `answer`, which may stand behind ####."""
+    return row
 
 
-def of_matharena(row: Row) -> Question:
+def of_matharena(row: Row) -> Row:
     types = row.pop("problem_type", None)
     return as_it_is({**row, "id": row.get("problem_idx"), "subject": ", ".join(types) if types else None})
 
 
-def of_math500(row: Row) -> Question:
+def of_math500(row: Row) -> Row:
     return as_it_is({**row, "id": row.get("unique_id")})
 
 
-def of_olympiadbench(row: Row) -> Question:
+def of_olympiadbench(row: Row) -> Row:
     """The first final answer, which may be several values; a proof has none."""
     found = (row.get("final_answer") or [""])[0]
     return {
@@ -54,14 +54,14 @@ def of_olympiadbench(row: Row) -> Question:
     }
 
 
-def of_arc(row: Row) -> Question:
+def of_arc(row: Row) -> Row:
     """Letters for all: some questions have their options labelled 1 to 4."""
     choices, labels = row["choices"]["text"], row["choices"]["label"]
     letter = chr(ord("A") + labels.index(row["answerKey"]))
     return {"id": row.get("id"), "problem": row["question"], "choices": list(choices), "answer": letter}
 
 
-def of_mmlu_pro(row: Row) -> Question:
+def of_mmlu_pro(row: Row) -> Row:
     return {
         "id": row.get("question_id"),
         "problem": row["question"],
@@ -71,7 +71,7 @@ def of_mmlu_pro(row: Row) -> Question:
     }
 
 
-def of_gpqa(row: Row) -> Question:
+def of_gpqa(row: Row) -> Row:
     """Upstream the right option stands first; here its place depends on the question alone, the same in every run."""
     problem, right = row["Question"].strip(), row["Correct Answer"].strip()
     wrong = [row[f"Incorrect Answer {number}"].strip() for number in (1, 2, 3)]
@@ -85,7 +85,7 @@ def of_gpqa(row: Row) -> Question:
     }
 
 
-def of_svamp(row: Row) -> Question:
+def of_svamp(row: Row) -> Row:
     return as_it_is(
         {
             "id": row.get("ID"),
@@ -96,7 +96,7 @@ def of_svamp(row: Row) -> Question:
     )
 
 
-def of_asdiv(row: Row) -> Question:
+def of_asdiv(row: Row) -> Row:
     """The answer without its unit: `9 (apples)`."""
     return {
         "problem": f"{row['body'].strip()} {row['question'].strip()}",
@@ -119,7 +119,7 @@ class Benchmark:
     answers: str  # what is compared: a whole number, a number, an expression, or the letter of a choice
     samples: int  # completions of a question in the papers that report it
     hub: str  # name[/configuration]:split; empty where no set on the Hub is known to be this one
-    convert: Callable[[Row], Question]  # a row of the Hub set, or of the authors' file, in this project's fields
+    convert: Callable[[Row], Row]  # a row of the Hub set, or of the authors' file, in this project's fields
     licence: str
     flaws: str
     rel_tol: float = 0.0  # relative difference that a number may have from the gold
@@ -189,7 +189,7 @@ BENCHMARKS = {
         "versions differ.",
     ),
     "gsm8k": Benchmark(
-        "GSM8K, test (Cobbe et al. 2021)", 1319, "whole number", 1, "openai/gsm8k/main:test", from_hub,
+        "GSM8K, test (Cobbe et al. 2021)", 1319, "whole number", 1, "openai/gsm8k/main:test", as_it_is,
         licence="MIT", files=("gsm8k_test",),
         flaws="Some questions are ambiguous or have a wrong answer: Vendrow et al. 2025 revised it as GSM8K-Platinum.",
     ),
@@ -308,9 +308,19 @@ def read_benchmark(source: Source, *, skip_bad: bool = False) -> tuple[list[Ques
     elif source.file:
         questions, notes = read_data([source.file], flag, skip_bad=skip_bad)
     else:
-        rows = rows_of_hub(source.data, flag, source.benchmark.convert)
-        questions, notes = sifted(rows, f"{flag} {source.data}", skip_bad=skip_bad)
+        questions, notes = sifted(converted(source, flag), f"{flag} {source.data}", skip_bad=skip_bad)
     return [with_tolerance(question, source.benchmark) for question in questions], notes
+
+
+def converted(source: Source, flag: str) -> Iterator[Question | Fault]:
+    """The questions of a Hub set."""
+    fields = Fields()
+    for where, row in rows_of_hub(source.data, flag):
+        try:
+            yield fields.question(where, source.benchmark.convert(row))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            there = short(", ".join(map(str, row))) or "no fields"
+            yield Fault(where, "row", f"the row is not what was expected ({first_line(error)}); it has {there}.")
 
 
 def with_tolerance(question: Question, benchmark: Benchmark) -> Question:

@@ -19,13 +19,13 @@ from typing import Any
 from harness.config import METHODS, Config, flag_name, shown
 from policy.lora import is_adapter
 from policy.model import looks_like_path
-from questions import DATA_FILES
 from rollout import turns_of, without_turns
+from sources.formats import DATA_FILES
 
 NAME = "README.md"
 # What says where, how long, how often and with what memory: nothing of the model. The judge's address is nobody else's.
 NOT_OF_THE_MODEL = (
-    "model", "data", "eval_data", "method", "out", "resume", "force", "device", "trust_remote_code", "skip_bad",
+    "model", "data", "eval_data", "map", "method", "out", "resume", "force", "device", "trust_remote_code", "skip_bad",
     "steps", "save_every", "keep", "max_bad_steps", "eval_every", "eval_at_start", "token_budget", "checkpointing",
     "compile", "judge_url", "judge_timeout", "judge_calls", "judge_cache", "track", "recipe", "merge",
     "prompt_contents",
@@ -198,10 +198,13 @@ def held_out(config: Config, evaluations: list[dict[str, Any]]) -> str:
     interval = "interval" if name == "accuracy" else "reward_interval"
     rows = [["", "questions", *titles]]
     rows.append([name, str(last["questions"]), *(with_interval(r[name], r.get(interval), name) for r in columns)])
-    for level, figures in last.get("levels", {}).items():
-        of_level = [record.get("levels", {}).get(level, {}).get(name) for record in columns]
-        cells = ["" if value is None else figure(value, name) for value in of_level]
-        rows.append([f"level {code(level, in_table=True)}", str(figures["questions"]), *cells])
+    if "sets" in last:
+        rows[1][0] = f"{name}, mean of the sets"
+    for kind in ("set", "level"):
+        for part, figures in last.get(f"{kind}s", {}).items():
+            of_part = [record.get(f"{kind}s", {}).get(part, {}).get(name) for record in columns]
+            cells = ["" if value is None else figure(value, name) for value in of_part]
+            rows.append([f"{kind} {code(part, in_table=True)}", str(figures["questions"]), *cells])
     if all("length" in record for record in columns):
         rows.append(["tokens of an answer", "", *(f"{record['length']:.1f}" for record in columns)])
     samples = f"{config.eval_samples} answer{'s' if config.eval_samples > 1 else ''} to each question"
@@ -268,14 +271,16 @@ def usage(config: Config, saved: Saved) -> str:
 def hub_set(source: str) -> str:
     """The name of a Hub data set among the sources of data; nothing for a file."""
     path = source.partition(":")[0]
-    is_file = os.path.exists(source) or path.lower().endswith(DATA_FILES) or looks_like_path(path, 2)
+    is_file = (
+        os.path.exists(source) or os.path.exists(path) or path.lower().endswith(DATA_FILES) or looks_like_path(path, 2)
+    )
     return "" if is_file else "/".join(path.split("/")[:2])
 
 
 def without_folder(source: str) -> str:
-    """A file, or file.py:function, without the folders of this machine; any other text as it is."""
-    path = source.partition(":")[0] if ".py:" in source else source
-    return re.split(r"[/\\]", source)[-1] if os.path.isabs(source) or os.path.exists(path) else source
+    """A file, file:part or file.py:function, without the folders of this machine; any other text as it is."""
+    there = os.path.exists(source) or os.path.exists(source.partition(":")[0])
+    return re.split(r"[/\\]", source)[-1] if os.path.isabs(source) or there else source
 
 
 def printed(text: str) -> str:

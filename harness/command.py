@@ -22,7 +22,8 @@ from transformers import logging
 
 from harness.signals import CLOSED_PIPE, Interrupted, complain, interrupt, signals_to, to_nowhere
 from policy.model import ModelError
-from questions import DATA_FILES, DataError
+from sources.faults import DataError
+from sources.formats import DATA_FILES
 
 LIKE = 0.75  # share of letters in common from which on a flag is taken for a mistyped one
 LEAST_TEMPERATURE = 1e-6

@@ -23,6 +23,7 @@ import torch
 
 from harness.command import LEAST_TEMPERATURE, OF_TRAINING, Parser, parsed
 from harness.command import ConfigError as ConfigError  # a name that others import from here
+from harness.mapping import names_of
 from harness.prompting import Contents, arguments_of, contents_of, contents_of_record
 from harness.recipe import read_recipe
 from policy.compiling import CHOICES
@@ -109,8 +110,10 @@ class Config:
 
     model: str = flag("", "Hub name, local directory or .gguf file; without it the embedded example runs", group="what")
     recipe: str = flag("", "TOML file of settings, such as those in recipes/; flags go before it")
-    data: list[str] = flag([], "training questions: JSONL files or Hub sets, name[:split]")
-    eval_data: list[str] = flag([], "held-out questions; without them --hold-out of --data are kept back")
+    data: list[str] = flag([], "training questions: files (JSONL, JSON, CSV, Parquet), folders, Hub sets name[:split]")
+    eval_data: list[str] = flag([], "held-out questions, of several sets each by itself and their mean; without it "
+                                "--hold-out of --data are kept back")
+    map: list[str] = flag([], "NAME=FIELD, where fields of the data have other names: problem=question,answer=target")
     reward: list[str] = flag([], "file.py:function, from texts and questions to floats, in place of the verifier; of "
                              "several, each with =WEIGHT behind it or 1, the sum")
     right_at: float | None = flag(None, "with --reward: what a right completion earns at least; anchors need it")
@@ -118,7 +121,7 @@ class Config:
     enable_thinking: bool | None = flag(None, "passed to the chat template (Qwen3 thinks unless told not to)")
     template_arg: list[str] = flag([], "NAME=VALUE, further arguments of the chat template; a value is JSON, or text")
     prompt_file: str = flag("", "file with a template of the prompt: {problem} and {choices} stand in it")
-    examples: str = flag("", "JSONL file of solved questions that every prompt shows first")
+    examples: str = flag("", "file of solved questions, as --data, that every prompt shows first")
     out: str = flag("", "folder of the run; the default is a new one under runs/")
     resume: str = flag("", "folder of a run that goes on where its newest checkpoint is, with its own settings")
     force: bool = flag(False, "with --resume: go on although other settings have changed")
@@ -142,7 +145,8 @@ class Config:
     judge_calls: int = flag(8, "calls to the endpoint at once", least=1)
     judge_cache: str = flag("runs/judge-cache", "folder of the scores, which runs share; what was scored once is not "
                             "asked again")
-    anchors: str | None = flag("data", "verified solutions: data (field `solution`), a JSONL FILE, or none", none=True)
+    anchors: str | None = flag("data", "verified solutions: data (field `solution`), a FILE of them, or none",
+                               none=True)
     anchors_per_group: int = flag(1, "anchors that join a group, at most (6)", least=1)
     every_group: bool = flag(False, "anchors are appended to every group, hard or not, as LUFFY does")
     hard_below: float = flag(0.0, "a question is hard at this pass rate or less (6); 0: none right", least=0, most=1)
@@ -277,6 +281,10 @@ def check(config: Config) -> None:
             "leave it out."
         )
     check_judge(config)
+    names_of(config.map)
+    twice = next((source for source in config.eval_data if config.eval_data.count(source) > 1), None)
+    if twice:
+        raise ConfigError(f"--eval-data {twice}: it is named twice; leave one of them out.")
     if config.threshold is not None and config.rectify != "threshold":
         raise ConfigError(
             f"--threshold {config.threshold}: with --rectify {config.rectify} nothing is compared with it; leave it "
@@ -311,8 +319,8 @@ def check(config: Config) -> None:
         raise ConfigError("--anchors none: with an anchor in every group (--every-group) it must be data or a FILE.")
     if config.every_group and config.anchors_per_group >= config.group_size:
         raise ConfigError(f"--anchors-per-group {config.anchors_per_group}: it must be less than --group-size.")
-    if config.anchors not in ("data", None) and not Path(config.anchors).is_file():
-        raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a JSONL file that exists.")
+    if config.anchors not in ("data", None) and not is_there(config.anchors):
+        raise ConfigError(f"--anchors {config.anchors}: it must be data, none, or a file of solutions that exists.")
     for name in ("temperature", "eval_temperature"):
         if getattr(config, name) < LEAST_TEMPERATURE:
             raise ConfigError(
@@ -323,6 +331,11 @@ def check(config: Config) -> None:
     check_tracker(config.track)
     if config.updates > config.questions:
         raise ConfigError(f"--updates {config.updates}: it must be at most --questions ({config.questions}).")
+
+
+def is_there(source: str) -> bool:
+    """Is there such a file or folder, or one of which the source names a part?"""
+    return os.path.exists(source) or os.path.exists(source.rpartition(":")[0])
 
 
 def check_device(device: str) -> None:
@@ -457,7 +470,7 @@ def configure(**flags: Any) -> Config:
         settings |= given
     config = Config(**settings)
     if not config.data:
-        raise ConfigError("--data is missing: with --model, name the JSONL file or Hub set to train on.")
+        raise ConfigError("--data is missing: with --model, name the file or Hub set to train on.")
     return config
 
 

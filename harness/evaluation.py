@@ -24,8 +24,9 @@ from harness.answers import PartFile
 from harness.benchmarks import Source, named_benchmarks, read_benchmark
 from harness.checkpoint import PART, write_whole
 from harness.command import LEAST_TEMPERATURE, OF_EVALUATION, ConfigError, Parser, parsed
+from harness.mapping import names_of
 from harness.prompting import Contents, arguments_of, contents_of, contents_of_record
-from questions import DataError, Question, key_of, read_data, without_contradictions
+from questions import DataError, Question, key_of, read_data, values_of, without_contradictions
 from rollout import INSTRUCTION, PLAIN, PromptStyle, noise_key
 
 NOT_IN_A_CHAT = ("data", "bench", "bench_dir", "samples", "limit", "shuffle_options", "skip_bad", "out", "html")
@@ -42,7 +43,8 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="Hub name, local directory, or .gguf file")
     parser.add_argument("--bench", nargs="+", help="benchmarks by name: a,b or a=FILE; list says what there is")
     parser.add_argument("--bench-dir", help="folder of the benchmarks' files, NAME.jsonl; without it, the Hub")
-    parser.add_argument("--data", nargs="+", help="JSONL files or Hub sets, one benchmark each")
+    parser.add_argument("--data", nargs="+", help="files of questions or Hub sets, one benchmark each")
+    parser.add_argument("--map", nargs="+", default=[], help="NAME=FIELD, where fields of --data have other names")
     parser.add_argument(
         "--samples", type=int, help="completions of each question, k; 1, or for --bench as its papers have it"
     )
@@ -57,7 +59,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--enable-thinking", action=argparse.BooleanOptionalAction, help="passed to the chat template")
     parser.add_argument("--template-arg", nargs="+", help="NAME=VALUE, further arguments of the chat template")
     parser.add_argument("--prompt-file", help="file with a template of the prompt: {problem} and {choices} stand in it")
-    parser.add_argument("--examples", help="JSONL file of solved questions that every prompt shows first")
+    parser.add_argument("--examples", help="file of solved questions, as --data, that every prompt shows first")
     parser.add_argument("--shuffle-options", type=int, metavar="SEED", help="choices in another order, by this seed")
     parser.add_argument("--skip-bad", action="store_true", help="leave out lines of data that cannot be used")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
@@ -75,11 +77,12 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag}: with --chat nothing is measured, and it has no use; leave one of them out.")
     elif options.data is None and options.bench is None:
-        raise ConfigError(
-            "--data is missing: name the JSONL files or Hub sets to measure it on, or benchmarks by --bench."
-        )
+        raise ConfigError("--data is missing: name the files or Hub sets to measure it on, or benchmarks by --bench.")
     if options.bench_dir is not None and options.bench is None:
         raise ConfigError(f"--bench-dir {options.bench_dir}: without --bench nothing is read from it; leave it out.")
+    if options.map and options.data is None:
+        raise ConfigError(f"--map {' '.join(options.map)}: it says how --data is read, and there is none.")
+    options.map = names_of(options.map)
     options.data = options.data or []
     options.bench = named_benchmarks(options.bench or [], options.bench_dir)
     if not 0 < options.top_p <= 1:
@@ -269,6 +272,7 @@ def measured(options: argparse.Namespace) -> list[Measured]:
                 f"{MOST_ANSWERS:,} answers; lower it, or take fewer questions by --limit."
             )
         found.append(Measured(name, source, questions, notes, samples))
+    options.map.check(options.data)
     return found
 
 
@@ -290,7 +294,7 @@ def questions_of(source: str | Source, options: argparse.Namespace) -> tuple[lis
     if isinstance(source, Source):
         questions, notes = read_benchmark(source, skip_bad=options.skip_bad)
     else:
-        questions, notes = read_data([source], skip_bad=options.skip_bad)
+        questions, notes = read_data([source], skip_bad=options.skip_bad, names=options.map)
     kept, further = without_contradictions(questions[: options.limit], skip_bad=options.skip_bad)
     if options.shuffle_options is not None:
         kept = [with_shuffled_choices(question, options.shuffle_options) for question in kept]
@@ -365,8 +369,7 @@ def hash_of(text: bytes) -> str:
 
 def hash_of_questions(questions: list[Question]) -> str:
     """Of what is asked and what is right, in order."""
-    fields = ("problem", "answer", "choices", "rel_tol")
-    return hash_of(json.dumps([[question.get(name) for name in fields] for question in questions]).encode())
+    return hash_of(json.dumps([values_of(question, "rel_tol") for question in questions]).encode())
 
 
 def hash_of_files(path: Path) -> str:

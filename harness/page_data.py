@@ -304,7 +304,18 @@ def group_data(group: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
 
 
 def held_out_questions(evaluations: list[dict[str, Any]], blocks: Blocks) -> Overview:
-    """The newest evaluation, against the first where there are several."""
+    """The newest evaluation, against the first where there are several; each of several sets by itself."""
     first, last = evaluations[0], evaluations[-1]
-    before = {"held out": first} if len(evaluations) > 1 else None
-    return evaluation_overview({"held out": last}, before, (f"step {last['step']}", f"step {first['step']}"), blocks)
+    before = results_of(first) if len(evaluations) > 1 else None
+    return evaluation_overview(results_of(last), before, (f"step {last['step']}", f"step {first['step']}"), blocks)
+
+
+def results_of(evaluation: dict[str, Any]) -> dict[str, Result]:
+    """A held-out evaluation as results of benchmarks, by the names of its sets."""
+    if "sets" not in evaluation:
+        return {"held out": evaluation}
+    rows = evaluation["rows"]
+    return {
+        name: {**figures, "rows": [row for row in rows if row["eval_set"] == name]}
+        for name, figures in evaluation["sets"].items()
+    }

@@ -227,13 +227,20 @@ def wrapped(text: str) -> str:
 
 
 def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
-    """A held-out evaluation: accuracy, or where nothing says what is right, the mean reward; below it by level."""
+    """A held-out evaluation: accuracy, or where nothing says what is right, the mean reward; below it by set or level.
+
+    Of several sets the first line tells the mean.
+    """
     name, form, short = ("accuracy", ".1%", ".0%") if "accuracy" in result else ("reward", ".3g", ".3g")
     low, high = result["interval" if name == "accuracy" else "reward_interval"]
-    levels = ", ".join(f"{level} = {figures[name]:{short}}" for level, figures in result["levels"].items())
-    line = f"held out at step {step}: " + ("" if name == "accuracy" else "reward ")
+    sets = result.get("sets", {})
+    parts = ", ".join(
+        f"{part} = {figures[name]:{form if sets else short}}" for part, figures in (sets or result["levels"]).items()
+    )
+    line = f"held out at step {step}: " + (f"mean of {len(sets)} sets " if sets else "")
+    line += "" if name == "accuracy" else "reward "
     line += f"{result[name]:{form}} ({low:{form}} to {high:{form}})  length {result['length']:.1f}  {seconds:.1f} s"
-    return wrapped(line + (f"\n     by level: {levels}" if levels else ""))
+    return wrapped(line + (f"\n     {'' if sets else 'by level: '}{parts}" if parts else ""))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from anchors import Anchors
 from evaluate import evaluate
 from harness.checkpoint import records_of
 from harness.config import Config
+from harness.mapping import first_question, names_of
 from harness.report import append_json, evaluation_line, say, tell
+from harness.rewards import load_reward
 from harness.runs import Run
-from questions import DataError, Question, Reward, fitting, load_reward, read_data, split_questions
+from questions import DataError, Question, Reward, fitting, read_data, split_questions, values_of
 from rollout import Rollouts, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
 from scoring import SCORERS
@@ -42,13 +44,16 @@ def read_task(config: Config) -> Task:
     A judge that is a local model is loaded here, last of all.
     """
     reward = load_reward(config.reward)
+    names = names_of(config.map)
     split = split_questions(
-        config.data, config.eval_data, config.hold_out, check_golds=not config.reward, skip_bad=config.skip_bad
-    )
-    source, notes = split.training, split.notes
+        config.data, config.eval_data, config.hold_out, check_golds=not config.reward, skip_bad=config.skip_bad,
+        names=names,
+    )  # fmt: skip
+    source, notes, files = split.training, split.notes, [*config.data, *config.eval_data]
     if config.anchors not in ("data", None):
-        source, further = read_data([config.anchors], "--anchors", skip_bad=config.skip_bad)
-        notes = notes + further
+        source, further = read_data([config.anchors], "--anchors", skip_bad=config.skip_bad, names=names)
+        notes, files = notes + further, [*files, config.anchors]
+    names.check(files)
     for note in notes:
         tell(note)
     solved = [question for question in source if question.get("solution")]
@@ -93,6 +98,9 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
         )
     questions, notes = fitting(model, tokenizer, task.questions, limit, style)
     held_out, further = fitting(model, tokenizer, task.held_out, limit, style)
+    lost = {question.get("eval_set", "") for question in task.held_out} - {q.get("eval_set", "") for q in held_out}
+    if lost:
+        raise DataError(f"--eval-data: no question of {', '.join(sorted(lost))} leaves room for a completion.")
     notes, solutions = notes + further, task.anchors
     if config.anchors is not None and task.anchor_source:
         solutions = anchors.load(
@@ -103,14 +111,14 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
         notes += further
     for note in notes:
         tell(note)
+    say(first_question(tokenizer, questions[0], style))
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
 
 
 def fingerprint(task: Task) -> str:
     """A hash of all questions and solutions, of training and held out."""
-    fields = ("problem", "answer", "choices", "solution")
     sets = (task.questions, task.held_out, task.anchor_source)
-    listed = [[[question.get(name) for name in fields] for question in questions] for questions in sets]
+    listed = [[values_of(question, "solution") for question in questions] for questions in sets]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 

@@ -138,11 +138,19 @@ def metrics_of(record: dict[str, Any]) -> Figures:
 
 
 def held_out_of(record: dict[str, Any]) -> Figures:
-    """The numbers of a held-out evaluation: means, and the interval of the accuracy, or of the reward without one."""
+    """The numbers of a held-out evaluation: means, and the interval of the accuracy, or of the reward without one.
+
+    Of several sets also those of each, as held_out/SET/accuracy and so on.
+    """
     figures = {name: value for name, value in record.items() if OF_EVALUATION.fullmatch(name) and is_figure(value)}
     ends = record.get("interval") or record.get("reward_interval") or []
     figures |= {name: end for name, end in zip(("low", "high"), ends, strict=False) if is_figure(end)}
-    return {f"held_out/{name}": value for name, value in figures.items()}
+    of_sets = {
+        f"held_out/{part}/{name.removeprefix('held_out/')}": value
+        for part, of_set in record.get("sets", {}).items()
+        for name, value in held_out_of(of_set).items()
+    }
+    return {f"held_out/{name}": value for name, value in figures.items()} | of_sets
 
 
 def is_figure(value: object) -> bool:

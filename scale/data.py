@@ -5,23 +5,18 @@ A row is the prompt and the number of its question; what else there is to know o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset, load_dataset_builder
+from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from anchors import Anchors, place_of
-from anchors import load as load_anchors
-from anchors import verified as verified_anchors
 from harness.config import Config
-from harness.report import say
-from harness.task import Task, distances_of, read_task, verified_task
-from questions import DataError, OwnReward, Question, Reward, drop_unreadable, load_reward, prompt_of
-from rollout import PromptStyle, encode_reply, stop_ids, turns_of
+from harness.rewards import OwnReward
+from harness.task import Task, read_task, verified_task
+from questions import Question, Reward, prompt_of, style_of
+from rollout import PromptStyle, turns_of
 
 TrlReward = Callable[..., list[float]]
 
@@ -54,15 +49,9 @@ def read_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
 
 
 def read_any(config: Config, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> Task:
-    """What is to be learned, from data in this project's format or in TRL's. Raises DataError for both at once."""
+    """What is to be learned, from data as dagrpo.py reads it, TRL's own format among it."""
     described: Any = Described.of(config.model, trust_remote_code)
-    sources = [*config.data, *config.eval_data]
-    of_trl = [source for source in sources if in_trl_format(source)]
-    if not of_trl:
-        return verified_task(read_task(config), described, tokenizer, config)
-    if len(of_trl) < len(sources):
-        raise DataError(f"--data {of_trl[0]}: it is in TRL's format (`prompt`), and other data is not; give one kind.")
-    return read_prompts_as_task(config, tokenizer, stop_ids(described, tokenizer))
+    return verified_task(read_task(config), described, tokenizer, config)
 
 
 def as_dataset(
@@ -74,124 +63,10 @@ def as_dataset(
     """
     prompts: list[Any] = []
     for question in questions:
-        if "prompt" in question:  # in TRL's format already
-            prompts.append(question["prompt"])
-            continue
         text = prompt_of(tokenizer, question, style)  # complains of a style without a template
-        chat = tokenizer.chat_template is not None
-        prompts.append(turns_of(question["problem"], question.get("choices"), style) if chat else text)
+        turns = turns_of(question["problem"], question.get("choices"), style_of(question, style))
+        prompts.append(turns if tokenizer.chat_template is not None else text)
     return Dataset.from_dict({"prompt": prompts, "question": list(range(first, first + len(questions)))})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# TRL's format
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def in_trl_format(source: str) -> bool:
-    """Do the rows of a file or Hub set hold a `prompt`, and no `problem`?"""
-    if Path(source).is_file():
-        with Path(source).open(encoding="utf-8") as file:
-            try:
-                first = json.loads(next((line for line in file if line.strip()), ""))
-            except ValueError:
-                return False  # no JSONL, or none in UTF-8: whoever reads this project's format says what it is
-        return isinstance(first, dict) and "prompt" in first and "problem" not in first
-    return "prompt" in columns_of_hub(source) and not {"problem", "question"} & columns_of_hub(source)
-
-
-def columns_of_hub(source: str) -> set[str]:
-    """The columns of a Hub set, name[/configuration][:split]; none where there is no such set."""
-    name = source.partition(":")[0].split("/")
-    try:
-        described = load_dataset_builder("/".join(name[:2]), "/".join(name[2:]) or None).info
-    except Exception:  # of the library: whoever reads this project's format says what is wrong
-        return set()
-    return set(described.features or ())
-
-
-def read_prompts(sources: list[str]) -> list[Question]:
-    """The questions of files and Hub sets in TRL's format: `prompt`, a text or messages, and the gold in `answer`.
-
-    A `solution` beside an `answer` is worked out, and may become an anchor; by itself it is the gold, as TRL's own
-    rewards have it. Raises DataError for a row without a prompt or a gold.
-    """
-    questions: list[Question] = []
-    for source in sources:
-        path, _, split = source.partition(":")
-        name = path.split("/")
-        if Path(source).is_file():
-            table = load_dataset("json", data_files=source, split="train")
-        else:
-            table = load_dataset("/".join(name[:2]), "/".join(name[2:]) or None, split=split or "train")
-        for number, row in enumerate(table, start=1):
-            questions.append(of_trl(row, f"{source}:{number}"))
-    return questions
-
-
-def of_trl(row: dict[str, Any], where: str) -> Question:
-    """The question of a row; its problem is the text of the whole prompt."""
-    prompt, answer, solution = (row.get(name) for name in ("prompt", "answer", "solution"))
-    if answer is None:
-        answer, solution = solution, None
-    turns = prompt if isinstance(prompt, list) else [{"content": prompt}]
-    texts: list[Any] = [turn.get("content") if isinstance(turn, dict) else None for turn in turns]
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{where}: `prompt` must be a text, or messages whose `content` is text.")
-    problem = "\n\n".join(texts)
-    if answer is None or not str(answer).strip():
-        raise DataError(f"{where}: the row has no gold; it must be in `answer`, or in `solution`.")
-    question = {**row, "problem": problem, "answer": str(answer), "where": where}
-    return {**question, "solution": solution} if solution else {k: v for k, v in question.items() if k != "solution"}
-
-
-def read_prompts_as_task(config: Config, tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> Task:
-    """What is to be learned from data in TRL's format. Held out are the questions of --eval-data, or none."""
-    reward, notes = load_reward(config.reward), []
-    questions, held_out = read_prompts(config.data), read_prompts(config.eval_data)
-    if not config.reward:
-        questions, unreadable = drop_unreadable(questions)
-        notes += [f"{len(unreadable)} questions left out: their gold answer cannot be read."] if unreadable else []
-    if not questions:
-        raise DataError(f"--data {', '.join(config.data)}: no question has an answer that the verifier can read.")
-    solutions = Anchors()
-    if config.anchors is not None:
-        source = questions if config.anchors == "data" else config.anchors
-        verified = load_anchors(source, joining=questions, reward=reward, right=config.right)
-        solutions = encoded_anchors(verified, questions, tokenizer, stops, config.max_new_tokens)
-        notes += verified_anchors(solutions, questions, 0)[1]
-    for note in notes:
-        say(note)
-    return Task(questions, held_out, [], solutions, reward, distances_of(config))
-
-
-def encoded_anchors(
-    anchors: Anchors, questions: list[Question], tokenizer: PreTrainedTokenizerBase, stops: list[int], limit: int
-) -> Anchors:
-    """Anchors whose solutions are texts, as the token ids that a policy would write behind the prompts of TRL's format.
-
-    Those longer than the limit are left out, and named.
-    """
-    encoded = Anchors(left_out=list(anchors.left_out))
-    for question in questions:
-        place = place_of(question)
-        for solution, reward in anchors.available(question) if place not in encoded.solutions else ():
-            ids = encode_reply(tokenizer, stops, rendered(question["prompt"], solution, tokenizer), solution)
-            if len(ids) <= limit:
-                encoded.solutions.setdefault(place, []).append((ids, reward))
-            else:
-                fault = f"the solution has {len(ids)} tokens with its EOS, the limit is {limit}"
-                encoded.left_out.append(f"{question['where']}: {fault}")
-    return encoded
-
-
-def rendered(prompt: Any, solution: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What TRL makes of a prompt, and of the conversation with the solution; the second is empty of a text."""
-    if isinstance(prompt, str):
-        return prompt, ""
-    turns = [*prompt, {"role": "assistant", "content": solution}]
-    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return str(before), str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
 def trl_rewards(

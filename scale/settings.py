@@ -58,6 +58,7 @@ class DataFlags:
     model: str = of_core("model")
     data: list[str] = of_core("data")
     eval_data: list[str] = of_core("eval_data")
+    map: list[str] = of_core("map")
     hold_out: int = of_core("hold_out")
     reward: list[str] = of_core("reward")
     skip_bad: bool = of_core("skip_bad")

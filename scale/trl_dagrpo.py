@@ -232,8 +232,6 @@ def new_trainer(data: DataFlags, args: DaGRPOConfig, of_model: ModelConfig) -> D
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         task = read_any(config, tokenizer, args.trust_remote_code)
     evaluates = args.eval_strategy != "no"
-    if evaluates and not task.held_out:
-        raise ConfigError("--eval_data is missing: of data in TRL's format nothing is held out.")
     questions = [*task.questions, *(task.held_out if evaluates else [])]
     rewards, args.reward_weights = trl_rewards(task.reward, questions, tokenizer)
     style, held_out = config.prompt_style, None

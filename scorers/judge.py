@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 
-from questions import DataError, Question, first_line, first_that_raises, line_of, load_function, place_of
+from questions import DataError, Question, place_of
 from rollout import noise_key
 from scorers.asking import HELP, Asker, Endpoint, LocalModel, Request, api_key, check_httpx
+from sources.faults import first_line
+from sources.functions import first_that_raises, line_of, load_function
 
 THRESHOLD = 0.1  # τ of (3) for scores: two steps of the rubric's scale
 

@@ -21,6 +21,7 @@ import rollout
 import scoring
 from dagrpo import Batch, Learner, Objective, Task
 from harness.config import EXAMPLE, Config, configure
+from harness.rewards import load_reward
 from harness.runs import Run
 from policy import compiling
 
@@ -363,7 +364,7 @@ def test_the_functions_of_a_reward_are_logged_one_by_one_over_all_rounds_of_samp
         "def ten(texts, questions):\n    return [10.0 * (each['problem'] > '2') for each in questions]\n\n"
         "def rank(texts, questions):\n    return [n * (each['problem'] > '2') for n, each in enumerate(questions)]\n"
     )
-    reward = questions.load_reward([f"{tmp_path / 'mine.py'}:ten", f"{tmp_path / 'mine.py'}:rank=-0.5"])
+    reward = load_reward([f"{tmp_path / 'mine.py'}:ten", f"{tmp_path / 'mine.py'}:rank=-0.5"])
     stream = iter([{"problem": f"{n}+{n}?", "answer": "1"} for n in range(9)])
     config = Config(
         model="m", data=["d"], anchors=None, questions=2, group_size=2, max_new_tokens=8, resample=1, rectify="none"

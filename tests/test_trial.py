@@ -91,6 +91,10 @@ FLAGS = [
     ("good.jsonl", "good.jsonl: no flag stands before it; questions are given by --data good.jsonl"),
     ("data.zip", "data.zip: no flag stands before it; questions are given by --data data.zip"),
     ("m", "m: no flag stands before it; --data takes questions, --model a model"),
+    ("--map problem", "--map problem: it must be NAME=FIELD, such as problem=question,answer=target."),
+    ("--map query=q", "--map query=q: 'query' is no field here; before the = stands one of problem, answer, solution"),
+    ("--map answer=a,answer=b", "--map answer=b: answer is given twice"),
+    ("--eval-data good.jsonl good.jsonl", "--eval-data good.jsonl: it is named twice; leave one of them out."),
     ("--steps", "--steps: a value is missing behind it."),
     ("--model --data good.jsonl", "--model: a value is missing behind it."),
     ("--data", "--data: a value is missing behind it."),
@@ -121,7 +125,7 @@ FLAGS = [
     ("--threshold 2", "--threshold 2.0: it must be a number of at least 0 and at most 1."),
     ("--clip-high off", "or the word none."),
     # what does not go together
-    ("--model m", "--data is missing: with --model, name the JSONL file"),
+    ("--model m", "--data is missing: with --model, name the file or Hub set"),
     ("--data good.jsonl", "--data good.jsonl without --model: which model is to learn from it?"),
     ("--method sft --group-size 4", "--group-size 4: without rollouts each group is one anchor"),
     ("--method sft --top-p 0.9", "--top-p 0.9: without rollouts (--method sft) nothing is sampled"),
@@ -171,7 +175,7 @@ FLAGS = [
     ("--updates 99", "--updates 99: it must be at most --questions"),
     ("--right-at 1", "--right-at 1.0: the verifier gives 1 for right and 0 for wrong"),
     ("--reward mine.py:good", "--right-at is missing: with --reward"),
-    ("--anchors missing.jsonl", "--anchors missing.jsonl: it must be data, none, or a JSONL file that exists."),
+    ("--anchors missing.jsonl", "--anchors missing.jsonl: it must be data, none, or a file of solutions that exists."),
 ]
 
 EVALUATE = "--model m --data good.jsonl "
@@ -278,13 +282,15 @@ DATA = [
         "no-problem.jsonl:2: the field `problem` is missing; the line has answer",
     ),
     ("nothing.jsonl", jsonl({}), "nothing.jsonl:2: the field `problem` is missing; the line has no fields"),
-    ("question.jsonl", jsonl({"question": "?", "answer": "2"}), "Is it `question` there? Rename that."),
+    ("query.jsonl", jsonl({"query": "?", "answer": "2"}), "Is it `query` there? --map problem=query"),
     (
         "no-answer.jsonl",
         jsonl({"problem": "?"}),
         "no-answer.jsonl:2: the field `answer` is missing; the line has problem",
     ),
-    ("truth.jsonl", jsonl({"problem": "?", "ground_truth": "2"}), "Is it `ground_truth` there? Rename that."),
+    ("target.jsonl", jsonl({"problem": "?", "target": "2"}), "Is it `target` there? --map answer=target"),
+    ("rows.jsonl", jsonl({"messages": [{"from": "human", "value": "?"}]}), "a turn must have a `role`, one of system"),
+    ("unmarked.jsonl", jsonl({"problem": "?", "solution": "so\nit is"}), "Where is it? --map answer=NAME To go on"),
     (
         "blank.jsonl",
         jsonl({"problem": "  ", "answer": "2"}),
@@ -306,7 +312,7 @@ DATA = [
     (
         "chat.jsonl",
         jsonl({"problem": [{"role": "user"}], "answer": "2"}),
-        "`problem` is [{'role': 'user'}]; it must be",
+        "turn 0 of `problem` is {'role': 'user'}; a turn must have a `role`",
     ),
     ("solution.jsonl", jsonl({**SOLVED, "solution": 5}), "`solution` is 5; it must be a string, null, or left out"),
     ("level.jsonl", jsonl({**SOLVED, "level": ["easy"]}), "`level` is ['easy']; it must be a string, a number, null"),
@@ -334,16 +340,25 @@ DATA = [
     ("wide.jsonl", jsonl(b"x" * 50_000_000), "wide.jsonl:2: the line is longer than 1,000,000 characters"),
     ("empty.jsonl", b"", "--data empty.jsonl: the file has no questions."),
     ("newlines.jsonl", b"\n\r\n  \n", "--data newlines.jsonl: the file has no questions."),
+    ("cut.json", json.dumps(GOOD).encode()[:-9], "cut.json:1: the file is not JSON ("),
+    ("object.json", b'{\n "name": "x"\n}', "object.json:1: the file is one JSON object with name; it must hold a list"),
     (
-        "array.json",
-        json.dumps(GOOD).encode(),
-        "array.json:1: the file is one JSON array; it must have one object a line",
+        "lists.json",
+        json.dumps({"a": GOOD, "b": GOOD}).encode(),
+        "it has several parts; name one of lists.json:a, ",
     ),
-    ("pretty.json", json.dumps(GOOD, indent=1).encode(), "pretty.json:1: the file is one JSON array"),
-    ("table.parquet", b"PAR1" + b"\0" * 50, "it is a Parquet file; the data must be JSONL. To make it that:"),
-    ("table.jsonl", b"PAR1" + b"\0" * 50, "--data table.jsonl: it is a Parquet file"),
-    ("table.csv", b"problem,answer\n1,2\n", "--data table.csv: it is a CSV file; the data must be JSONL"),
-    ("packed.jsonl.gz", b"\x1f\x8b\x08\0" + b"\0" * 9, "the file is packed (gzip). Unpack it first: gunzip -k packed"),
+    ("row.json", json.dumps([*GOOD, {"a": 1}], indent=1).encode(), "row.json:row 11: the field `problem` is missing"),
+    ("empty.json", b"[]", "--data empty.json: the file has no questions."),
+    ("cells.csv", b"problem,answer\n1+1?,2\n2+2?\n", "cells.csv:3: the row has 1 columns, and the head of the file 2."),
+    (
+        "open.csv",
+        b'problem,answer\n"1+1?,2\n',
+        "open.csv:2: the row that begins here is no CSV (unexpected end",
+    ),
+    ("latin.csv", b"problem,answer\ncaf\xe9,2\n", "latin.csv:2: the line is not UTF-8 (the byte 0xe9 in column 4)"),
+    ("no-head.tsv", b"1+1?\t2\n2+2?\t4\n", "no-head.tsv:2: the field `problem` is missing; the line has 1+1?, 2"),
+    ("part.arrow", b"\xff\xff\xff\xff", "part.arrow: it is an Arrow file, a part of a data set."),
+    ("packed.jsonl.gz", b"\x1f\x8b\x08\0" + b"\0" * 9, "packed.jsonl.gz: it is damaged or cut off, and cannot be"),
     ("packed.jsonl.xz", b"\xfd7zXZ\0", "the file is packed (xz). Unpack it first: unxz -k"),
     ("packed.zip", b"PK\x03\x04", "the file is packed (zip). Unpack it first: unzip packed.zip"),
     ("packed.jsonl.zst", b"\x28\xb5\x2f\xfd\0", "the file is packed (zstd). Unpack it first: unzstd"),
@@ -376,8 +391,10 @@ NO_FILE = [
     ("a/b/c/d", "--data a/b/c/d: there is no such file."),
     ("'two words'", "--data two words: there is no such file."),
     ("missing.jsonl:train", "--data missing.jsonl:train: there is no such file."),
-    ("run", "--data run: it is a folder; name a JSONL file. In it: metrics.jsonl."),
-    (".", "--data .: it is a folder; name a JSONL file."),
+    ("run", "--data run: it has several parts; name one of run:config, run:metrics."),
+    ("bare", "--data bare: it is a folder without a file of questions (.jsonl, .json, .csv, .tsv, .parquet)."),
+    (".", "--data .: it has several parts; name one of "),
+    ("good.jsonl:train", "--data good.jsonl:train: this file has no parts; leave out the :train."),
     ("/dev/null", "--data /dev/null: the file has no questions."),
     ("''", "--data: the name of the file is empty."),
     ("some/set", "--data some/set: there is no such file, and no such set on the Hub, or no network (ConnectionError"),
@@ -712,6 +729,7 @@ def world(tmp_path_factory, tokenizer):
     shutil.copytree(folder / "m", folder / "run" / "model")
     (folder / "proj" / "model").mkdir(parents=True)
     (folder / "proj" / "config.json").write_text("[]")
+    (folder / "bare").mkdir()
     (folder / "dead").symlink_to("nowhere-at-all")
     (folder / "endless").symlink_to("endless")
     (folder / "cut.gguf").write_bytes(b"GGUF\3\0\0\0" + b"\xff" * 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import re
 import sys
@@ -62,7 +63,7 @@ def hub(monkeypatch):
     )
     package.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", package)
-    monkeypatch.setattr(questions.importlib.util, "find_spec", lambda name: package)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -150,6 +150,13 @@ def test_a_hub_name_is_the_base_model_and_hub_sets_are_the_data_sets(tmp_path, m
     assert "- Base model: `Qwen/some-model`, licence `qwen`" in text
 
 
+def test_a_part_of_a_folder_is_no_hub_set_and_stands_without_the_folders_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "saved").mkdir(parents=True)
+    text, metadata = of(tmp_path, Config(model="m", data=["mine/saved:train"]))
+    assert "datasets" not in metadata and "- Trained on: `saved:train`" in text
+
+
 def test_without_the_hub_the_licence_is_told_to_be_unknown(tmp_path):
     text, metadata = of(tmp_path, Config(model="owner/never-seen", data=["d.jsonl"]))
     assert metadata["base_model"] == "owner/never-seen" and "license" not in metadata

@@ -185,7 +185,10 @@ def test_the_example_by_name_has_the_settings_of_the_example():
         ("--model m --data d --eval-data e --hold-out 3", "--hold-out 3: with --eval-data nothing is held out"),
         ("--method sft --kl 0.1", "--kl 0.1: it is estimated on sampled completions"),
         ("--method sft --temperature 0.7", "--temperature 0.7: without rollouts nothing is sampled"),
-        ("--anchors nowhere.jsonl", "--anchors nowhere.jsonl: it must be data, none, or a JSONL file that exists."),
+        (
+            "--anchors nowhere.jsonl",
+            "--anchors nowhere.jsonl: it must be data, none, or a file of solutions that exists.",
+        ),
         ("--model m --data nowhere.jsonl", "--data nowhere.jsonl: there is no such file."),
         ("--data d.jsonl", "--data d.jsonl without --model: which model is to learn from it? A language model: add"),
     ],

@@ -12,10 +12,9 @@ pytest.importorskip("trl")
 
 from trl_training import TOKENIZER, one_batch, questions_of_example
 
-import anchors
 from harness.config import EXAMPLE
-from questions import DataError, load_reward
-from rollout import PLAIN, PromptStyle, turns_of
+from harness.rewards import load_reward
+from rollout import INSTRUCTION, PLAIN, PromptStyle, turns_of
 from scale import data
 from scale.trl_dagrpo import new_trainer, parse
 
@@ -64,52 +63,18 @@ def test_questions_become_the_prompts_of_dagrpo(chat_model):
     assert chat["question"] == [5, 6]
 
 
-def test_the_gold_of_a_row_in_trls_format_is_its_answer_or_its_solution():
-    both = data.of_trl({"prompt": "1+1?", "answer": 2, "solution": "1+1 = 2. So \\boxed{2}"}, "x:1")
-    assert (both["problem"], both["answer"], both["solution"]) == ("1+1?", "2", "1+1 = 2. So \\boxed{2}")
-    alone = data.of_trl({"prompt": [{"role": "user", "content": "1+1?"}], "answer": None, "solution": "$2$"}, "x:1")
-    assert alone["answer"] == "$2$" and "solution" not in alone
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"prompt": [], "answer": "2"}, "x:1: `prompt` must be a text, or messages whose `content` is text."),
-        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "2"}, "x:1: `prompt` must be a text"),
-        ({"prompt": "1+1?"}, "x:1: the row has no gold; it must be in `answer`, or in `solution`."),
-    ],
-)
-def test_a_row_that_cannot_be_used_is_named(row, said):
-    with pytest.raises(DataError) as complaint:
-        data.of_trl(row, "x:1")
-    assert str(complaint.value).startswith(said)
-
-
-def test_the_format_of_a_file_is_seen_by_its_first_row(tmp_path):
-    path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl")
-    assert data.in_trl_format(path) and not data.in_trl_format(str(EXAMPLE / "train.jsonl"))
-    for name, text in (("broken", "{"), ("empty", ""), ("array", "[1]"), ("both", '{"prompt": "a", "problem": "b"}')):
-        (tmp_path / name).write_text(text)
-        assert not data.in_trl_format(str(tmp_path / name))
-
-
 def test_messages_of_trl_are_rendered_by_the_chat_template_and_their_solutions_become_anchors(chat_model, tmp_path):
     path, rows = prompts_in_trl_format(tmp_path / "trl.jsonl")
-    trainer = trainer_of(tmp_path / "out", f"--model {chat_model} --data {path}")
+    held_out = write_questions(tmp_path / "held_out.jsonl", questions_of_example(4)[3:])
+    trainer = trainer_of(tmp_path / "out", f"--model {chat_model} --data {path} --eval_data {held_out}")
     trainer.reward_funcs = [lambda completion_ids, **_: [0.0] * len(completion_ids)]  # all hard
     batch, sampled, _ = one_batch(trainer)
     tokenizer = trainer.processing_class
     for n, row in enumerate(rows):
-        assert sampled.prompts[2 * n] == tokenizer(row["prompt"][0]["content"] + "\n")["input_ids"]
+        asked = f"{row['prompt'][0]['content']}\n\n{INSTRUCTION}\n"
+        assert sampled.prompts[2 * n] == tokenizer(asked)["input_ids"]
         anchor = batch["completion_ids"][2 * n + 1][batch["completion_mask"][2 * n + 1].bool()].tolist()
         assert anchor == tokenizer(row["solution"] + "\n" + tokenizer.eos_token)["input_ids"]
-
-
-def test_an_anchor_beyond_the_limit_is_left_out_and_named(chat_model, tmp_path):
-    path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl", 1)
-    questions, tokenizer = data.read_prompts([path]), data.read_tokenizer(str(chat_model))
-    found = data.encoded_anchors(anchors.load(questions), questions, tokenizer, [tokenizer.eos_token_id], 5)
-    assert found.solutions == {} and found.left_out[0].startswith(f"{path}:1: the solution has ")
 
 
 def test_each_function_of_reward_is_one_of_trl_with_its_weight(tmp_path):
@@ -126,7 +91,11 @@ def test_each_function_of_reward_is_one_of_trl_with_its_weight(tmp_path):
     assert functions[1](**given) == [7.0, 1.0]
 
 
-def test_two_formats_at_once_are_refused(tmp_path):
-    path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl")
-    with pytest.raises(DataError, match="it is in TRL's format"):
-        trainer_of(tmp_path / "out", f"--model {EXAMPLE} --data {path} {EXAMPLE}/train.jsonl")
+def test_two_formats_at_once_are_read_as_one_set(chat_model, tmp_path):
+    path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl", 3)
+    mine = write_questions(tmp_path / "own.jsonl", questions_of_example(9)[3:])
+    trainer = trainer_of(tmp_path / "out", f"--model {chat_model} --data {path} {mine} --hold_out 1")
+    assert len(trainer.train_dataset) == 8
+    renamed = write_questions(tmp_path / "b.jsonl", [{"q": f"{n}+1?", "answer": str(n + 1)} for n in range(6)])
+    flags = f"--model {chat_model} --data {renamed} --map problem=q --hold_out 1"
+    assert len(trainer_of(tmp_path / "other", flags).train_dataset) == 5
