@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from anchors import Anchors, place_of
 from anchors import load as load_anchors
 from anchors import verified as verified_anchors
-from harness.config import Config
+from harness.config import Config, ConfigError
 from harness.report import say
 from harness.task import Task, distances_of, read_task, verified_task
 from questions import DataError, OwnReward, Question, Reward, drop_unreadable, load_reward, prompt_of
-from rollout import PromptStyle, encode_reply, stop_ids, turns_of
+from rollout import PromptStyle, encode_reply, render_turns, stop_ids, turns_of
 
 TrlReward = Callable[..., list[float]]
 
@@ -74,12 +74,9 @@ def as_dataset(
     """
     prompts: list[Any] = []
     for question in questions:
-        if "prompt" in question:  # in TRL's format already
-            prompts.append(question["prompt"])
-            continue
-        text = prompt_of(tokenizer, question, style)  # complains of a style without a template
-        chat = tokenizer.chat_template is not None
-        prompts.append(turns_of(question["problem"], question.get("choices"), style) if chat else text)
+        text = prompt_of(tokenizer, question, style)  # complains of what the chat template does not know
+        turns = turns_of(question["problem"], question.get("choices"), style)
+        prompts.append(question.get("prompt") or (text if tokenizer.chat_template is None else turns))
     return Dataset.from_dict({"prompt": prompts, "question": list(range(first, first + len(questions)))})
 
 
@@ -146,7 +143,13 @@ def of_trl(row: dict[str, Any], where: str) -> Question:
 
 
 def read_prompts_as_task(config: Config, tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> Task:
-    """What is to be learned from data in TRL's format. Held out are the questions of --eval-data, or none."""
+    """What is to be learned from data in TRL's format. Held out are the questions of --eval-data, or none.
+
+    Raises ConfigError for flags of prompts and lines, which are taken as they are.
+    """
+    for name in ("system", "prompt_file", "examples", "hold_out", "skip_bad"):
+        if getattr(config, name) != getattr(Config(), name):
+            raise ConfigError(f"--{name}: data in TRL's format (`prompt`) are taken as they are; leave it out.")
     reward, notes = load_reward(config.reward), []
     questions, held_out = read_prompts(config.data), read_prompts(config.eval_data)
     if not config.reward:
@@ -158,7 +161,7 @@ def read_prompts_as_task(config: Config, tokenizer: PreTrainedTokenizerBase, sto
     if config.anchors is not None:
         source = questions if config.anchors == "data" else config.anchors
         verified = load_anchors(source, joining=questions, reward=reward, right=config.right)
-        solutions = encoded_anchors(verified, questions, tokenizer, stops, config.max_new_tokens)
+        solutions = encoded_anchors(verified, questions, tokenizer, stops, config)
         notes += verified_anchors(solutions, questions, 0)[1]
     for note in notes:
         say(note)
@@ -166,17 +169,18 @@ def read_prompts_as_task(config: Config, tokenizer: PreTrainedTokenizerBase, sto
 
 
 def encoded_anchors(
-    anchors: Anchors, questions: list[Question], tokenizer: PreTrainedTokenizerBase, stops: list[int], limit: int
+    anchors: Anchors, questions: list[Question], tokenizer: PreTrainedTokenizerBase, stops: list[int], config: Config
 ) -> Anchors:
     """Anchors whose solutions are texts, as the token ids that a policy would write behind the prompts of TRL's format.
 
     Those longer than the limit are left out, and named.
     """
-    encoded = Anchors(left_out=list(anchors.left_out))
+    encoded, limit = Anchors(left_out=list(anchors.left_out)), config.max_new_tokens
     for question in questions:
         place = place_of(question)
         for solution, reward in anchors.available(question) if place not in encoded.solutions else ():
-            ids = encode_reply(tokenizer, stops, rendered(question["prompt"], solution, tokenizer), solution)
+            texts = rendered(question["prompt"], solution, tokenizer, config.prompt_style)
+            ids = encode_reply(tokenizer, stops, texts, solution)
             if len(ids) <= limit:
                 encoded.solutions.setdefault(place, []).append((ids, reward))
             else:
@@ -185,13 +189,12 @@ def encoded_anchors(
     return encoded
 
 
-def rendered(prompt: Any, solution: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def rendered(prompt: Any, solution: str, tokenizer: PreTrainedTokenizerBase, style: PromptStyle) -> tuple[str, str]:
     """What TRL makes of a prompt, and of the conversation with the solution; the second is empty of a text."""
     if isinstance(prompt, str):
         return prompt, ""
-    turns = [*prompt, {"role": "assistant", "content": solution}]
-    before = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    return str(before), str(tokenizer.apply_chat_template(turns, tokenize=False))
+    before = render_turns(tokenizer, prompt, style, add_generation_prompt=True)
+    return before, render_turns(tokenizer, [*prompt, {"role": "assistant", "content": solution}], style)
 
 
 def trl_rewards(

@@ -225,6 +225,8 @@ class FlagParser(HfArgumentParser):
 def new_trainer(data: DataFlags, args: DaGRPOConfig, of_model: ModelConfig) -> DaGRPOTrainer:
     """The trainer of a command line, with questions and rewards read and checked."""
     config = core_config(args, data)
+    if args.chat_template_kwargs:
+        raise ConfigError("--chat_template_kwargs: it is --template-arg NAME=VALUE here, which anchors follow too.")
     check_files(config.model, "--model")
     tokenizer = read_tokenizer(config.model, args.trust_remote_code)
     with contextlib.ExitStack() as stack:
@@ -237,10 +239,11 @@ def new_trainer(data: DataFlags, args: DaGRPOConfig, of_model: ModelConfig) -> D
     questions = [*task.questions, *(task.held_out if evaluates else [])]
     rewards, args.reward_weights = trl_rewards(task.reward, questions, tokenizer)
     style, held_out = config.prompt_style, None
+    args.chat_template_kwargs = {**style.arguments}
+    if style.enable_thinking is not None:
+        args.chat_template_kwargs["enable_thinking"] = style.enable_thinking
     if evaluates:
         held_out = as_dataset(task.held_out, tokenizer, style, first=len(task.questions))
-    if config.enable_thinking is not None:
-        args.chat_template_kwargs = {"enable_thinking": config.enable_thinking, **(args.chat_template_kwargs or {})}
     init = {"revision": of_model.model_revision, "attn_implementation": of_model.attn_implementation}
     if of_model.dtype is not None:
         init["dtype"] = of_model.dtype

@@ -13,15 +13,17 @@ pytest.importorskip("trl")
 from trl_training import TOKENIZER, one_batch, questions_of_example
 
 import anchors
-from harness.config import EXAMPLE
-from questions import DataError, load_reward
-from rollout import PLAIN, PromptStyle, turns_of
+from harness.config import EXAMPLE, Config, ConfigError, configure
+from harness.config import parse as parse_core
+from questions import DataError, load_reward, prompt_of
+from rollout import PLAIN, PromptStyle, sample, turns_of
 from scale import data
 from scale.trl_dagrpo import new_trainer, parse
 
 TEMPLATE = (
-    "{% for turn in messages %}{{ turn['content'] }}\n{% if turn['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
+    "{% for turn in messages %}{% if turn['role'] == 'assistant' and effort is defined %}{{ effort }}{% endif %}"
+    "{{ turn['content'] }}\n{% if turn['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and enable_thinking is defined %}{{ enable_thinking }}{% endif %}"
 )
 
 
@@ -35,10 +37,13 @@ def chat_model(tmp_path_factory):
     return folder
 
 
+def common(folder):
+    flags = "--use_cpu --num_generations 2 --per_device_train_batch_size 4 --max_completion_length 160"
+    return f"{flags} --report_to none --output_dir {folder} --rectify none".split()
+
+
 def trainer_of(folder, flags):
-    common = "--use_cpu --num_generations 2 --per_device_train_batch_size 4 --max_completion_length 160"
-    common += f" --report_to none --output_dir {folder} --rectify none"
-    return new_trainer(*parse(f"{common} {flags}".split()))
+    return new_trainer(*parse([*common(folder), *flags.split()]))
 
 
 def prompts_in_trl_format(path, count=3):
@@ -62,6 +67,60 @@ def test_questions_become_the_prompts_of_dagrpo(chat_model):
     chat = data.as_dataset(questions, data.read_tokenizer(str(chat_model)), style, first=5)
     assert list(chat["prompt"][0]) == turns_of(questions[0]["problem"], None, style)
     assert chat["question"] == [5, 6]
+
+
+CHAT = "--template-arg effort=9 --enable-thinking --system 1+2="
+
+
+@pytest.mark.parametrize("flags", ["", "--prompt-file {0}/asked.txt --examples {0}/solved.jsonl"])
+@pytest.mark.parametrize("kind", ["chat", "plain"])
+def test_a_prompt_is_the_same_to_the_token_as_in_dagrpo(chat_model, tmp_path, kind, flags):
+    (tmp_path / "asked.txt").write_text("3*{problem}\n{choices}7=")
+    solved = [
+        {"problem": "2+2?", "answer": "4", "solution": "2+2=4"},
+        {"problem": "?", "answer": "A", "choices": ["4"]},
+    ]
+    write_questions(tmp_path / "solved.jsonl", solved)
+    asked = [{"problem": "5-1?", "answer": "4"}, {"problem": "1+1?", "answer": "B", "choices": ["1", "2"]}]
+    path, others = write_questions(tmp_path / "asked.jsonl", asked), EXAMPLE / "held_out.jsonl"
+    model = chat_model if kind == "chat" else EXAMPLE
+    given = (
+        f"--model {model} --data {path} --eval-data {others} {flags.format(tmp_path)} {CHAT if kind == 'chat' else ''}"
+    )
+
+    trainer = trainer_of(tmp_path / "out", f"{given} --anchors none --rectify threshold --max_completion_length 4")
+    _, sampled, _ = one_batch(trainer)
+
+    config = configure(**parse_core(given.split()))
+    tokenizer = data.read_tokenizer(str(model))
+    prompts = [prompt_of(tokenizer, question, config.prompt_style) for question in trainer.questions]
+    rollouts = sample(trainer.model, tokenizer, prompts, 2, max_new_tokens=1)
+    of_prompt = rollouts.attention_mask & ~rollouts.response_mask
+    assert sampled.prompts == [ids[mask].tolist() for ids, mask in zip(rollouts.input_ids, of_prompt, strict=True)]
+    assert len(trainer.questions) == 2 and (("3*5-1?\n7=" in prompts[0]) == bool(flags))
+    assert prompts[0].endswith("True") == (kind == "chat")
+
+
+def test_arguments_of_the_template_have_one_flag_which_anchors_follow_too(chat_model, tmp_path):
+    path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl")
+    given = f"--model {chat_model} --data {path}"
+    with pytest.raises(ConfigError, match="--chat_template_kwargs: it is --template-arg NAME=VALUE here"):
+        new_trainer(*parse([*common(tmp_path / "out"), *given.split(), "--chat_template_kwargs", '{"effort": 9}']))
+    with pytest.raises(DataError, match="--template-arg mood: the model's chat template does not know it"):
+        trainer_of(tmp_path / "out", f"{given} --template-arg mood=1")
+    trainer = trainer_of(tmp_path / "out", f"{given} --template-arg effort=9")
+    assert trainer.chat_template_kwargs == {"effort": 9}
+    tokenizer, question = trainer.processing_class, trainer.questions[0]
+    anchor, _ = trainer.solutions.available(question)[0]
+    assert anchor == tokenizer(f"9{question['solution']}\n{tokenizer.eos_token}")["input_ids"]
+
+
+@pytest.mark.parametrize("flag", ["--system Hi", "--prompt-file {0}", "--examples {0}", "--hold-out 2", "--skip-bad"])
+def test_what_makes_prompts_and_leaves_out_lines_is_refused_with_data_in_trls_format(chat_model, tmp_path, flag):
+    path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl")
+    (tmp_path / "text").write_text('{"problem": "{problem}", "answer": "1"}')
+    with pytest.raises(ConfigError, match="data in TRL's format"):
+        trainer_of(tmp_path / "out", f"--model {chat_model} --data {path} {flag.format(tmp_path / 'text')}")
 
 
 def test_the_gold_of_a_row_in_trls_format_is_its_answer_or_its_solution():
@@ -108,7 +167,8 @@ def test_messages_of_trl_are_rendered_by_the_chat_template_and_their_solutions_b
 def test_an_anchor_beyond_the_limit_is_left_out_and_named(chat_model, tmp_path):
     path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl", 1)
     questions, tokenizer = data.read_prompts([path]), data.read_tokenizer(str(chat_model))
-    found = data.encoded_anchors(anchors.load(questions), questions, tokenizer, [tokenizer.eos_token_id], 5)
+    config = Config(max_new_tokens=5)
+    found = data.encoded_anchors(anchors.load(questions), questions, tokenizer, [tokenizer.eos_token_id], config)
     assert found.solutions == {} and found.left_out[0].startswith(f"{path}:1: the solution has ")
 
 
