@@ -175,7 +175,7 @@ def simulated_head(seed: int = 0) -> Any:
     weight = torch.randn(VOCABULARY, HIDDEN, generator=generator) / HIDDEN**0.5
     config = SimpleNamespace(vocab_size=VOCABULARY, hidden_size=HIDDEN)
     config.get_text_config = lambda **_: config
-    return Head(config, None, torch.device("cpu"), torch.float32, Output(weight, None), None)
+    return Head(config, None, torch.device("cpu"), torch.float32, Output(weight, None), None, 0)
 
 
 def simulated_groups(groups: int, seed: int) -> tuple[Rollouts, torch.Tensor]:

@@ -36,7 +36,7 @@ from policy.model import check_files
 from questions import Question
 from rollout import noise_key
 from scale.data import as_dataset, read_any, read_tokenizer, trl_rewards
-from scale.groups import Sampled, metrics_of, rectified_groups
+from scale.groups import Sampled, rectified_groups
 from scale.settings import OF_DAGRPO, DaGRPOConfig, DataFlags, core_config
 from scorers.judge import Distances
 
@@ -95,8 +95,6 @@ class DaGRPOTrainer(GRPOTrainer):
         batch["anchor_mask"] = torch.tensor(sampled.is_anchor[mine], device=self.accelerator.device)
         if "importance_sampling_ratio" in batch:  # vLLM has not sampled them
             batch["importance_sampling_ratio"][batch["anchor_mask"]] = 1.0
-        for name, value in metrics_of(rectified, sampled, self.accelerator).items():
-            self._metrics["train"][name].append(value)
         self._logs["advantages"].extend(rectified.advantages.flatten().tolist())  # it has room for a batch: TRL's leave
         return batch
 
