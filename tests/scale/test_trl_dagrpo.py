@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import runpy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,9 @@ import torch
 
 trl = pytest.importorskip("trl")
 
+from judge_server import JudgeServer  # noqa: E402
 from trl_training import (  # noqa: E402
+    OWN,
     TOKENIZER,
     arbitrary,
     as_rollouts,
@@ -28,6 +30,8 @@ import dagrpo  # noqa: E402
 import rollout  # noqa: E402
 import scoring  # noqa: E402
 from harness.config import EXAMPLE, ConfigError  # noqa: E402
+from harness.task import Task, distances_of, judged  # noqa: E402
+from questions import correctness  # noqa: E402
 from rollout import PLAIN, encode_solution  # noqa: E402
 from scale import versions  # noqa: E402
 from scale.trl_dagrpo import DaGRPOTrainer, main, parse  # noqa: E402
@@ -69,6 +73,34 @@ def test_masks_and_advantages_of_a_batch_are_those_of_dagrpo(tmp_path, rule, sco
     mask = batch["completion_mask"].bool()
     laid = batch["advantages"][:, None].expand(mask.shape) if batch["advantages"].dim() == 1 else batch["advantages"]
     torch.testing.assert_close(laid[mask], expected.token_advantages[rollouts.prediction_mask], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scorer", ["judge", "own"])
+def test_a_judge_and_a_function_of_ones_own_mask_as_in_dagrpo(tmp_path, scorer):
+    questions, server = questions_of_example(12), JudgeServer()
+    (tmp_path / "mine.py").write_text(OWN)
+    flags = {"judge_url": server.url, "judge_model": "m", "judge_cache": str(tmp_path / "kept"), "scorer": "judge"}
+    if scorer == "own":
+        flags = {"scorer": f"{tmp_path}/mine.py:scores"}
+    args = settings(tmp_path / "out", num_generations=8, anchors="none", **flags)
+    trainer = new(DaGRPOTrainer, args, rows(questions), reward_funcs=arbitrary, questions=questions)
+    _, sampled, found = one_batch(trainer)
+    rollouts, asked = as_rollouts(trainer, sampled), len(server.payloads)
+    task = Task(questions, [], [], anchors.Anchors(), correctness, distances_of(trainer.core))
+    distances = judged(task, questions, rollouts, sampled.totals).distances
+    expected = scoring.rectify(trainer.model, rollouts, sampled.totals, trainer.core.rectification, distances)
+    server.close()
+    assert 0 < int((~found.pair_mask).sum()) < found.pair_mask.numel() - 12 * 8
+    assert torch.equal(found.pair_mask, expected.pair_mask) and torch.equal(found.advantages, expected.advantages)
+    assert len(server.payloads) == asked == (0 if scorer == "own" else 12)  # dagrpo.py finds the scores kept
+    assert trainer._metrics["train"].get("judge_failed") == (None if scorer == "own" else [0.0])
+
+
+def test_a_judge_of_pairs_needs_the_questions(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    args = settings(tmp_path / "out", anchors="none", scorer=f"{tmp_path}/mine.py:scores")
+    with pytest.raises(ValueError, match="give `questions` too"):
+        new(DaGRPOTrainer, args, rows(questions_of_example(2)))
 
 
 @pytest.mark.parametrize(("loss_type", "norm"), [("grpo", "sequence"), ("dr_grpo", "constant"), ("dapo", "token")])
@@ -250,18 +282,13 @@ def test_trl_outside_of_the_tested_versions_is_refused(monkeypatch, installed):
     assert 'pip install "trl>=1.12,<=1.16.99"' in versions.fault_of_trl()
 
 
-def test_without_trl_the_command_ends_with_one_line(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.metadata as metadata\n"
-        "real = metadata.version\n"
-        "def version(name):\n"
-        "    if name == 'trl':\n"
-        "        raise metadata.PackageNotFoundError(name)\n"
-        "    return real(name)\n"
-        "metadata.version = version\n"
-    )
-    environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "scale.trl_dagrpo", "--model", "none"]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=EXAMPLE.parent.parent)
-    assert ended.returncode == 1
-    assert ended.stderr == f"scale.trl_dagrpo: the package trl is missing. Run: {versions.INSTALL}\n"
+def test_without_trl_the_command_ends_with_one_line(monkeypatch, capsys):
+    def version(package):
+        raise versions.PackageNotFoundError(package)
+
+    monkeypatch.setattr(versions, "version", version)
+    with pytest.raises(SystemExit) as stopped, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the module is imported already
+        runpy.run_module("scale.trl_dagrpo", run_name="__main__")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"scale.trl_dagrpo: the package trl is missing. Run: {versions.INSTALL}\n"

@@ -20,6 +20,9 @@ from scale.groups import Sampled
 from scale.settings import DaGRPOConfig
 from scoring import Rectified
 
+# A scorer of one's own: completions of nearly the same length are alike.
+OWN = "def scores(questions, texts):\n    return [[min(1.0, len(text) / 100) for text in group] for group in texts]\n"
+
 TOKENIZER = read_tokenizer(str(EXAMPLE))
 
 
