@@ -108,7 +108,7 @@ def communication(model: Model, step: Step) -> dict[str, float]:
         "score: weights": step.calls * 2 * model.parameters,  # one more forward pass
         "score: head": 4.0 * model.vocabulary * model.hidden,
         "score: moments": 8.0 * model.vocabulary * model.hidden,
-        "score: token ids": 5.0 * step.completions * step.tokens,  # pickled, at most
+        "score: tokens": 9.0 * step.completions * step.tokens,  # ids, pickled, and what is withheld in fp32
         "score: masks": (1.0 + 4.0) * group_pairs,  # bool, and d in fp32
     }
 
