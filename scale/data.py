@@ -5,23 +5,23 @@ A row is the prompt and the number of its question; what else there is to know o
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset, load_dataset_builder
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from anchors import Anchors, place_of
-from anchors import load as load_anchors
-from anchors import verified as verified_anchors
+from anchors import Anchors
 from harness.config import Config, ConfigError
-from harness.report import say
+from harness.prompting import Contents
+from harness.report import tell
 from harness.task import Task, distances_of, read_task, verified_task
-from questions import DataError, OwnReward, Question, Reward, drop_unreadable, load_reward, prompt_of
-from rollout import PromptStyle, encode_reply, render_turns, stop_ids, turns_of
+from questions import DataError, OwnReward, Question, Reward, drop_unreadable, load_reward, prompt_of, read_questions
+from rollout import PromptStyle, turns_of
 
 TrlReward = Callable[..., list[float]]
 
@@ -62,7 +62,7 @@ def read_any(config: Config, tokenizer: PreTrainedTokenizerBase, trust_remote_co
         return verified_task(read_task(config), described, tokenizer, config)
     if len(of_trl) < len(sources):
         raise DataError(f"--data {of_trl[0]}: it is in TRL's format (`prompt`), and other data is not; give one kind.")
-    return read_prompts_as_task(config, tokenizer, stop_ids(described, tokenizer))
+    return read_prompts_as_task(config, described, tokenizer)
 
 
 def as_dataset(
@@ -142,7 +142,7 @@ def of_trl(row: dict[str, Any], where: str) -> Question:
     return {**question, "solution": solution} if solution else {k: v for k, v in question.items() if k != "solution"}
 
 
-def read_prompts_as_task(config: Config, tokenizer: PreTrainedTokenizerBase, stops: list[int]) -> Task:
+def read_prompts_as_task(config: Config, described: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
     """What is to be learned from data in TRL's format. Held out are the questions of --eval-data, or none.
 
     Raises ConfigError for flags of prompts and lines, which are taken as they are.
@@ -150,51 +150,24 @@ def read_prompts_as_task(config: Config, tokenizer: PreTrainedTokenizerBase, sto
     for name in ("system", "prompt_file", "examples", "hold_out", "skip_bad"):
         if getattr(config, name) != getattr(Config(), name):
             raise ConfigError(f"--{name}: data in TRL's format (`prompt`) are taken as they are; leave it out.")
-    reward, notes = load_reward(config.reward), []
     questions, held_out = read_prompts(config.data), read_prompts(config.eval_data)
     if not config.reward:
         questions, unreadable = drop_unreadable(questions)
-        notes += [f"{len(unreadable)} questions left out: their gold answer cannot be read."] if unreadable else []
+        if unreadable:
+            tell(f"{len(unreadable)} questions left out: their gold answer cannot be read.")
     if not questions:
         raise DataError(f"--data {', '.join(config.data)}: no question has an answer that the verifier can read.")
-    solutions = Anchors()
-    if config.anchors is not None:
-        source = questions if config.anchors == "data" else config.anchors
-        verified = load_anchors(source, joining=questions, reward=reward, right=config.right)
-        solutions = encoded_anchors(verified, questions, tokenizer, stops, config)
-        notes += verified_anchors(solutions, questions, 0)[1]
-    for note in notes:
-        say(note)
-    return Task(questions, held_out, [], solutions, reward, distances_of(config))
-
-
-def encoded_anchors(
-    anchors: Anchors, questions: list[Question], tokenizer: PreTrainedTokenizerBase, stops: list[int], config: Config
-) -> Anchors:
-    """Anchors whose solutions are texts, as the token ids that a policy would write behind the prompts of TRL's format.
-
-    Those longer than the limit are left out, and named.
-    """
-    encoded, limit = Anchors(left_out=list(anchors.left_out)), config.max_new_tokens
-    for question in questions:
-        place = place_of(question)
-        for solution, reward in anchors.available(question) if place not in encoded.solutions else ():
-            texts = rendered(question["prompt"], solution, tokenizer, config.prompt_style)
-            ids = encode_reply(tokenizer, stops, texts, solution)
-            if len(ids) <= limit:
-                encoded.solutions.setdefault(place, []).append((ids, reward))
-            else:
-                fault = f"the solution has {len(ids)} tokens with its EOS, the limit is {limit}"
-                encoded.left_out.append(f"{question['where']}: {fault}")
-    return encoded
-
-
-def rendered(prompt: Any, solution: str, tokenizer: PreTrainedTokenizerBase, style: PromptStyle) -> tuple[str, str]:
-    """What TRL makes of a prompt, and of the conversation with the solution; the second is empty of a text."""
-    if isinstance(prompt, str):
-        return prompt, ""
-    before = render_turns(tokenizer, prompt, style, add_generation_prompt=True)
-    return before, render_turns(tokenizer, [*prompt, {"role": "assistant", "content": solution}], style)
+    source = questions if config.anchors == "data" else []
+    if config.anchors not in ("data", None):
+        source = read_questions([config.anchors], "--anchors")
+    if isinstance(questions[0]["prompt"], str):  # TRL writes no template around a text
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = None
+    solved = [question for question in source if question.get("solution")]
+    task = Task(questions, held_out or questions, solved, Anchors(), load_reward(config.reward), distances_of(config))
+    as_they_are = replace(config, prompt_contents=Contents("{problem}").record())
+    task = verified_task(task, described, tokenizer, as_they_are)
+    return task if held_out else replace(task, held_out=[])
 
 
 def trl_rewards(

@@ -12,8 +12,7 @@ pytest.importorskip("trl")
 
 from trl_training import TOKENIZER, one_batch, questions_of_example
 
-import anchors
-from harness.config import EXAMPLE, Config, ConfigError, configure
+from harness.config import EXAMPLE, ConfigError, configure
 from harness.config import parse as parse_core
 from questions import DataError, load_reward, prompt_of
 from rollout import PLAIN, PromptStyle, sample, turns_of
@@ -164,12 +163,33 @@ def test_messages_of_trl_are_rendered_by_the_chat_template_and_their_solutions_b
         assert anchor == tokenizer(row["solution"] + "\n" + tokenizer.eos_token)["input_ids"]
 
 
-def test_an_anchor_beyond_the_limit_is_left_out_and_named(chat_model, tmp_path):
+def test_a_solution_is_written_behind_a_text_or_behind_several_turns_as_the_policy_would(chat_model, tmp_path):
+    """Behind a text TRL writes no template, and a completion ends in the EOS."""
+    solved = {"answer": "2", "solution": "1+1 = 2. So \\boxed{2}"}
+    turns = [("system", "3"), ("user", "4"), ("assistant", "5"), ("user", "1+1?")]
+    prompts = {"text": "1+1?", "turns": [{"role": role, "content": content} for role, content in turns]}
+    tokenizer = data.read_tokenizer(str(chat_model))
+    for name, prompt in prompts.items():
+        path = write_questions(tmp_path / f"{name}.jsonl", [{"prompt": prompt, **solved}])
+        flags = "--template-arg effort=9" if name == "turns" else ""
+        trainer = trainer_of(tmp_path / "out", f"--model {chat_model} --data {path} {flags}")
+        anchor, earned = trainer.solutions.available(trainer.questions[0])[0]
+        written = solved["solution"] if name == "text" else f"9{solved['solution']}\n"
+        assert anchor == tokenizer(written + tokenizer.eos_token)["input_ids"] and earned == 1.0
+
+
+def test_anchors_of_a_file_of_its_own_join_prompts_in_trls_format(chat_model, tmp_path):
+    path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl", 2)
+    write_questions(tmp_path / "solved.jsonl", questions_of_example(1))
+    trainer = trainer_of(tmp_path / "out", f"--model {chat_model} --data {path} --anchors {tmp_path}/solved.jsonl")
+    assert [len(trainer.solutions.available(question)) for question in trainer.questions] == [1, 0]
+
+
+def test_an_anchor_beyond_the_limit_is_left_out_and_named(chat_model, tmp_path, capsys):
     path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl", 1)
-    questions, tokenizer = data.read_prompts([path]), data.read_tokenizer(str(chat_model))
-    config = Config(max_new_tokens=5)
-    found = data.encoded_anchors(anchors.load(questions), questions, tokenizer, [tokenizer.eos_token_id], config)
-    assert found.solutions == {} and found.left_out[0].startswith(f"{path}:1: the solution has ")
+    trainer = trainer_of(tmp_path / "out", f"--model {chat_model} --data {path} --max_completion_length 5")
+    assert trainer.solutions.solutions == {}
+    assert f"Anchor left out, {path}:1: the solution has" in " ".join(capsys.readouterr().out.split())
 
 
 def test_each_function_of_reward_is_one_of_trl_with_its_weight(tmp_path):
