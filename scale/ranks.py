@@ -93,8 +93,7 @@ def whole_head(trainer: Any, with_moments: bool) -> Iterator[Head]:
         if hasattr(module, "reshard"):
             module.reshard()
     model = without_adapter(accelerator.unwrap_model(trainer.model))
-    layer = model.get_output_embeddings()
-    layer = getattr(layer, "base_layer", layer)
+    layer = model.get_output_embeddings()  # TRL refuses adapters of it
     moments = moments_of(trainer, layer.weight) if with_moments else None
     given = [value for value in (layer.weight, layer.bias) if value is not None]
     everywhere = trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False, writeback=False)  # of FSDP 1

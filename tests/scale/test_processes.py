@@ -63,19 +63,20 @@ def check_equal(one: Run, other: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def judges(tmp_path_factory):
-    """Two runs of a step: one whose pairs a server judges, and one with a function of the user's."""
+def single_steps(tmp_path_factory):
+    """Runs of a step: by a judge on a server, by a function of the user's, and by the rule that takes all groups."""
     folder, server = tmp_path_factory.mktemp("judges"), JudgeServer()
     (folder / "mine.py").write_text(OWN)
     judge = {"scorer": "judge", "judge_url": server.url, "judge_model": "m", "judge_cache": str(folder / "kept")}
-    yield {"judge": {**judge, "max_steps": 1}, "own": {"scorer": f"{folder}/mine.py:scores", "max_steps": 1}}
+    own, batch = {"scorer": f"{folder}/mine.py:scores"}, {"rectify": "batch"}
+    yield {name: {**each, "max_steps": 1} for name, each in (("judge", judge), ("own", own), ("batch", batch))}
     server.close()
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, judges):
+def alone(tmp_path_factory, single_steps):
     pytest.importorskip("peft")
-    return run(tmp_path_factory.mktemp("alone"), 1, [], group=GROUP, lora=LORA, **judges)
+    return run(tmp_path_factory.mktemp("alone"), 1, [], group=GROUP, lora=LORA, **single_steps)
 
 
 def test_the_runs_have_what_is_to_be_compared(alone):
@@ -86,8 +87,8 @@ def test_the_runs_have_what_is_to_be_compared(alone):
     assert any("lora_A" in name for name in alone["lora"][0])
 
 
-def test_two_processes_mask_and_learn_as_one_with_an_adapter_too_and_by_judges(alone, judges, tmp_path):
-    asked_again = {**judges, "judge": {**judges["judge"], "judge_cache": str(tmp_path / "kept")}}
+def test_two_processes_mask_and_learn_as_one_with_an_adapter_too_and_by_judges(alone, single_steps, tmp_path):
+    asked_again = {**single_steps, "judge": {**single_steps["judge"], "judge_cache": str(tmp_path / "kept")}}
     both = run(tmp_path, 2, ["--multi_gpu"], group=GROUP, lora=LORA, **asked_again)
     for name, found in both.items():
         check_equal(alone[name], found)

@@ -62,7 +62,8 @@ RULES = [
 def test_masks_and_advantages_of_a_batch_are_those_of_dagrpo(tmp_path, rule, scorer, loss_type):
     threshold = 0.45 if (rule, scorer) == ("threshold", "gradient") else None  # so that it masks some pairs and not all
     options = {"rectify": rule, "scorer": scorer, "threshold": threshold, "loss_type": loss_type, "anchors": "none"}
-    args = settings(tmp_path, num_generations=8, **options)
+    scale = "none" if loss_type == "dr_grpo" else "group"
+    args = settings(tmp_path, num_generations=8, scale_rewards=scale, **options)
     trainer = new(DaGRPOTrainer, args, rows(questions_of_example(12)), reward_funcs=arbitrary)
     batch, sampled, found = one_batch(trainer)
     rollouts = as_rollouts(trainer, sampled)
@@ -73,6 +74,10 @@ def test_masks_and_advantages_of_a_batch_are_those_of_dagrpo(tmp_path, rule, sco
     mask = batch["completion_mask"].bool()
     laid = batch["advantages"][:, None].expand(mask.shape) if batch["advantages"].dim() == 1 else batch["advantages"]
     torch.testing.assert_close(laid[mask], expected.token_advantages[rollouts.prediction_mask], atol=1e-6, rtol=0)
+    shares = expected.witness.shares() if expected.witness else {}
+    for name in ("displaced", "displaced_left"):
+        assert trainer._metrics["train"].get(name) == (pytest.approx([shares[name]]) if shares else None)
+    assert trainer.model.training
 
 
 @pytest.mark.parametrize("scorer", ["judge", "own"])
@@ -113,18 +118,25 @@ def test_loss_and_gradients_of_a_batch_are_those_of_dagrpo(tmp_path, loss_type, 
     check_loss(trainer, batch, as_rollouts(trainer, sampled), found)
 
 
-def check_loss(trainer, batch, rollouts, rectified):
-    """TRL's loss of a batch and its gradients against (7) and (8) in dagrpo.py, for the same advantages."""
-    core = trainer.core
+def check_loss(trainer, batch, rollouts, rectified, since=0.0):
+    """TRL's loss of a batch and its gradients against (7) and (8) in dagrpo.py, for the same advantages.
+
+    `since` sampling, the log-probabilities have grown by as much.
+    """
+    core, completions = trainer.core, batch["completion_mask"].bool()
     logps, _ = rollout.token_logps(trainer.model, *rollouts.tokens)
+    old = logps.detach() - since
+    if since:
+        batch["old_per_token_logps"] = torch.zeros(completions.shape)
+        batch["old_per_token_logps"][completions] = old[rollouts.prediction_mask]
     width = rollouts.logps.shape[1]
     token_advantages = torch.zeros(len(rollouts.texts), width)
     token_advantages[rollouts.prediction_mask] = (
         rectified.advantages.flatten()[:, None].expand(-1, batch["completion_mask"].shape[1])
         if batch["advantages"].dim() == 1 else batch["advantages"]
-    )[batch["completion_mask"].bool()]  # fmt: skip
+    )[completions]  # fmt: skip
     expected, _ = dagrpo.policy_loss(
-        logps, logps.detach(), token_advantages, rollouts.prediction_mask, rollouts.anchor_mask,
+        logps, old, token_advantages, rollouts.prediction_mask, rollouts.anchor_mask,
         dagrpo.loss_denominators(rollouts.lengths, core.loss_norm, core.max_new_tokens), dagrpo.Objective.of(core),
     )  # fmt: skip
     gradients = torch.autograd.grad(expected, list(trainer.model.parameters()))
@@ -179,6 +191,13 @@ def test_the_loss_of_anchors_is_the_shaped_one_and_that_of_the_others_is_trls(tm
     assert bool(batch["anchor_mask"].any()) and not bool(batch["anchor_mask"].all())
     check_loss(trainer, batch, as_rollouts(trainer, sampled), found)
     assert (trainer.epsilon_low, trainer.epsilon_high) == (0.2, 0.2)
+
+
+def test_beside_anchors_the_others_keep_their_ratios_to_an_earlier_policy_and_the_clip(tmp_path):
+    trainer = anchored_trainer(tmp_path, questions_of_example(2), rectify="none")
+    batch, sampled, found = one_batch(trainer)
+    check_loss(trainer, batch, as_rollouts(trainer, sampled), found, since=0.1)
+    check_loss(trainer, batch, as_rollouts(trainer, sampled), found, since=-0.3)  # beyond 1 − ε, of Ã < 0
 
 
 def test_an_anchor_that_others_outdo_is_lowered_without_a_clip(tmp_path):
@@ -236,6 +255,40 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
         assert trainer.state.global_step == 4
         runs.append(trainer.model.state_dict())
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What TRL has and dagrpo.py has not
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluations_are_those_of_trl(tmp_path):
+    trainer = anchored_trainer(tmp_path, questions_of_example(2))
+    trainer.model.eval()
+    batch = trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(4)])
+    assert "anchor_mask" not in batch and "anchored" not in trainer._metrics["train"]
+
+
+def test_a_completion_without_a_reward_has_no_part_in_its_group(tmp_path):
+    """TRL takes None of a reward. The others are compared as if it stood at their mean, 1/3."""
+
+    def second_unknown(completion_ids, **_):
+        return [1.0, None, 0.0, 0.0]
+
+    args = settings(tmp_path, rectify="threshold", scorer="token", threshold=0.0, anchors="none")
+    trainer = new(DaGRPOTrainer, args, rows(questions_of_example(1)), reward_funcs=second_unknown)
+    batch, _, _ = one_batch(trainer)
+    deviation = ((4 / 9 + 1 / 9 + 1 / 9) / 4) ** 0.5
+    by_hand = torch.tensor([2 / 3, 0.0, -1 / 3, -1 / 3]) / deviation
+    torch.testing.assert_close(batch["advantages"], by_hand, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("right_at", "anchored"), [(None, 1.0), (0.5, 0.0)])
+def test_right_at_says_which_groups_are_hard(tmp_path, right_at, anchored):
+    trainer = anchored_trainer(tmp_path, questions_of_example(2), rectify="none", right_at=right_at)
+    trainer.reward_funcs = [lambda completion_ids, **_: [0.5] * len(completion_ids)]
+    one_batch(trainer)
+    assert trainer._metrics["train"]["anchored"] == [anchored]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
