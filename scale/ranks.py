@@ -116,8 +116,9 @@ def moments_of(trainer: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.
     if trainer._dist.is_zero3:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        found = [safe_get_full_optimizer_state(weight, name) for name in ("exp_avg", "exp_avg_sq")]
-        return None if found[0] is None else (found[0], found[1])
+        if trainer.state.global_step == 0 or not weight.requires_grad:  # of which DeepSpeed raises a KeyError
+            return None
+        return safe_get_full_optimizer_state(weight, "exp_avg"), safe_get_full_optimizer_state(weight, "exp_avg_sq")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
     state = optimizer.state.get(weight, {}) if optimizer is not None else {}
     if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != weight.shape or weight.dim() != 2:

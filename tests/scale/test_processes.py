@@ -23,6 +23,7 @@ from trl_training import OWN
 WORKER = Path(__file__).parent / "trl_worker.py"
 FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 FSDP += ["--fsdp_state_dict_type", "FULL_STATE_DICT"]
+DEEPSPEED = ["--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model", "true"]
 
 
 GROUP, LORA = {"rectify": "group"}, {"rectify": "threshold", "lora": True}
@@ -94,8 +95,17 @@ def test_two_processes_mask_and_learn_as_one_with_an_adapter_too_and_by_judges(a
         check_equal(alone[name], found)
 
 
-def test_two_processes_that_share_the_weights_mask_and_learn_as_one(alone, tmp_path):
-    """FSDP 2: the head is gathered, 272 × 128 floats, and from the second step on AdamW's two moments of it."""
+HEADS = [[4.0 * 272 * 128], [12.0 * 272 * 128], [12.0 * 272 * 128]]  # from the second step on with AdamW's two moments
+
+
+def test_two_processes_that_share_the_weights_by_fsdp_2_mask_and_learn_as_one(alone, tmp_path):
     shared = run(tmp_path, 2, FSDP, group=GROUP)["group"]
     check_equal(alone["group"], shared)
-    assert [batch["bytes"] for batch in shared[1]] == [[4.0 * 272 * 128], [12.0 * 272 * 128], [12.0 * 272 * 128]]
+    assert [batch["bytes"] for batch in shared[1]] == HEADS
+
+
+def test_two_processes_that_share_the_weights_by_deepspeed_3_mask_and_learn_as_one(alone, tmp_path):
+    pytest.importorskip("deepspeed")
+    shared = run(tmp_path, 2, DEEPSPEED, group=GROUP)["group"]
+    check_equal(alone["group"], shared)
+    assert [batch["bytes"] for batch in shared[1]] == HEADS
