@@ -8,61 +8,66 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset, load_dataset, load_dataset_builder
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from anchors import Anchors
 from harness.config import Config, ConfigError
 from harness.prompting import Contents
 from harness.report import tell
 from harness.task import Task, distances_of, read_task, verified_task
-from questions import DataError, OwnReward, Question, Reward, drop_unreadable, load_reward, prompt_of, read_questions
+from policy.model import load_tokenizer, named
+from questions import (
+    DataError,
+    OwnReward,
+    Question,
+    Reward,
+    drop_unreadable,
+    first_line,
+    load_reward,
+    prompt_of,
+    read_questions,
+)
 from rollout import PromptStyle, turns_of
 
 TrlReward = Callable[..., list[float]]
 
 
-@dataclass(frozen=True)
-class Described:
-    """A model as its configuration alone tells of it: enough to know what fits into it, and what ends a completion."""
+def described(model: str, trust_remote_code: bool) -> Any:
+    """A model as its configuration alone tells of it: enough to know what fits into it, and what ends a completion.
 
-    config: Any
-    generation_config: Any
-
-    @classmethod
-    def of(cls, model: str, trust_remote_code: bool = False) -> Described:
-        """Of a Hub name or a directory. Raises OSError where there is no such model."""
+    Raises ModelError where there is none.
+    """
+    with named(f"--model {model}: its configuration"):
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        try:
-            return cls(config, GenerationConfig.from_pretrained(model))
-        except OSError:  # it has none beside its configuration
-            return cls(config, GenerationConfig.from_model_config(config))
+    try:
+        generation_config = GenerationConfig.from_pretrained(model)
+    except OSError:  # it has none beside its configuration
+        generation_config = GenerationConfig.from_model_config(config)
+    return SimpleNamespace(config=config, generation_config=generation_config)
 
 
 def read_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer as TRL wants it: padding on the left."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        model, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
-    )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    """The tokenizer as TRL wants it: padding on the left. Raises ModelError where there is none."""
+    options = {"padding_side": "left", "truncation_side": "left", "trust_remote_code": trust_remote_code}
+    return load_tokenizer(model, f"--model {model}", options)
 
 
 def read_any(config: Config, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> Task:
     """What is to be learned, from data in this project's format or in TRL's. Raises DataError for both at once."""
-    described: Any = Described.of(config.model, trust_remote_code)
+    model = described(config.model, trust_remote_code)
     sources = [*config.data, *config.eval_data]
     of_trl = [source for source in sources if in_trl_format(source)]
     if not of_trl:
-        return verified_task(read_task(config), described, tokenizer, config)
+        return verified_task(read_task(config), model, tokenizer, config)
     if len(of_trl) < len(sources):
         raise DataError(f"--data {of_trl[0]}: it is in TRL's format (`prompt`), and other data is not; give one kind.")
-    return read_prompts_as_task(config, described, tokenizer)
+    return read_prompts_as_task(config, model, tokenizer)
 
 
 def as_dataset(
@@ -113,17 +118,19 @@ def read_prompts(sources: list[str]) -> list[Question]:
     A `solution` beside an `answer` is worked out, and may become an anchor; by itself it is the gold, as TRL's own
     rewards have it. Raises DataError for a row without a prompt or a gold.
     """
-    questions: list[Question] = []
-    for source in sources:
-        path, _, split = source.partition(":")
-        name = path.split("/")
+    return [of_trl(row, f"{source}:{n}") for source in sources for n, row in enumerate(table_of(source), start=1)]
+
+
+def table_of(source: str) -> Dataset:
+    """The rows of a JSONL file, or of a Hub set, name[/configuration][:split]. Raises DataError where it has none."""
+    path, _, split = source.partition(":")
+    name = path.split("/")
+    try:
         if Path(source).is_file():
-            table = load_dataset("json", data_files=source, split="train")
-        else:
-            table = load_dataset("/".join(name[:2]), "/".join(name[2:]) or None, split=split or "train")
-        for number, row in enumerate(table, start=1):
-            questions.append(of_trl(row, f"{source}:{number}"))
-    return questions
+            return load_dataset("json", data_files=source, split="train")
+        return load_dataset("/".join(name[:2]), "/".join(name[2:]) or None, split=split or "train")
+    except Exception as error:  # of the library, for what it cannot read
+        raise DataError(f"--data {source}: it cannot be read ({first_line(error)}).") from error
 
 
 def of_trl(row: dict[str, Any], where: str) -> Question:
@@ -142,7 +149,7 @@ def of_trl(row: dict[str, Any], where: str) -> Question:
     return {**question, "solution": solution} if solution else {k: v for k, v in question.items() if k != "solution"}
 
 
-def read_prompts_as_task(config: Config, described: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
+def read_prompts_as_task(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) -> Task:
     """What is to be learned from data in TRL's format. Held out are the questions of --eval-data, or none.
 
     Raises ConfigError for flags of prompts and lines, which are taken as they are.
@@ -166,7 +173,7 @@ def read_prompts_as_task(config: Config, described: Any, tokenizer: PreTrainedTo
     solved = [question for question in source if question.get("solution")]
     task = Task(questions, held_out or questions, solved, Anchors(), load_reward(config.reward), distances_of(config))
     as_they_are = replace(config, prompt_contents=Contents("{problem}").record())
-    task = verified_task(task, described, tokenizer, as_they_are)
+    task = verified_task(task, model, tokenizer, as_they_are)
     return task if held_out else replace(task, held_out=[])
 
 

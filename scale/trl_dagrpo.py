@@ -140,17 +140,15 @@ class DaGRPOTrainer(GRPOTrainer):
             count=self.core.anchors_per_group, hard_below=self.core.hard_below, every_group=False,
             rng=random.Random(noise_key(self.args.seed, self.state.global_step + 1)), right=self._right,
         )  # fmt: skip
-        first, texts = len(sampled.rows) * self.accelerator.process_index, [""] * len(sampled.rows)
+        first = len(sampled.rows) * self.accelerator.process_index
         for p, g, (solution, reward) in places:
             sampled.totals[p, g] = reward
             sampled.is_anchor[p * self.num_generations + g] = True
             row = p * self.num_generations + g - first
             if 0 <= row < len(sampled.rows):
                 sampled.completions[row] = list(solution)
-                texts[row] = self._tokenizer.decode(solution, skip_special_tokens=True)
                 if logprobs is not None:
                     logprobs[row] = [math.nan] * len(solution)  # TRL leaves out of its statistics what vLLM has not
-        self._log_completion_extra("anchor", texts)
 
     @property
     def _right(self) -> float:

@@ -97,7 +97,7 @@ def test_a_judge_and_a_function_of_ones_own_mask_as_in_dagrpo(tmp_path, scorer):
     server.close()
     assert 0 < int((~found.pair_mask).sum()) < found.pair_mask.numel() - 12 * 8
     assert torch.equal(found.pair_mask, expected.pair_mask) and torch.equal(found.advantages, expected.advantages)
-    assert len(server.payloads) == asked == (0 if scorer == "own" else 12)  # dagrpo.py finds the scores kept
+    assert len(server.payloads) == asked == (0 if scorer == "own" else 11)  # dagrpo.py finds the scores kept
     assert trainer._metrics["train"].get("judge_failed") == (None if scorer == "own" else [0.0])
 
 

@@ -143,6 +143,12 @@ def test_a_row_that_cannot_be_used_is_named(row, said):
     assert str(complaint.value).startswith(said)
 
 
+def test_a_file_that_breaks_off_is_named(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "1+1?", "answer": "2"}\n{"prompt')
+    with pytest.raises(DataError, match=r"^--data .*broken.jsonl: it cannot be read \("):
+        data.read_prompts([str(tmp_path / "broken.jsonl")])
+
+
 def test_the_format_of_a_file_is_seen_by_its_first_row(tmp_path):
     path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl")
     assert data.in_trl_format(path) and not data.in_trl_format(str(EXAMPLE / "train.jsonl"))

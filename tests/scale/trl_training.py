@@ -40,9 +40,9 @@ def digits(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [round(10 * sum(c.isdigit() for c in text) / max(1, len(text))) / 10 for text in texts]
 
 
-def arbitrary(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """A reward of which completions are alike and earn 0 and 1: their gradients collide."""
-    return [float(sum(ids) % 2) for ids in completion_ids]
+def arbitrary(completion_ids: list[list[int]], question: list[int], **_: Any) -> list[float]:
+    """A reward of which completions are alike and earn 0 and 1, but for those of the first question: all earn 0."""
+    return [float(number > 0 and sum(ids) % 2) for ids, number in zip(completion_ids, question, strict=True)]
 
 
 def settings(folder: Path, **changes: Any) -> DaGRPOConfig:
