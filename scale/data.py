@@ -36,6 +36,7 @@ from questions import (
 from rollout import PromptStyle, turns_of
 
 TrlReward = Callable[..., list[float]]
+AS_IT_IS = "prompt of TRL"  # a field of questions in TRL's format; in this project's format, `prompt` means nothing
 
 
 def described(model: str, trust_remote_code: bool) -> Any:
@@ -81,7 +82,7 @@ def as_dataset(
     for question in questions:
         text = prompt_of(tokenizer, question, style)  # complains of what the chat template does not know
         turns = turns_of(question["problem"], question.get("choices"), style)
-        prompts.append(question.get("prompt") or (text if tokenizer.chat_template is None else turns))
+        prompts.append(question.get(AS_IT_IS) or (text if tokenizer.chat_template is None else turns))
     return Dataset.from_dict({"prompt": prompts, "question": list(range(first, first + len(questions)))})
 
 
@@ -99,7 +100,8 @@ def in_trl_format(source: str) -> bool:
             except ValueError:
                 return False  # no JSONL, or none in UTF-8: whoever reads this project's format says what it is
         return isinstance(first, dict) and "prompt" in first and "problem" not in first
-    return "prompt" in columns_of_hub(source) and not {"problem", "question"} & columns_of_hub(source)
+    columns = columns_of_hub(source)
+    return "prompt" in columns and not {"problem", "question"} & columns
 
 
 def columns_of_hub(source: str) -> set[str]:
@@ -145,7 +147,7 @@ def of_trl(row: dict[str, Any], where: str) -> Question:
     problem = "\n\n".join(texts)
     if answer is None or not str(answer).strip():
         raise DataError(f"{where}: the row has no gold; it must be in `answer`, or in `solution`.")
-    question = {**row, "problem": problem, "answer": str(answer), "where": where}
+    question = {**row, "problem": problem, "answer": str(answer), "where": where, AS_IT_IS: prompt}
     return {**question, "solution": solution} if solution else {k: v for k, v in question.items() if k != "solution"}
 
 
@@ -167,7 +169,7 @@ def read_prompts_as_task(config: Config, model: Any, tokenizer: PreTrainedTokeni
     source = questions if config.anchors == "data" else []
     if config.anchors not in ("data", None):
         source = read_questions([config.anchors], "--anchors")
-    if isinstance(questions[0]["prompt"], str):  # TRL writes no template around a text
+    if isinstance(questions[0][AS_IT_IS], str):  # TRL writes no template around a text
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = None
     solved = [question for question in source if question.get("solution")]

@@ -43,7 +43,7 @@ OF_DAGRPO = {
 }
 
 
-def of_core(name: str, default: Any = MISSING) -> Any:
+def of_core(name: str) -> Any:
     """The flag of dagrpo.py with this name, as a field of one of TRL's classes of flags."""
     item = Config.__dataclass_fields__[name]
     metadata: dict[str, Any] = {"help": item.metadata["reason"].replace("%", "%%")}
@@ -51,7 +51,7 @@ def of_core(name: str, default: Any = MISSING) -> Any:
         metadata |= {"nargs": "?", "const": True}
     if item.default_factory is not MISSING:
         return field(default_factory=item.default_factory, metadata=metadata)
-    return field(default=item.default if default is MISSING else default, metadata=metadata)
+    return field(default=item.default, metadata=metadata)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,26 @@ def test_masks_and_advantages_of_a_batch_are_those_of_dagrpo(tmp_path, rule, sco
     for name in ("displaced", "displaced_left"):
         assert trainer._metrics["train"].get(name) == (pytest.approx([shares[name]]) if shares else None)
     assert trainer.model.training
+
+
+def test_after_a_step_gradients_are_compared_as_adamw_will_scale_them_with_its_momentum(tmp_path):
+    """By the moments that TRL's optimizer has; a batch with anchors, whose pushes are weighted by their f(π)."""
+    options = {"rectify": "batch", "max_steps": 1, "num_generations": 8, "hard_below": 0.5}
+    trainer = anchored_trainer(tmp_path, questions_of_example(4), **options)
+    trainer.reward_funcs = [arbitrary]
+    trainer.train()
+    batch, sampled, found = one_batch(trainer)
+    rollouts, how = as_rollouts(trainer, sampled), trainer.core.rectification
+    learner = SimpleNamespace(model=trainer.model, optimizer=trainer.optimizer.optimizer)
+    metric = dagrpo.head_metric(learner, rollouts, trainer.core)
+    expected = scoring.rectify(trainer.model, rollouts, sampled.totals, how, None, metric)
+    assert bool(batch["anchor_mask"].any()) and not bool(expected.pair_mask.all())
+    assert torch.equal(found.pair_mask, expected.pair_mask)
+    for other in (replace(rollouts, anchor_mask=torch.zeros_like(rollouts.anchor_mask)), rollouts):
+        without = scoring.rectify(
+            trainer.model, other, sampled.totals, how, None, None if other is rollouts else metric
+        )
+        assert not torch.equal(without.pair_mask, expected.pair_mask)  # the test can fail
 
 
 @pytest.mark.parametrize("scorer", ["judge", "own"])
@@ -283,10 +304,12 @@ def test_a_completion_without_a_reward_has_no_part_in_its_group(tmp_path):
     torch.testing.assert_close(batch["advantages"], by_hand, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("right_at", "anchored"), [(None, 1.0), (0.5, 0.0)])
-def test_right_at_says_which_groups_are_hard(tmp_path, right_at, anchored):
-    trainer = anchored_trainer(tmp_path, questions_of_example(2), rectify="none", right_at=right_at)
-    trainer.reward_funcs = [lambda completion_ids, **_: [0.5] * len(completion_ids)]
+@pytest.mark.parametrize(("right_at", "hard_below", "anchored"), [(None, 0.0, 1.0), (0.5, 0.0, 0.0), (0.5, 0.25, 1.0)])
+def test_right_at_and_hard_below_say_which_groups_are_hard(tmp_path, right_at, hard_below, anchored):
+    """One completion of four earns 0.5."""
+    options = {"rectify": "none", "right_at": right_at, "hard_below": hard_below}
+    trainer = anchored_trainer(tmp_path, questions_of_example(2), **options)
+    trainer.reward_funcs = [lambda completion_ids, **_: [0.5, 0.0, 0.0, 0.0] * (len(completion_ids) // 4)]
     one_batch(trainer)
     assert trainer._metrics["train"]["anchored"] == [anchored]
 

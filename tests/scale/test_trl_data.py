@@ -62,6 +62,7 @@ def test_questions_become_the_prompts_of_dagrpo(chat_model):
     plain = data.as_dataset(questions, TOKENIZER, PLAIN)
     assert plain["prompt"] == [f"{question['problem']}\n" for question in questions]
     assert plain["question"] == [0, 1]
+    assert data.as_dataset([{**questions[0], "prompt": "Hi"}], TOKENIZER, PLAIN)["prompt"] == plain["prompt"][:1]
     style = PromptStyle(system="Be brief.")
     chat = data.as_dataset(questions, data.read_tokenizer(str(chat_model)), style, first=5)
     assert list(chat["prompt"][0]) == turns_of(questions[0]["problem"], None, style)
@@ -107,6 +108,9 @@ def test_arguments_of_the_template_have_one_flag_which_anchors_follow_too(chat_m
         new_trainer(*parse([*common(tmp_path / "out"), *given.split(), "--chat_template_kwargs", '{"effort": 9}']))
     with pytest.raises(DataError, match="--template-arg mood: the model's chat template does not know it"):
         trainer_of(tmp_path / "out", f"{given} --template-arg mood=1")
+    assert trainer_of(tmp_path / "out", f"{given} --enable-thinking false").chat_template_kwargs == {
+        "enable_thinking": False
+    }
     trainer = trainer_of(tmp_path / "out", f"{given} --template-arg effort=9")
     assert trainer.chat_template_kwargs == {"effort": 9}
     tokenizer, question = trainer.processing_class, trainer.questions[0]
