@@ -1455,7 +1455,8 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
     ],
     "scale/ranks.py": [
         ("positions = (mask.cumsum(1) - 1).clamp(min=0)", "positions = torch.arange(mask.shape[1]).expand_as(mask)",
-         "states at positions that count the padding"),
+         "states at positions that count the padding",
+         "the positions of a rotation are relative: a shift changes nothing but rounding"),
         ("made = found.pop()[:, :-1]", "made = found.pop()[:, 1:]", "states of the next token"),
         ("moments_of(trainer, layer.weight) if with_moments else None", "None",
          "AdamW's moments of the head are left out"),

@@ -34,7 +34,8 @@ from harness.config import EXAMPLE, ConfigError  # noqa: E402
 from harness.task import Task, distances_of, judged  # noqa: E402
 from questions import correctness  # noqa: E402
 from rollout import PLAIN, encode_solution  # noqa: E402
-from scale import versions  # noqa: E402
+from scale import groups, versions  # noqa: E402
+from scale.ranks import whole_head  # noqa: E402
 from scale.trl_dagrpo import DaGRPOTrainer, main, parse  # noqa: E402
 
 
@@ -66,6 +67,7 @@ def test_masks_and_advantages_of_a_batch_are_those_of_dagrpo(tmp_path, rule, sco
     scale = "none" if loss_type == "dr_grpo" else "group"
     args = settings(tmp_path, num_generations=8, scale_rewards=scale, **options)
     trainer = new(DaGRPOTrainer, args, rows(questions_of_example(12)), reward_funcs=arbitrary)
+    assert trainer.core.scale == ("none" if loss_type == "dr_grpo" else "std")
     batch, sampled, found = one_batch(trainer)
     rollouts = as_rollouts(trainer, sampled)
     expected = scoring.rectify(trainer.model, rollouts, sampled.totals, trainer.core.rectification)
@@ -91,6 +93,9 @@ def test_after_a_step_gradients_are_compared_as_adamw_will_scale_them_with_its_m
     rollouts, how = as_rollouts(trainer, sampled), trainer.core.rectification
     learner = SimpleNamespace(model=trainer.model, optimizer=trainer.optimizer.optimizer)
     metric = dagrpo.head_metric(learner, rollouts, trainer.core)
+    with whole_head(trainer, with_moments=True) as head:
+        ours = vars(groups.metric_of(head, trainer, rollouts.lengths))
+    assert ours.keys() == vars(metric).keys() and all(torch.equal(ours[name], vars(metric)[name]) for name in ours)
     expected = scoring.rectify(trainer.model, rollouts, sampled.totals, how, None, metric)
     assert bool(batch["anchor_mask"].any()) and not bool(expected.pair_mask.all())
     assert torch.equal(found.pair_mask, expected.pair_mask)
@@ -291,17 +296,20 @@ def test_evaluations_are_those_of_trl(tmp_path):
 
 
 def test_a_completion_without_a_reward_has_no_part_in_its_group(tmp_path):
-    """TRL takes None of a reward. The others are compared as if it stood at their mean, 1/3."""
+    """TRL takes None of a reward. The others are compared as if it stood at their mean, 1/3; its pair 0 is masked."""
 
     def second_unknown(completion_ids, **_):
         return [1.0, None, 0.0, 0.0]
 
-    args = settings(tmp_path, rectify="threshold", scorer="token", threshold=0.0, anchors="none")
-    trainer = new(DaGRPOTrainer, args, rows(questions_of_example(1)), reward_funcs=second_unknown)
+    (tmp_path / "mine.py").write_text("def scores(questions, texts):\n    return [[0.5, 0.5, 0.0, 1.0]]\n")
+    questions = questions_of_example(1)
+    args = settings(tmp_path / "out", scorer=f"{tmp_path}/mine.py:scores", anchors="none")
+    trainer = new(DaGRPOTrainer, args, rows(questions), reward_funcs=second_unknown, questions=questions)
     batch, _, _ = one_batch(trainer)
     deviation = ((4 / 9 + 1 / 9 + 1 / 9) / 4) ** 0.5
-    by_hand = torch.tensor([2 / 3, 0.0, -1 / 3, -1 / 3]) / deviation
+    by_hand = torch.tensor([1 + 1, 0.0, -1 - 1 / 3, -1 - 1 / 3]) / (4 * deviation)
     torch.testing.assert_close(batch["advantages"], by_hand, atol=1e-5, rtol=0)
+    assert batch["advantages"][1] == 0
 
 
 @pytest.mark.parametrize(("right_at", "hard_below", "anchored"), [(None, 0.0, 1.0), (0.5, 0.0, 0.0), (0.5, 0.25, 1.0)])
