@@ -93,8 +93,6 @@ class DaGRPOTrainer(GRPOTrainer):
             withheld = F.pad(rectified.withheld[mine], (0, max(0, width - rectified.withheld.shape[1])))[:, :width]
             batch["advantages"] = batch["advantages"][:, None] - withheld  # (B,) -> (B, C)
         batch["anchor_mask"] = torch.tensor(sampled.is_anchor[mine], device=self.accelerator.device)
-        if "importance_sampling_ratio" in batch:  # vLLM has not sampled them
-            batch["importance_sampling_ratio"][batch["anchor_mask"]] = 1.0
         self._logs["advantages"].extend(rectified.advantages.flatten().tolist())  # it has room for a batch: TRL's leave
         return batch
 
@@ -148,7 +146,7 @@ class DaGRPOTrainer(GRPOTrainer):
             if 0 <= row < len(sampled.rows):
                 sampled.completions[row] = list(solution)
                 if logprobs is not None:
-                    logprobs[row] = [math.nan] * len(solution)  # TRL leaves out of its statistics what vLLM has not
+                    logprobs[row] = [math.nan] * len(solution)  # TRL corrects nothing where vLLM has no value
 
     @property
     def _right(self) -> float:
