@@ -188,6 +188,16 @@ def test_a_solution_is_written_behind_a_text_or_behind_several_turns_as_the_poli
         assert anchor == tokenizer(written + tokenizer.eos_token)["input_ids"] and earned == 1.0
 
 
+def test_a_prompt_in_trls_format_needs_room_for_itself_and_a_completion(chat_model, tmp_path):
+    path = write_questions(tmp_path / "trl.jsonl", [{"prompt": [{"role": "user", "content": "1+1?"}], "answer": "2"}])
+    room = json.loads((chat_model / "config.json").read_text())["max_position_embeddings"]
+    room -= len(data.read_tokenizer(str(chat_model))("1+1?\n")["input_ids"])
+    given = f"--model {chat_model} --data {path} --anchors none --rectify threshold --max_completion_length"
+    assert len(trainer_of(tmp_path / "out", f"{given} {room}").questions) == 1
+    with pytest.raises(DataError, match="no question fits"):
+        trainer_of(tmp_path / "out", f"{given} {room + 1}")
+
+
 def test_anchors_of_a_file_of_its_own_join_prompts_in_trls_format(chat_model, tmp_path):
     path, _ = prompts_in_trl_format(tmp_path / "trl.jsonl", 2)
     write_questions(tmp_path / "solved.jsonl", questions_of_example(1))
