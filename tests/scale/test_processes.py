@@ -56,7 +56,7 @@ def check_equal(one: Run, other: Run) -> None:
     assert len(one[1]) == len(other[1]) > 0
     for mine, theirs in zip(one[1], other[1], strict=True):
         assert mine["is_anchor"] == theirs["is_anchor"]
-        for name in ("rewards", "pair_mask", "advantages"):
+        for name in ("rewards", "pair_mask", "advantages", "withheld"):
             assert torch.equal(mine[name], theirs[name]), name
     assert one[0].keys() == other[0].keys()
     for name, value in one[0].items():
@@ -65,12 +65,16 @@ def check_equal(one: Run, other: Run) -> None:
 
 @pytest.fixture(scope="module")
 def single_steps(tmp_path_factory):
-    """Runs of a step: by a judge on a server, by a function of the user's, and by the rule that takes all groups."""
+    """Runs of a step or two: by a judge, a function of the user's, single tokens, and the batch with its momentum."""
     folder, server = tmp_path_factory.mktemp("judges"), JudgeServer()
     (folder / "mine.py").write_text(OWN)
     judge = {"scorer": "judge", "judge_url": server.url, "judge_model": "m", "judge_cache": str(folder / "kept")}
-    own, batch = {"scorer": f"{folder}/mine.py:scores"}, {"rectify": "batch"}
-    yield {name: {**each, "max_steps": 1} for name, each in (("judge", judge), ("own", own), ("batch", batch))}
+    yield {
+        "judge": {**judge, "max_steps": 1},
+        "own": {"scorer": f"{folder}/mine.py:scores", "max_steps": 1},
+        "token": {"rectify": "token", "max_steps": 1},
+        "batch": {"rectify": "batch", "loss_type": "dapo", "max_steps": 2},
+    }
     server.close()
 
 
@@ -81,8 +85,9 @@ def alone(tmp_path_factory, single_steps):
 
 
 def test_the_runs_have_what_is_to_be_compared(alone):
-    for _, batches in alone.values():
-        assert any(not bool(batch["pair_mask"].all()) for batch in batches)
+    for name, (_, batches) in alone.items():
+        assert name == "token" or any(not bool(batch["pair_mask"].all()) for batch in batches)
+    assert bool((alone["token"][1][0]["withheld"] != 0).any())
     assert len(alone["group"][1]) == len(alone["lora"][1]) == 3
     assert any(any(batch["is_anchor"]) for batch in alone["group"][1])
     assert any("lora_A" in name for name in alone["lora"][0])

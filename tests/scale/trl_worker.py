@@ -74,6 +74,7 @@ def run(options: dict[str, Any]) -> None:
         seconds = trainer._metrics["train"]
         batches.append({
             "rewards": batch.totals, "pair_mask": found.pair_mask, "advantages": found.advantages,
+            "withheld": found.withheld,
             "is_anchor": batch.is_anchor, "bytes": list(seconds["bytes/head"]),
         })  # fmt: skip
         return found
