@@ -55,7 +55,7 @@ def check_equal(one: Run, other: Run) -> None:
     """The masks of every batch are equal, and the weights are but for rounding."""
     assert len(one[1]) == len(other[1]) > 0
     for mine, theirs in zip(one[1], other[1], strict=True):
-        assert mine["is_anchor"] == theirs["is_anchor"]
+        assert mine["is_anchor"] == theirs["is_anchor"] and mine["masked_tokens"] == theirs["masked_tokens"]
         for name in ("rewards", "pair_mask", "advantages", "withheld"):
             assert torch.equal(mine[name], theirs[name]), name
     assert one[0].keys() == other[0].keys()

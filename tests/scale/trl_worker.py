@@ -71,11 +71,11 @@ def run(options: dict[str, Any]) -> None:
 
     def spied(trainer: Any, batch: Any) -> Any:
         found = groups.rectified_groups(trainer, batch)
-        seconds = trainer._metrics["train"]
+        logged = trainer._metrics["train"]
         batches.append({
             "rewards": batch.totals, "pair_mask": found.pair_mask, "advantages": found.advantages,
-            "withheld": found.withheld,
-            "is_anchor": batch.is_anchor, "bytes": list(seconds["bytes/head"]),
+            "withheld": found.withheld, "masked_tokens": list(logged["masked_tokens"]),
+            "is_anchor": batch.is_anchor, "bytes": list(logged["bytes/head"]),
         })  # fmt: skip
         return found
 
