@@ -7,7 +7,7 @@
 
 A mutation replaces `old`, which stands in its file just once, by `new`. One that changes nothing that can be seen has
 its reason in `equivalent`, and is not run. The tests of a file stand in TESTS, in the order in which they run; where
-they take longer than --time-limit seconds, the mutation counts as noticed.
+they take longer than --time-limit seconds, the mutation counts as noticed. Those of scale/ need TRL (minutes each).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mutations import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 
+SCALE = ["tests/scale/test_trl_data.py", "tests/scale/test_trl_dagrpo.py", "tests/scale/test_processes.py"]
 TESTS: dict[str, list[str]] = {
     "dagrpo.py": [
         "tests/test_dagrpo.py",
@@ -114,6 +115,11 @@ TESTS: dict[str, list[str]] = {
         "tests/harness/test_eval_sets.py",
         "tests/test_dagrpo.py",
     ],
+    "scale/data.py": SCALE,
+    "scale/groups.py": SCALE,
+    "scale/ranks.py": SCALE,
+    "scale/settings.py": SCALE,
+    "scale/trl_dagrpo.py": SCALE,
     "verify/extraction.py": ["tests/verify/test_extraction.py", "tests/verify/test_grading.py"],
     "verify/grading.py": ["tests/verify/test_grading.py"],
     "verify/reading.py": ["tests/verify/test_reading.py"],

@@ -108,8 +108,8 @@ def communication(model: Model, step: Step) -> dict[str, float]:
         "score: weights": step.calls * 2 * model.parameters,  # one more forward pass
         "score: head": 4.0 * model.vocabulary * model.hidden,
         "score: moments": 8.0 * model.vocabulary * model.hidden,
-        "score: token ids": 4.0 * step.completions * step.tokens,
-        "score: masks": 4.0 * 2 * group_pairs,
+        "score: tokens": 9.0 * step.completions * step.tokens,  # ids, pickled, and what is withheld in fp32
+        "score: masks": (1.0 + 4.0) * group_pairs,  # bool, and d in fp32
     }
 
 
@@ -175,7 +175,7 @@ def simulated_head(seed: int = 0) -> Any:
     weight = torch.randn(VOCABULARY, HIDDEN, generator=generator) / HIDDEN**0.5
     config = SimpleNamespace(vocab_size=VOCABULARY, hidden_size=HIDDEN)
     config.get_text_config = lambda **_: config
-    return Head(config, None, torch.device("cpu"), torch.float32, Output(weight, None), None)
+    return Head(config, None, torch.device("cpu"), torch.float32, Output(weight, None), None, 0)
 
 
 def simulated_groups(groups: int, seed: int) -> tuple[Rollouts, torch.Tensor]:
@@ -221,7 +221,7 @@ def simulate(rule: str, most: int) -> None:
         pairs = (own * GROUP_SIZE) ** 2 if rule == "batch" else own * GROUP_SIZE**2
         narrow = min(width * HIDDEN, BATCH_ELEMENTS // (own * GROUP_SIZE)) if rule == "batch" else width * HIDDEN
         by_pairs = 2 * pairs * narrow / 1e9
-        gathered = 4 * groups * GROUP_SIZE * (TOKENS + 1) / 1e6
+        gathered = 5 * groups * GROUP_SIZE * (TOKENS + 1) / 1e6
         row = f"{processes:13} {groups:13} {groups * GROUP_SIZE * TOKENS:13,} {by_tokens:13.2f} {by_pairs:13.2f}"
         print(f"{row} {gathered:13.2f} {slowest:13.3f}", flush=True)
         processes *= 2

@@ -29,7 +29,7 @@ from harness.prompting import Contents, arguments_of, contents_of, contents_of_r
 from questions import DataError, Question, key_of, read_data, values_of, without_contradictions
 from rollout import INSTRUCTION, PLAIN, PromptStyle, noise_key
 
-NOT_IN_A_CHAT = ("data", "bench", "bench_dir", "samples", "limit", "shuffle_options", "skip_bad", "out", "html")
+NOT_IN_A_CHAT = ("data", "map", "bench", "bench_dir", "samples", "limit", "shuffle_options", "skip_bad", "out", "html")
 MOST_ANSWERS = 10_000_000  # of one benchmark: what is more is a slip of the pen, and would fill the memory
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,7 +73,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
         raise ConfigError("--model is missing: name the model to measure, a Hub name, local directory, or .gguf file.")
     if options.chat:
         for name in NOT_IN_A_CHAT:
-            if getattr(options, name) not in (None, False):
+            if getattr(options, name) not in (None, False, []):
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(f"{flag}: with --chat nothing is measured, and it has no use; leave one of them out.")
     elif options.data is None and options.bench is None:

@@ -6,52 +6,45 @@ A row is the prompt and the number of its question; what else there is to know o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from harness.config import Config
 from harness.rewards import OwnReward
 from harness.task import Task, read_task, verified_task
+from policy.model import load_tokenizer, named
 from questions import Question, Reward, prompt_of, style_of
 from rollout import PromptStyle, turns_of
 
 TrlReward = Callable[..., list[float]]
 
 
-@dataclass(frozen=True)
-class Described:
-    """A model as its configuration alone tells of it: enough to know what fits into it, and what ends a completion."""
+def described(model: str, trust_remote_code: bool) -> Any:
+    """A model as its configuration alone tells of it: enough to know what fits into it, and what ends a completion.
 
-    config: Any
-    generation_config: Any
-
-    @classmethod
-    def of(cls, model: str, trust_remote_code: bool = False) -> Described:
-        """Of a Hub name or a directory. Raises OSError where there is no such model."""
+    Raises ModelError where there is none.
+    """
+    with named(f"--model {model}: its configuration"):
         config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        try:
-            return cls(config, GenerationConfig.from_pretrained(model))
-        except OSError:  # it has none beside its configuration
-            return cls(config, GenerationConfig.from_model_config(config))
+    try:
+        generation_config = GenerationConfig.from_pretrained(model)
+    except OSError:  # it has none beside its configuration
+        generation_config = GenerationConfig.from_model_config(config)
+    return SimpleNamespace(config=config, generation_config=generation_config)
 
 
 def read_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer as TRL wants it: padding on the left."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        model, padding_side="left", truncation_side="left", trust_remote_code=trust_remote_code
-    )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    """The tokenizer as TRL wants it: padding on the left. Raises ModelError where there is none."""
+    options = {"padding_side": "left", "truncation_side": "left", "trust_remote_code": trust_remote_code}
+    return load_tokenizer(model, f"--model {model}", options)
 
 
 def read_any(config: Config, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False) -> Task:
     """What is to be learned, from data as dagrpo.py reads it, TRL's own format among it."""
-    described: Any = Described.of(config.model, trust_remote_code)
-    return verified_task(read_task(config), described, tokenizer, config)
+    return verified_task(read_task(config), described(config.model, trust_remote_code), tokenizer, config)
 
 
 def as_dataset(
@@ -63,7 +56,7 @@ def as_dataset(
     """
     prompts: list[Any] = []
     for question in questions:
-        text = prompt_of(tokenizer, question, style)  # complains of a style without a template
+        text = prompt_of(tokenizer, question, style)  # complains of what the chat template does not know
         turns = turns_of(question["problem"], question.get("choices"), style_of(question, style))
         prompts.append(turns if tokenizer.chat_template is not None else text)
     return Dataset.from_dict({"prompt": prompts, "question": list(range(first, first + len(questions)))})

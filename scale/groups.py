@@ -11,18 +11,18 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
 from transformers import PreTrainedModel
 
 import scoring
 from dagrpo import shared_denominator
 from harness import report
-from harness.report import say
 from questions import Question
 from rollout import Completion, Rollouts, assemble
-from scale.ranks import Head, completion_states, gathered_ids, is_sharded, whole_head, without_adapter
+from scale.ranks import Head, completion_states, whole_head, without_adapter
 from scorers.gradients import HeadMetric, metric_of_moments
-from scorers.judge import of_differing_groups
-from scoring import Rectification, Rectified
+from scorers.judge import Judged, of_differing_groups
+from scoring import Rectified
 
 
 @dataclass
@@ -38,104 +38,101 @@ class Sampled:
     is_anchor: list[bool] = field(default_factory=list)  # N
 
 
-@dataclass(frozen=True)
-class Share:
-    """The groups that a process judges, and their rollouts."""
-
-    groups: list[int]  # of P
-    rollouts: Rollouts | None  # N' = P'·G rows; None where there is no group
-    calls: int  # of the model, by the process that has most groups
-    lengths: torch.Tensor  # (N,) of all completions
-
-
 def rectified_groups(trainer: Any, sampled: Sampled) -> Rectified:
-    """The masks and advantages of all P groups. With --rectify none nothing is masked."""
-    how, rewards = trainer.core.rectification, sampled.totals
-    assert sampled.rewards is not None
+    """The masks and advantages of all P groups; `withheld` has a place for each completion token. (N, C)
+
+    With --rectify none nothing is masked. Adds what docs/metrics.md explains to the trainer's metrics.
+    """
+    accelerator, how, rewards = trainer.accelerator, trainer.core.rectification, sampled.totals
+    lengths = torch.tensor([len(ids) for ids in sampled.completions], device=accelerator.device)
+    lengths = accelerator.gather(lengths)  # (B,) -> (N,)
     pair_mask = torch.ones(*rewards.shape, rewards.shape[1], dtype=torch.bool, device=rewards.device)
     found = Rectified(
         pair_mask,
         torch.full(pair_mask.shape, torch.nan, device=rewards.device),
         scoring.rectified_advantages(rewards, pair_mask, scale=how.scale),
-        rewards.new_zeros(rewards.numel(), 1),
+        rewards.new_zeros(len(lengths), int(lengths.max())),
     )
-    if how.rule != "none":
-        found = judged_groups(trainer, sampled, found, how)
+    metrics = {} if how.rule == "none" else judge_groups(trainer, sampled, found, lengths)
     is_anchor = torch.tensor(sampled.is_anchor, device=rewards.device)
+    assert sampled.rewards is not None
     without_reward = sampled.rewards.isnan().all(1) & ~is_anchor  # (N,)
-    return replace(found, advantages=found.advantages.masked_fill(without_reward.view(rewards.shape), 0.0))
-
-
-def metrics_of(rectified: Rectified, sampled: Sampled, accelerator: Accelerator) -> dict[str, float]:
-    """What docs/metrics.md explains of groups and pairs."""
-    lengths = torch.tensor([len(ids) for ids in sampled.completions], device=accelerator.device)
-    tokens = cast(Rollouts, SimpleNamespace(response_mask=accelerator.gather(lengths)))  # only their sum counts
-    metrics = report.group_metrics(sampled.totals, tokens, rectified, rectified.has_advantage)
-    is_anchor = torch.tensor(sampled.is_anchor).view(sampled.totals.shape)
-    return {**metrics, "anchored": is_anchor.any(1).float().mean().item()}
-
-
-def judged_groups(trainer: Any, sampled: Sampled, every: Rectified, how: Rectification) -> Rectified:
-    """`scoring.rectify` of all P groups, each of them judged by one process; `every` holds for those without a signal.
-
-    Adds to the trainer's metrics: seconds, bytes of the head, and better completions that are displaced (5').
-    """
-    accelerator: Accelerator = trainer.accelerator
-    started = time.perf_counter()
-    share = share_of(trainer, sampled, how)
-    rollouts, rewards, distances = share.rollouts, sampled.totals[share.groups], None
-    if trainer.distances is not None and rollouts is not None:
-        asked = [sampled.questions[p] for p in share.groups]
-        judged = of_differing_groups(trainer.distances, asked, rollouts.texts, rewards)
-        distances = judged.distances
-        for note in judged.notes:
-            say(note)
-    of_head: Any = contextlib.nullcontext()
-    if how.scorer in scoring.BY_GRADIENT:
-        parts = [] if rollouts is None else in_parts(rollouts, trainer.args.per_device_train_batch_size)
-        states: list[torch.Tensor | None] = [*completion_states(trainer.model, accelerator, parts, share.calls)]
-        rollouts = None if rollouts is None else replace(rollouts, hidden=states)
-        of_head = whole_head(trainer, trainer.core.resolved_metric == "optimizer" and how.rule != "threshold")
-    mine, before = None, time.perf_counter()
-    with of_head as head:
-        measured = {"seconds/head": time.perf_counter() - before, "bytes/head": 0.0}
-        if head is not None and is_sharded(accelerator):
-            measured["bytes/head"] = float(head.bytes)
-        if rollouts is not None:
-            metric = metric_of(head, trainer, share.lengths)
-            mine = scoring.rectify(cast(PreTrainedModel, head), rollouts, rewards, how, distances, metric)
-    found = brought_together(accelerator, every, share, mine)
-    measured |= {**witnessed(accelerator, mine), "seconds/score": time.perf_counter() - started}
-    for name, value in measured.items():
+    found.advantages[without_reward.view(rewards.shape)] = 0.0
+    tokens = cast(Rollouts, SimpleNamespace(response_mask=lengths))  # only their sum counts
+    metrics |= report.group_metrics(rewards, tokens, found, found.has_advantage)
+    metrics["anchored"] = is_anchor.view(rewards.shape).any(1).float().mean().item()
+    for name, value in metrics.items():
         trainer._metrics["train"][name].append(value)
     return found
 
 
-def share_of(trainer: Any, sampled: Sampled, how: Rectification) -> Share:
-    """The groups of this process: every R-th of those whose rewards differ, so that all have about as much to do.
+def judge_groups(trainer: Any, sampled: Sampled, found: Rectified, lengths: torch.Tensor) -> dict[str, float]:
+    """Write what `scoring.rectify` makes of the P groups into `found`, each judged by one process. Returns metrics."""
+    started, how, size = time.perf_counter(), trainer.core.rectification, trainer.num_generations
+    groups = share_of(trainer.accelerator, sampled.totals, how.rule)
+    rollouts, rewards = rollouts_of(trainer, sampled, groups), sampled.totals[groups]
+    judged = Judged(None)
+    if trainer.distances is not None:
+        asked = [sampled.questions[p] for p in groups]
+        judged = of_differing_groups(trainer.distances, asked, rollouts.texts, rewards)
+        for note in judged.notes:
+            report.tell(note)
+    of_head: Any = contextlib.nullcontext()
+    if how.scorer in scoring.BY_GRADIENT:
+        states = completion_states(trainer.model, trainer.accelerator, rollouts, trainer.args)
+        rollouts = replace(rollouts, hidden=[*states])
+        of_head = whole_head(trainer, trainer.core.resolved_metric == "optimizer" and how.rule != "threshold")
+    before = time.perf_counter()
+    with of_head as head:
+        metrics = {"seconds/head": time.perf_counter() - before, "bytes/head": float(head.bytes if head else 0)}
+        metric = metric_of(head, trainer, lengths)
+        mine = scoring.rectify(cast(PreTrainedModel, head), rollouts, rewards, how, judged.distances, metric)
+    of_tokens = [row[predicts] for row, predicts in zip(mine.withheld, rollouts.prediction_mask, strict=True)]
+    part = {**vars(mine), "withheld": of_tokens, "witness": mine.witness and vars(mine.witness)}
 
-    Rule `batch` is one problem of all groups, and the first process solves it.
+    displaced = {name: torch.zeros_like(sampled.totals) for name in ("better", "displaced", "displaced_left")}
+    everybody = gather_object([(groups, send_to_device(part, "cpu"), judged.metrics)])
+    for places, of_groups, _ in everybody:
+        for name in ("pair_mask", "distinctiveness", "advantages"):
+            getattr(found, name)[places] = of_groups[name].to(rewards.device)
+        for row, values in zip(rows_of(places, size), of_groups["withheld"], strict=True):
+            found.withheld[row, : len(values)] = values.to(rewards.device)
+        for name in displaced if of_groups["witness"] else ():
+            displaced[name][places] = of_groups["witness"][name].float().to(rewards.device)
+    better, *shares = (values.sum().item() for values in displaced.values())
+    metrics |= {name: share / better for name, share in zip([*displaced][1:], shares, strict=True) if better}
+    for name in judged.metrics:
+        metrics[name] = math.fsum(of_judge[name] for *_, of_judge in everybody) / len(everybody)
+    return {**metrics, "seconds/score": time.perf_counter() - started}
+
+
+def share_of(accelerator: Accelerator, totals: torch.Tensor, rule: str) -> list[int]:
+    """The groups that this process judges: every R-th of those whose rewards differ.
+
+    All processes judge as many, some of them groups that others judge too, so that all call the model alike. Rule
+    `batch` is one problem of all groups, and each process solves it. (P, G)
     """
-    accelerator: Accelerator = trainer.accelerator
-    size, rank, processes = trainer.num_generations, accelerator.process_index, accelerator.num_processes
-    prompts, completions = (gathered_ids(accelerator, ids) for ids in (sampled.prompts, sampled.completions))
-    differ = (sampled.totals != sampled.totals[:, :1]).any(1).nonzero().squeeze(1).tolist()
-    groups, most = differ[rank::processes], math.ceil(len(differ) / processes)
-    if how.rule == "batch":
-        groups, most = differ if rank == 0 else [], len(differ)
-    rows = [p * size + g for p in groups for g in range(size)]
-    laid = [Completion(prompts[n], completions[n], is_anchor=sampled.is_anchor[n]) for n in rows]
-    model = without_adapter(accelerator.unwrap_model(trainer.model))
-    return Share(
-        groups,
-        assemble(model, trainer._tokenizer, laid, size) if laid else None,
-        math.ceil(most * size / trainer.args.per_device_train_batch_size),
-        torch.tensor([len(ids) for ids in completions], device=accelerator.device),
-    )
+    differ = (totals != totals[:, :1]).any(1).nonzero().squeeze(1).tolist() or [0]
+    if rule == "batch":
+        return list(differ)
+    processes = accelerator.num_processes
+    first, each = accelerator.process_index, math.ceil(len(differ) / processes)
+    return [differ[(first + n * processes) % len(differ)] for n in range(each)]
 
 
-def in_parts(rollouts: Rollouts, rows_at_once: int) -> list[Rollouts]:
-    return [rollouts.rows(rows) for rows in torch.arange(len(rollouts.texts)).split(rows_at_once)]
+def rows_of(groups: list[int], size: int) -> list[int]:
+    return [p * size + g for p in groups for g in range(size)]
+
+
+def rollouts_of(trainer: Any, sampled: Sampled, groups: list[int]) -> Rollouts:
+    """These groups, from all processes."""
+    prompts, completions = gather_object(sampled.prompts), gather_object(sampled.completions)
+    laid = [
+        Completion(prompts[n], completions[n], is_anchor=sampled.is_anchor[n])
+        for n in rows_of(groups, trainer.num_generations)
+    ]
+    model = without_adapter(trainer.accelerator.unwrap_model(trainer.model))
+    return assemble(model, trainer._tokenizer, laid, trainer.num_generations)
 
 
 def metric_of(head: Head | None, trainer: Any, lengths: torch.Tensor) -> HeadMetric | None:
@@ -144,42 +141,3 @@ def metric_of(head: Head | None, trainer: Any, lengths: torch.Tensor) -> HeadMet
         return None
     group = trainer.optimizer.param_groups[0]
     return metric_of_moments(*head.moments, group, shared_denominator(lengths, trainer.core))
-
-
-def brought_together(accelerator: Accelerator, every: Rectified, share: Share, mine: Rectified | None) -> Rectified:
-    """What the processes have found, each of its groups, as one record; each group is 0 on all processes but one."""
-    device, size = every.advantages.device, every.pair_mask.shape[1]
-    groups = torch.tensor(share.groups, dtype=torch.long, device=device)
-    rows = (groups[:, None] * size + torch.arange(size, device=device)).flatten()
-    shape = tuple(every.pair_mask.shape)
-
-    def joined(shape: tuple[int, ...], places: torch.Tensor, values: torch.Tensor | None) -> torch.Tensor:
-        room = torch.zeros(shape, device=device)
-        if values is not None:
-            room[places] = values.float()
-        return accelerator.reduce(room, reduction="sum")
-
-    judged = joined((shape[0],), groups, torch.ones(len(groups), device=device)).bool()
-    masked = joined(shape, groups, None if mine is None else ~mine.pair_mask).bool()
-    d = joined(shape, groups, None if mine is None else mine.distinctiveness)
-    advantages = joined(shape[:2], groups, None if mine is None else mine.advantages)
-    withheld = torch.zeros(shape[0] * size, int(share.lengths.max()), device=device)
-    if mine is not None and share.rollouts is not None:
-        for row, values, predicts in zip(rows, mine.withheld, share.rollouts.prediction_mask, strict=True):
-            withheld[row, : int(predicts.sum())] = values[predicts]
-    return Rectified(
-        ~masked,
-        torch.where(judged[:, None, None], d, every.distinctiveness),
-        torch.where(judged[:, None], advantages, every.advantages),
-        accelerator.reduce(withheld, reduction="sum"),
-    )
-
-
-def witnessed(accelerator: Accelerator, mine: Rectified | None) -> dict[str, float]:
-    """Of the better completions of all groups, the shares that their own group displaces: at first, at last."""
-    counts = torch.zeros(3, device=accelerator.device)
-    if mine is not None and mine.witness is not None:
-        seen = mine.witness
-        counts = torch.stack([values.sum() for values in (seen.better, seen.displaced, seen.displaced_left)]).float()
-    better, displaced, left = accelerator.reduce(counts, reduction="sum").tolist()
-    return {"displaced": displaced / better, "displaced_left": left / better} if better else {}

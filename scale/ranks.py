@@ -1,7 +1,7 @@
-"""What lies on several processes, brought together: token ids, the model's states, the head with its moments.
+"""A model that may lie in pieces on several processes: its states, and its head with the moments of AdamW.
 
 Under FSDP and DeepSpeed's stage 3, a forward pass and the gathering of a weight are calls that every process must make
-alike, or all of them wait for ever. So each function here is called by every process, with counts that all know.
+alike, or all of them wait for ever. So each function here is called by every process, with as many rows.
 """
 
 from __future__ import annotations
@@ -19,28 +19,6 @@ from policy.model import backbone
 from rollout import Rollouts
 
 
-def gathered_ids(accelerator: Accelerator, sequences: list[list[int]]) -> list[list[int]]:
-    """Token ids of all processes, those of the first one first. B sequences of each of R processes -> N = B·R"""
-    lengths = torch.tensor([len(ids) for ids in sequences], device=accelerator.device)
-    lengths = accelerator.gather(lengths)  # (B,) -> (N,)
-    padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int32)  # half of what int64 would send
-    for row, ids in zip(padded, sequences, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
-    every = accelerator.gather(padded.to(accelerator.device)).tolist()
-    return [ids[:length] for ids, length in zip(every, lengths.tolist(), strict=True)]
-
-
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Does no process hold the whole of every weight?"""
-    plugin = accelerator.state.deepspeed_plugin
-    return accelerator.distributed_type == "FSDP" or (plugin is not None and plugin.zero_stage == 3)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The model
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def without_adapter(model: Any) -> Any:
     """The model of transformers inside of an adapter's; its layers are those with the adapter."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
@@ -50,13 +28,10 @@ def without_adapter(model: Any) -> Any:
 def completion_states(
     model: Any,  # as it is called in training: on several processes wrapped
     accelerator: Accelerator,
-    parts: list[Rollouts],  # what this process is to run through the model, a call each
-    calls: int,  # of the process that has most parts
+    rollouts: Rollouts,  # N rows; as many on every process
+    args: Any,
 ) -> list[torch.Tensor]:  # N times (M, H)
-    """The states that predict the completions' tokens, in fp32, row by row of the parts.
-
-    Where processes share the weights, one that has fewer parts calls the model with a token all the same.
-    """
+    """The states that predict the completions' tokens, in fp32."""
     found: list[torch.Tensor] = []
     states: list[torch.Tensor] = []
     inside = backbone(without_adapter(accelerator.unwrap_model(model)))
@@ -64,16 +39,15 @@ def completion_states(
     training = model.training
     model.eval()  # no dropout, as in dagrpo.py
     try:
-        for number in range(calls if is_sharded(accelerator) else len(parts)):
-            part = parts[number] if number < len(parts) else None
-            one = torch.ones(1, 1, dtype=torch.long, device=accelerator.device)
-            ids, mask = (one, one) if part is None else (part.input_ids, part.attention_mask.long())
+        for rows in torch.arange(len(rollouts.texts)).split(args.per_device_train_batch_size):
+            part = rollouts.rows(rows)
+            mask = part.attention_mask.long()
             positions = (mask.cumsum(1) - 1).clamp(min=0)
+            options = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
             with accelerator.autocast():  # of the logits, only those of the last token are made
-                model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+                model(input_ids=part.input_ids, **options, logits_to_keep=1)
             made = found.pop()[:, :-1]
-            if part is not None:
-                states += [h[predicts].float() for h, predicts in zip(made, part.prediction_mask, strict=True)]
+            states += [h[predicts].float() for h, predicts in zip(made, part.prediction_mask, strict=True)]
     finally:
         hook.remove()
         model.train(training)
@@ -101,14 +75,10 @@ class Head:
     dtype: torch.dtype
     output: Output
     moments: tuple[torch.Tensor, torch.Tensor] | None  # of AdamW for the weight, (V, H) each
+    bytes: int  # that were gathered for it
 
     def get_output_embeddings(self) -> Output:
         return self.output
-
-    @property
-    def bytes(self) -> int:
-        tensors = [self.output.weight, *(self.moments or ())]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @contextmanager
@@ -123,22 +93,17 @@ def whole_head(trainer: Any, with_moments: bool) -> Iterator[Head]:
         if hasattr(module, "reshard"):
             module.reshard()
     model = without_adapter(accelerator.unwrap_model(trainer.model))
-    layer = model.get_output_embeddings()
-    layer = getattr(layer, "base_layer", layer)
+    layer = model.get_output_embeddings()  # TRL refuses adapters of it
     moments = moments_of(trainer, layer.weight) if with_moments else None
     given = [value for value in (layer.weight, layer.bias) if value is not None]
-    with trainer._dist.gather_params(given), summoned(trainer):
+    everywhere = trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False, writeback=False)  # of FSDP 1
+    with trainer._dist.gather_params(given), everywhere:
         weight, bias = whole(layer.weight).detach(), layer.bias
         bias = None if bias is None else whole(bias).detach()
+        gathered = [weight, *(moments or ())] if trainer._dist.is_fsdp or trainer._dist.is_zero3 else []
+        size = sum(tensor.numel() * tensor.element_size() for tensor in gathered)
         output = Output(weight, bias)
-        yield Head(model.config, model.generation_config, accelerator.device, weight.dtype, output, moments)
-
-
-@contextmanager
-def summoned(trainer: Any) -> Iterator[None]:
-    """Inside, the root's own weights are whole under FSDP 1, the head's among them."""
-    with trainer._dist.summon_full_params(trainer.model_wrapped, recurse=False, writeback=False):
-        yield
+        yield Head(model.config, model.generation_config, accelerator.device, weight.dtype, output, moments, size)
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
@@ -151,8 +116,9 @@ def moments_of(trainer: Any, weight: torch.Tensor) -> tuple[torch.Tensor, torch.
     if trainer._dist.is_zero3:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        found = [safe_get_full_optimizer_state(weight, name) for name in ("exp_avg", "exp_avg_sq")]
-        return None if found[0] is None else (found[0], found[1])
+        if trainer.state.global_step == 0 or not weight.requires_grad:  # of which DeepSpeed raises a KeyError
+            return None
+        return safe_get_full_optimizer_state(weight, "exp_avg"), safe_get_full_optimizer_state(weight, "exp_avg_sq")
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate wraps it
     state = optimizer.state.get(weight, {}) if optimizer is not None else {}
     if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != weight.shape or weight.dim() != 2:

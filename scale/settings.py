@@ -35,6 +35,7 @@ OF_DAGRPO = {
     "save-every": "it is --save_steps here.",
     "eval-every": "it is --eval_strategy steps --eval_steps here.",
     "checkpointing": "it is --gradient_checkpointing here, and on.",
+    "no-enable-thinking": "it is --enable_thinking false here.",
     "device": "accelerate launch says which devices a run has.",
     "method": "not here: --rectify none --anchors none is TRL's GRPO, whose --loss_type has the others.",
     "every-group": "not here: a group of TRL keeps its size, so that anchors only join hard groups.",
@@ -42,13 +43,15 @@ OF_DAGRPO = {
 }
 
 
-def of_core(name: str, default: Any = MISSING) -> Any:
+def of_core(name: str) -> Any:
     """The flag of dagrpo.py with this name, as a field of one of TRL's classes of flags."""
     item = Config.__dataclass_fields__[name]
-    metadata = {"help": item.metadata["reason"].replace("%", "%%")}
+    metadata: dict[str, Any] = {"help": item.metadata["reason"].replace("%", "%%")}
+    if item.type == "bool | None":  # by itself it is on, as in dagrpo.py
+        metadata |= {"nargs": "?", "const": True}
     if item.default_factory is not MISSING:
         return field(default_factory=item.default_factory, metadata=metadata)
-    return field(default=item.default if default is MISSING else default, metadata=metadata)
+    return field(default=item.default, metadata=metadata)
 
 
 @dataclass
@@ -64,6 +67,9 @@ class DataFlags:
     skip_bad: bool = of_core("skip_bad")
     system: str = of_core("system")
     enable_thinking: bool | None = of_core("enable_thinking")
+    template_arg: list[str] = of_core("template_arg")
+    prompt_file: str = of_core("prompt_file")
+    examples: str = of_core("examples")
 
 
 @dataclass

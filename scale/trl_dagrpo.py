@@ -36,7 +36,7 @@ from policy.model import check_files
 from questions import Question
 from rollout import noise_key
 from scale.data import as_dataset, read_any, read_tokenizer, trl_rewards
-from scale.groups import Sampled, metrics_of, rectified_groups
+from scale.groups import Sampled, rectified_groups
 from scale.settings import OF_DAGRPO, DaGRPOConfig, DataFlags, core_config
 from scorers.judge import Distances
 
@@ -93,10 +93,6 @@ class DaGRPOTrainer(GRPOTrainer):
             withheld = F.pad(rectified.withheld[mine], (0, max(0, width - rectified.withheld.shape[1])))[:, :width]
             batch["advantages"] = batch["advantages"][:, None] - withheld  # (B,) -> (B, C)
         batch["anchor_mask"] = torch.tensor(sampled.is_anchor[mine], device=self.accelerator.device)
-        if "importance_sampling_ratio" in batch:  # vLLM has not sampled them
-            batch["importance_sampling_ratio"][batch["anchor_mask"]] = 1.0
-        for name, value in metrics_of(rectified, sampled, self.accelerator).items():
-            self._metrics["train"][name].append(value)
         self._logs["advantages"].extend(rectified.advantages.flatten().tolist())  # it has room for a batch: TRL's leave
         return batch
 
@@ -142,17 +138,15 @@ class DaGRPOTrainer(GRPOTrainer):
             count=self.core.anchors_per_group, hard_below=self.core.hard_below, every_group=False,
             rng=random.Random(noise_key(self.args.seed, self.state.global_step + 1)), right=self._right,
         )  # fmt: skip
-        first, texts = len(sampled.rows) * self.accelerator.process_index, [""] * len(sampled.rows)
+        first = len(sampled.rows) * self.accelerator.process_index
         for p, g, (solution, reward) in places:
             sampled.totals[p, g] = reward
             sampled.is_anchor[p * self.num_generations + g] = True
             row = p * self.num_generations + g - first
             if 0 <= row < len(sampled.rows):
                 sampled.completions[row] = list(solution)
-                texts[row] = self._tokenizer.decode(solution, skip_special_tokens=True)
                 if logprobs is not None:
-                    logprobs[row] = [math.nan] * len(solution)  # TRL leaves out of its statistics what vLLM has not
-        self._log_completion_extra("anchor", texts)
+                    logprobs[row] = [math.nan] * len(solution)  # TRL corrects nothing where vLLM has no value
 
     @property
     def _right(self) -> float:
@@ -225,6 +219,8 @@ class FlagParser(HfArgumentParser):
 def new_trainer(data: DataFlags, args: DaGRPOConfig, of_model: ModelConfig) -> DaGRPOTrainer:
     """The trainer of a command line, with questions and rewards read and checked."""
     config = core_config(args, data)
+    if args.chat_template_kwargs:
+        raise ConfigError("--chat_template_kwargs: it is --template-arg NAME=VALUE here, which anchors follow too.")
     check_files(config.model, "--model")
     tokenizer = read_tokenizer(config.model, args.trust_remote_code)
     with contextlib.ExitStack() as stack:
@@ -235,10 +231,11 @@ def new_trainer(data: DataFlags, args: DaGRPOConfig, of_model: ModelConfig) -> D
     questions = [*task.questions, *(task.held_out if evaluates else [])]
     rewards, args.reward_weights = trl_rewards(task.reward, questions, tokenizer)
     style, held_out = config.prompt_style, None
+    args.chat_template_kwargs = {**style.arguments}
+    if style.enable_thinking is not None:
+        args.chat_template_kwargs["enable_thinking"] = style.enable_thinking
     if evaluates:
         held_out = as_dataset(task.held_out, tokenizer, style, first=len(task.questions))
-    if config.enable_thinking is not None:
-        args.chat_template_kwargs = {"enable_thinking": config.enable_thinking, **(args.chat_template_kwargs or {})}
     init = {"revision": of_model.model_revision, "attn_implementation": of_model.attn_implementation}
     if of_model.dtype is not None:
         init["dtype"] = of_model.dtype

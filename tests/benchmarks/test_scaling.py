@@ -26,7 +26,7 @@ def test_communication_and_products_by_hand():
     """Two micro-batches a GPU; one group of 4² pairs on each."""
     received = scaling.communication(SMALL, STEP)
     assert received["train"] == 2 * (4 * 1000 + 4 * 1000) and received["score: weights"] == 2 * 2 * 1000
-    assert received["score: token ids"] == 4 * 8 * 8
+    assert received["score: tokens"] == 9 * 8 * 8
     done = scaling.products(SMALL, STEP)
     assert done["train"] == 8 * 1000 * 4 * 8 and done["score: forward"] == done["train"] / 4
     assert done["score: P·G² pairs"] == 2 * 16 * 50 * 10

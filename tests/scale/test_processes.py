@@ -14,15 +14,19 @@ from typing import Any
 
 import pytest
 import torch
+from judge_server import JudgeServer
 
 pytest.importorskip("trl")
+
+from trl_training import OWN
 
 WORKER = Path(__file__).parent / "trl_worker.py"
 FSDP = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
 FSDP += ["--fsdp_state_dict_type", "FULL_STATE_DICT"]
+DEEPSPEED = ["--use_deepspeed", "--zero_stage", "3", "--zero3_save_16bit_model", "true"]
 
 
-LORA = {"rectify": "threshold", "lora": True}
+GROUP, LORA = {"rectify": "group"}, {"rectify": "threshold", "lora": True}
 Run = tuple[dict[str, torch.Tensor], list[dict[str, Any]]]  # weights and batches
 
 
@@ -49,10 +53,10 @@ def run(folder: Path, processes: int, launch: list[str], **runs: dict[str, Any])
 
 def check_equal(one: Run, other: Run) -> None:
     """The masks of every batch are equal, and the weights are but for rounding."""
-    assert len(one[1]) == len(other[1]) == 3
+    assert len(one[1]) == len(other[1]) > 0
     for mine, theirs in zip(one[1], other[1], strict=True):
-        assert mine["is_anchor"] == theirs["is_anchor"]
-        for name in ("rewards", "pair_mask", "advantages"):
+        assert mine["is_anchor"] == theirs["is_anchor"] and mine["masked_tokens"] == theirs["masked_tokens"]
+        for name in ("rewards", "pair_mask", "advantages", "withheld"):
             assert torch.equal(mine[name], theirs[name]), name
     assert one[0].keys() == other[0].keys()
     for name, value in one[0].items():
@@ -60,26 +64,53 @@ def check_equal(one: Run, other: Run) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def single_steps(tmp_path_factory):
+    """Runs of a step or two: by a judge, a function of the user's, single tokens, and the batch with its momentum."""
+    folder, server = tmp_path_factory.mktemp("judges"), JudgeServer()
+    (folder / "mine.py").write_text(OWN)
+    judge = {"scorer": "judge", "judge_url": server.url, "judge_model": "m", "judge_cache": str(folder / "kept")}
+    yield {
+        "judge": {**judge, "max_steps": 1},
+        "own": {"scorer": f"{folder}/mine.py:scores", "max_steps": 1},
+        "token": {"rectify": "token", "max_steps": 1},
+        "batch": {"rectify": "batch", "loss_type": "dapo", "max_steps": 2},
+    }
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, single_steps):
     pytest.importorskip("peft")
-    return run(tmp_path_factory.mktemp("alone"), 1, [], group={"rectify": "group"}, lora=LORA)
+    return run(tmp_path_factory.mktemp("alone"), 1, [], group=GROUP, lora=LORA, **single_steps)
 
 
 def test_the_runs_have_what_is_to_be_compared(alone):
-    for _, batches in alone.values():
-        assert any(not bool(batch["pair_mask"].all()) for batch in batches)
+    for name, (_, batches) in alone.items():
+        assert name == "token" or any(not bool(batch["pair_mask"].all()) for batch in batches)
+    assert bool((alone["token"][1][0]["withheld"] != 0).any())
+    assert len(alone["group"][1]) == len(alone["lora"][1]) == 3
     assert any(any(batch["is_anchor"]) for batch in alone["group"][1])
     assert any("lora_A" in name for name in alone["lora"][0])
 
 
-def test_two_processes_mask_and_learn_as_one_with_and_without_an_adapter(alone, tmp_path):
-    both = run(tmp_path, 2, ["--multi_gpu"], group={"rectify": "group"}, lora=LORA)
+def test_two_processes_mask_and_learn_as_one_with_an_adapter_too_and_by_judges(alone, single_steps, tmp_path):
+    asked_again = {**single_steps, "judge": {**single_steps["judge"], "judge_cache": str(tmp_path / "kept")}}
+    both = run(tmp_path, 2, ["--multi_gpu"], group=GROUP, lora=LORA, **asked_again)
     for name, found in both.items():
         check_equal(alone[name], found)
 
 
-def test_two_processes_that_share_the_weights_mask_and_learn_as_one(alone, tmp_path):
-    """FSDP 2: the head is gathered, 272 × 128 floats, and from the second step on AdamW's two moments of it."""
-    shared = run(tmp_path, 2, FSDP, group={"rectify": "group"})["group"]
+HEADS = [[4.0 * 272 * 128], [12.0 * 272 * 128], [12.0 * 272 * 128]]  # from the second step on with AdamW's two moments
+
+
+def test_two_processes_that_share_the_weights_by_fsdp_2_mask_and_learn_as_one(alone, tmp_path):
+    shared = run(tmp_path, 2, FSDP, group=GROUP)["group"]
     check_equal(alone["group"], shared)
-    assert [batch["bytes"] for batch in shared[1]] == [[4.0 * 272 * 128], [12.0 * 272 * 128], [12.0 * 272 * 128]]
+    assert [batch["bytes"] for batch in shared[1]] == HEADS
+
+
+def test_two_processes_that_share_the_weights_by_deepspeed_3_mask_and_learn_as_one(alone, tmp_path):
+    pytest.importorskip("deepspeed")
+    shared = run(tmp_path, 2, DEEPSPEED, group=GROUP)["group"]
+    check_equal(alone["group"], shared)
+    assert [batch["bytes"] for batch in shared[1]] == HEADS

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import runpy
+import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 trl = pytest.importorskip("trl")
 
+from judge_server import JudgeServer  # noqa: E402
 from trl_training import (  # noqa: E402
+    OWN,
     TOKENIZER,
     arbitrary,
     as_rollouts,
@@ -28,8 +31,11 @@ import dagrpo  # noqa: E402
 import rollout  # noqa: E402
 import scoring  # noqa: E402
 from harness.config import EXAMPLE, ConfigError  # noqa: E402
+from harness.task import Task, distances_of, judged  # noqa: E402
+from questions import correctness  # noqa: E402
 from rollout import PLAIN, encode_solution  # noqa: E402
-from scale import versions  # noqa: E402
+from scale import groups, versions  # noqa: E402
+from scale.ranks import whole_head  # noqa: E402
 from scale.trl_dagrpo import DaGRPOTrainer, main, parse  # noqa: E402
 
 
@@ -58,8 +64,10 @@ RULES = [
 def test_masks_and_advantages_of_a_batch_are_those_of_dagrpo(tmp_path, rule, scorer, loss_type):
     threshold = 0.45 if (rule, scorer) == ("threshold", "gradient") else None  # so that it masks some pairs and not all
     options = {"rectify": rule, "scorer": scorer, "threshold": threshold, "loss_type": loss_type, "anchors": "none"}
-    args = settings(tmp_path, num_generations=8, **options)
+    scale = "none" if loss_type == "dr_grpo" else "group"
+    args = settings(tmp_path, num_generations=8, scale_rewards=scale, **options)
     trainer = new(DaGRPOTrainer, args, rows(questions_of_example(12)), reward_funcs=arbitrary)
+    assert trainer.core.scale == ("none" if loss_type == "dr_grpo" else "std")
     batch, sampled, found = one_batch(trainer)
     rollouts = as_rollouts(trainer, sampled)
     expected = scoring.rectify(trainer.model, rollouts, sampled.totals, trainer.core.rectification)
@@ -69,6 +77,61 @@ def test_masks_and_advantages_of_a_batch_are_those_of_dagrpo(tmp_path, rule, sco
     mask = batch["completion_mask"].bool()
     laid = batch["advantages"][:, None].expand(mask.shape) if batch["advantages"].dim() == 1 else batch["advantages"]
     torch.testing.assert_close(laid[mask], expected.token_advantages[rollouts.prediction_mask], atol=1e-6, rtol=0)
+    shares = expected.witness.shares() if expected.witness else {}
+    for name in ("displaced", "displaced_left"):
+        assert trainer._metrics["train"].get(name) == (pytest.approx([shares[name]]) if shares else None)
+    assert trainer.model.training
+
+
+def test_after_a_step_gradients_are_compared_as_adamw_will_scale_them_with_its_momentum(tmp_path):
+    """By the moments that TRL's optimizer has; a batch with anchors, whose pushes are weighted by their f(π)."""
+    options = {"rectify": "batch", "max_steps": 1, "num_generations": 8, "hard_below": 0.5}
+    trainer = anchored_trainer(tmp_path, questions_of_example(4), **options)
+    trainer.reward_funcs = [arbitrary]
+    trainer.train()
+    batch, sampled, found = one_batch(trainer)
+    rollouts, how = as_rollouts(trainer, sampled), trainer.core.rectification
+    learner = SimpleNamespace(model=trainer.model, optimizer=trainer.optimizer.optimizer)
+    metric = dagrpo.head_metric(learner, rollouts, trainer.core)
+    with whole_head(trainer, with_moments=True) as head:
+        ours = vars(groups.metric_of(head, trainer, rollouts.lengths))
+    assert ours.keys() == vars(metric).keys() and all(torch.equal(ours[name], vars(metric)[name]) for name in ours)
+    expected = scoring.rectify(trainer.model, rollouts, sampled.totals, how, None, metric)
+    assert bool(batch["anchor_mask"].any()) and not bool(expected.pair_mask.all())
+    assert torch.equal(found.pair_mask, expected.pair_mask)
+    for other in (replace(rollouts, anchor_mask=torch.zeros_like(rollouts.anchor_mask)), rollouts):
+        without = scoring.rectify(
+            trainer.model, other, sampled.totals, how, None, None if other is rollouts else metric
+        )
+        assert not torch.equal(without.pair_mask, expected.pair_mask)  # the test can fail
+
+
+@pytest.mark.parametrize("scorer", ["judge", "own"])
+def test_a_judge_and_a_function_of_ones_own_mask_as_in_dagrpo(tmp_path, scorer):
+    questions, server = questions_of_example(12), JudgeServer()
+    (tmp_path / "mine.py").write_text(OWN)
+    flags = {"judge_url": server.url, "judge_model": "m", "judge_cache": str(tmp_path / "kept"), "scorer": "judge"}
+    if scorer == "own":
+        flags = {"scorer": f"{tmp_path}/mine.py:scores"}
+    args = settings(tmp_path / "out", num_generations=8, anchors="none", **flags)
+    trainer = new(DaGRPOTrainer, args, rows(questions), reward_funcs=arbitrary, questions=questions)
+    _, sampled, found = one_batch(trainer)
+    rollouts, asked = as_rollouts(trainer, sampled), len(server.payloads)
+    task = Task(questions, [], [], anchors.Anchors(), correctness, distances_of(trainer.core))
+    distances = judged(task, questions, rollouts, sampled.totals).distances
+    expected = scoring.rectify(trainer.model, rollouts, sampled.totals, trainer.core.rectification, distances)
+    server.close()
+    assert 0 < int((~found.pair_mask).sum()) < found.pair_mask.numel() - 12 * 8
+    assert torch.equal(found.pair_mask, expected.pair_mask) and torch.equal(found.advantages, expected.advantages)
+    assert len(server.payloads) == asked == (0 if scorer == "own" else 11)  # dagrpo.py finds the scores kept
+    assert trainer._metrics["train"].get("judge_failed") == (None if scorer == "own" else [0.0])
+
+
+def test_a_judge_of_pairs_needs_the_questions(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    args = settings(tmp_path / "out", anchors="none", scorer=f"{tmp_path}/mine.py:scores")
+    with pytest.raises(ValueError, match="give `questions` too"):
+        new(DaGRPOTrainer, args, rows(questions_of_example(2)))
 
 
 @pytest.mark.parametrize(("loss_type", "norm"), [("grpo", "sequence"), ("dr_grpo", "constant"), ("dapo", "token")])
@@ -81,18 +144,25 @@ def test_loss_and_gradients_of_a_batch_are_those_of_dagrpo(tmp_path, loss_type, 
     check_loss(trainer, batch, as_rollouts(trainer, sampled), found)
 
 
-def check_loss(trainer, batch, rollouts, rectified):
-    """TRL's loss of a batch and its gradients against (7) and (8) in dagrpo.py, for the same advantages."""
-    core = trainer.core
+def check_loss(trainer, batch, rollouts, rectified, since=0.0):
+    """TRL's loss of a batch and its gradients against (7) and (8) in dagrpo.py, for the same advantages.
+
+    `since` sampling, the log-probabilities have grown by as much.
+    """
+    core, completions = trainer.core, batch["completion_mask"].bool()
     logps, _ = rollout.token_logps(trainer.model, *rollouts.tokens)
+    old = logps.detach() - since
+    if since:
+        batch["old_per_token_logps"] = torch.zeros(completions.shape)
+        batch["old_per_token_logps"][completions] = old[rollouts.prediction_mask]
     width = rollouts.logps.shape[1]
     token_advantages = torch.zeros(len(rollouts.texts), width)
     token_advantages[rollouts.prediction_mask] = (
         rectified.advantages.flatten()[:, None].expand(-1, batch["completion_mask"].shape[1])
         if batch["advantages"].dim() == 1 else batch["advantages"]
-    )[batch["completion_mask"].bool()]  # fmt: skip
+    )[completions]  # fmt: skip
     expected, _ = dagrpo.policy_loss(
-        logps, logps.detach(), token_advantages, rollouts.prediction_mask, rollouts.anchor_mask,
+        logps, old, token_advantages, rollouts.prediction_mask, rollouts.anchor_mask,
         dagrpo.loss_denominators(rollouts.lengths, core.loss_norm, core.max_new_tokens), dagrpo.Objective.of(core),
     )  # fmt: skip
     gradients = torch.autograd.grad(expected, list(trainer.model.parameters()))
@@ -147,6 +217,13 @@ def test_the_loss_of_anchors_is_the_shaped_one_and_that_of_the_others_is_trls(tm
     assert bool(batch["anchor_mask"].any()) and not bool(batch["anchor_mask"].all())
     check_loss(trainer, batch, as_rollouts(trainer, sampled), found)
     assert (trainer.epsilon_low, trainer.epsilon_high) == (0.2, 0.2)
+
+
+def test_beside_anchors_the_others_keep_their_ratios_to_an_earlier_policy_and_the_clip(tmp_path):
+    trainer = anchored_trainer(tmp_path, questions_of_example(2), rectify="none")
+    batch, sampled, found = one_batch(trainer)
+    check_loss(trainer, batch, as_rollouts(trainer, sampled), found, since=0.1)
+    check_loss(trainer, batch, as_rollouts(trainer, sampled), found, since=-0.3)  # beyond 1 − ε, of Ã < 0
 
 
 def test_an_anchor_that_others_outdo_is_lowered_without_a_clip(tmp_path):
@@ -207,6 +284,45 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What TRL has and dagrpo.py has not
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluations_are_those_of_trl(tmp_path):
+    trainer = anchored_trainer(tmp_path, questions_of_example(2))
+    trainer.model.eval()
+    batch = trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(4)])
+    assert "anchor_mask" not in batch and "anchored" not in trainer._metrics["train"]
+
+
+def test_a_completion_without_a_reward_has_no_part_in_its_group(tmp_path):
+    """TRL takes None of a reward. The others are compared as if it stood at their mean, 1/3; its pair 0 is masked."""
+
+    def second_unknown(completion_ids, **_):
+        return [1.0, None, 0.0, 0.0]
+
+    (tmp_path / "mine.py").write_text("def scores(questions, texts):\n    return [[0.5, 0.5, 0.0, 1.0]]\n")
+    questions = questions_of_example(1)
+    args = settings(tmp_path / "out", scorer=f"{tmp_path}/mine.py:scores", anchors="none")
+    trainer = new(DaGRPOTrainer, args, rows(questions), reward_funcs=second_unknown, questions=questions)
+    batch, _, _ = one_batch(trainer)
+    deviation = ((4 / 9 + 1 / 9 + 1 / 9) / 4) ** 0.5
+    by_hand = torch.tensor([1 + 1, 0.0, -1 - 1 / 3, -1 - 1 / 3]) / (4 * deviation)
+    torch.testing.assert_close(batch["advantages"], by_hand, atol=1e-5, rtol=0)
+    assert batch["advantages"][1] == 0
+
+
+@pytest.mark.parametrize(("right_at", "hard_below", "anchored"), [(None, 0.0, 1.0), (0.5, 0.0, 0.0), (0.5, 0.25, 1.0)])
+def test_right_at_and_hard_below_say_which_groups_are_hard(tmp_path, right_at, hard_below, anchored):
+    """One completion of four earns 0.5."""
+    options = {"rectify": "none", "right_at": right_at, "hard_below": hard_below}
+    trainer = anchored_trainer(tmp_path, questions_of_example(2), **options)
+    trainer.reward_funcs = [lambda completion_ids, **_: [0.5, 0.0, 0.0, 0.0] * (len(completion_ids) // 4)]
+    one_batch(trainer)
+    assert trainer._metrics["train"]["anchored"] == [anchored]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command line
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -250,18 +366,13 @@ def test_trl_outside_of_the_tested_versions_is_refused(monkeypatch, installed):
     assert 'pip install "trl>=1.12,<=1.16.99"' in versions.fault_of_trl()
 
 
-def test_without_trl_the_command_ends_with_one_line(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.metadata as metadata\n"
-        "real = metadata.version\n"
-        "def version(name):\n"
-        "    if name == 'trl':\n"
-        "        raise metadata.PackageNotFoundError(name)\n"
-        "    return real(name)\n"
-        "metadata.version = version\n"
-    )
-    environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "scale.trl_dagrpo", "--model", "none"]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=EXAMPLE.parent.parent)
-    assert ended.returncode == 1
-    assert ended.stderr == f"scale.trl_dagrpo: the package trl is missing. Run: {versions.INSTALL}\n"
+def test_without_trl_the_command_ends_with_one_line(monkeypatch, capsys):
+    def version(package):
+        raise versions.PackageNotFoundError(package)
+
+    monkeypatch.setattr(versions, "version", version)
+    with pytest.raises(SystemExit) as stopped, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the module is imported already
+        runpy.run_module("scale.trl_dagrpo", run_name="__main__")
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"scale.trl_dagrpo: the package trl is missing. Run: {versions.INSTALL}\n"

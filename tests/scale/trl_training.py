@@ -20,6 +20,9 @@ from scale.groups import Sampled
 from scale.settings import DaGRPOConfig
 from scoring import Rectified
 
+# A scorer of one's own: completions of nearly the same length are alike.
+OWN = "def scores(questions, texts):\n    return [[min(1.0, len(text) / 100) for text in group] for group in texts]\n"
+
 TOKENIZER = read_tokenizer(str(EXAMPLE))
 
 
@@ -37,9 +40,9 @@ def digits(completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [round(10 * sum(c.isdigit() for c in text) / max(1, len(text))) / 10 for text in texts]
 
 
-def arbitrary(completion_ids: list[list[int]], **_: Any) -> list[float]:
-    """A reward of which completions are alike and earn 0 and 1: their gradients collide."""
-    return [float(sum(ids) % 2) for ids in completion_ids]
+def arbitrary(completion_ids: list[list[int]], question: list[int], **_: Any) -> list[float]:
+    """A reward of which completions are alike and earn 0 and 1, but for those of the first question: all earn 0."""
+    return [float(number > 0 and sum(ids) % 2) for ids, number in zip(completion_ids, question, strict=True)]
 
 
 def settings(folder: Path, **changes: Any) -> DaGRPOConfig:

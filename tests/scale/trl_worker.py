@@ -47,6 +47,14 @@ def let_fsdp_run_on_a_cpu() -> None:
     accelerate.state.AcceleratorState.__init__ = patched  # type: ignore[method-assign]
 
 
+def let_deepspeed_run_on_a_cpu() -> dict[str, Any]:
+    """Settings for it. DeepSpeed would first compile, for minutes, a way to add up within a machine; gloo adds too."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return {"use_cpu": False, "ddp_backend": "gloo"}  # with use_cpu accelerate forgets DeepSpeed
+
+
 def run(options: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     out, lora = Path(options.pop("out")), options.pop("lora", False)
@@ -63,10 +71,11 @@ def run(options: dict[str, Any]) -> None:
 
     def spied(trainer: Any, batch: Any) -> Any:
         found = groups.rectified_groups(trainer, batch)
-        seconds = trainer._metrics["train"]
+        logged = trainer._metrics["train"]
         batches.append({
             "rewards": batch.totals, "pair_mask": found.pair_mask, "advantages": found.advantages,
-            "is_anchor": batch.is_anchor, "bytes": list(seconds["bytes/head"]),
+            "withheld": found.withheld, "masked_tokens": list(logged["masked_tokens"]),
+            "is_anchor": batch.is_anchor, "bytes": list(logged["bytes/head"]),
         })  # fmt: skip
         return found
 
@@ -96,6 +105,7 @@ def run(options: dict[str, Any]) -> None:
 if __name__ == "__main__":
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         let_fsdp_run_on_a_cpu()
+    more = let_deepspeed_run_on_a_cpu() if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else {}
     for options in json.loads(sys.argv[1]):
-        run(options)
+        run({**options, **more})
     accelerate.PartialState().destroy_process_group()
