@@ -330,12 +330,14 @@ def new_folder(config: Config) -> Path:
     out = Path(config.out)
     if os.path.isdir(config.model) and Path(os.path.realpath(config.model)) in Path(os.path.realpath(out)).parents:
         raise ConfigError(f"--out {out}: this is in the folder of --model {config.model}. Give another one.")
-    if (out / "metrics.jsonl").exists() or (out / "checkpoints").exists():
+    known = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if {"metrics.jsonl", "checkpoints"} & known or {".lock", "config.json"} <= known:  # .lock: a run's own config.json
         raise ConfigError(
             f"--out {out}: there is a run in this folder already. Go on with it by --resume {out}, give another "
             "folder, or delete it."
         )
-    if out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+    # A kill in the first moment of a run leaves a lock, and half a config.json: nothing that anybody misses.
+    if out.exists() and (not out.is_dir() or known - {".lock", f"config.json{PART}"}):
         raise ConfigError(
             f"--out {out}: this is no empty folder, and a run would write over what is there. Give a new one."
         )

@@ -403,6 +403,25 @@ def test_a_folder_with_a_run_in_it_says_how_to_go_on(tmp_path, unbroken):
         pass
 
 
+def test_what_a_kill_in_the_first_moment_leaves_is_in_nobodys_way(tmp_path):
+    """A lock, and a config.json of which only half was written: the same command begins, and takes it away."""
+    (tmp_path / "run").mkdir()
+    for name in (".lock", "config.json.part"):
+        (tmp_path / "run" / name).touch()
+    with open_run(settings(tmp_path / "run")) as now:
+        assert sorted(path.name for path in now.out.iterdir()) == [".lock", "config.json"]
+
+
+def test_a_run_that_was_killed_while_its_model_was_loaded_can_be_gone_on_with(tmp_path, unbroken):
+    """Nothing but its settings are there; they are no config.json of somebody else."""
+    with open_run(settings(tmp_path / "run")):
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.json"]
+    with pytest.raises(ConfigError, match=f"Go on with it by --resume {tmp_path}"), open_run(settings(tmp_path / "run")):
+        pass
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(unbroken)
+
+
 # --- signals -----------------------------------------------------------------------------------------------------
 
 
