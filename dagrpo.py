@@ -349,6 +349,7 @@ def update(
             learner.step()
         learner.optimizer.zero_grad(set_to_none=True)
         sums["bad_updates"] += not math.isfinite(norm)
+        sums["bad_losses"] += not math.isfinite(counted["loss"])
         sums["updates"] += 1
         sums["grad_norm"] = norm if math.isnan(norm) else max(sums["grad_norm"], norm)  # max would forget a NaN
     return {name: float(value) for name, value in sums.items()}
