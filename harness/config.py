@@ -332,8 +332,8 @@ def check_update(config: Config) -> None:
     highest = torch.finfo(torch.float32).max * (1 - config.beta1)
     if rate > highest:
         raise ConfigError(
-            f"--learning-rate {rate:g}: it must be at most {highest:.2g}: AdamW's first step divides it by 1 − --beta1, "
-            "and fp32 has no larger number."
+            f"--learning-rate {rate:g}: it must be at most {highest:.2g}: AdamW's first step divides it by "
+            "1 − --beta1, and fp32 has no larger number."
         )
     if rate * decay > 1:
         raise ConfigError(

@@ -416,7 +416,8 @@ def test_a_run_that_was_killed_while_its_model_was_loaded_can_be_gone_on_with(tm
     """Nothing but its settings are there; they are no config.json of somebody else."""
     with open_run(settings(tmp_path / "run")):
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.json"]
-    with pytest.raises(ConfigError, match=f"Go on with it by --resume {tmp_path}"), open_run(settings(tmp_path / "run")):
+    again = settings(tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"Go on with it by --resume {tmp_path}"), open_run(again):
         pass
     resumed(tmp_path / "run")
     assert left_by(tmp_path / "run") == left_by(unbroken)
@@ -512,7 +513,7 @@ def test_a_gradient_that_is_not_finite_though_its_loss_is_has_reasons_of_its_own
         return value + (0 * logps.sum()).sqrt(), counted  # 0, whose gradient is 0 times infinity
 
     monkeypatch.setattr(dagrpo, "policy_loss", loss)
-    with pytest.raises(FloatingPointError, match="a gradient that is not finite.*the backward pass of it is none"):
+    with pytest.raises(FloatingPointError, match=r"a gradient that is not finite.*the backward pass of it is none"):
         dagrpo.train(settings(tmp_path / "run", steps=30, max_bad_steps=1))
     (bad,) = (record for record in lines_of(tmp_path / "run" / "metrics.jsonl") if record.get("bad_updates"))
     assert bad["bad_losses"] == 0 and isinstance(bad["loss"], float)
