@@ -44,7 +44,7 @@ def serve() -> None:
 
 
 def say(what: object) -> None:
-    """A line for the program; where that was killed meanwhile, nobody reads it, and this process ends without a word."""
+    """A line for the program. Where that was killed meanwhile, this process ends without a word: nobody reads it."""
     try:
         print(json.dumps(what), flush=True)
     except BrokenPipeError:
