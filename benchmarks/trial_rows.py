@@ -1,0 +1,525 @@
+"""The inputs of trial.py: a row of the trial's table each, with what must be said; and the files that they need.
+
+The trial of an earlier version (258 bad inputs and faults) describes many of its inputs, and only counts the others.
+`described` are those that can be made again from the description. `table` are of the same kind, out of the tables in
+tests/test_trial.py, in the place of those that it only counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ["HF_HUB_OFFLINE"] = "1"  # as for all commands; it is read when the Hub's package is imported
+
+import test_trial as tables  # noqa: E402
+from conftest import character_tokenizer, random_model  # noqa: E402
+from transformers import MambaConfig, MambaForCausalLM  # noqa: E402
+
+# The kinds of the trial's table, and how many inputs it had of each.
+KINDS = {
+    "flags": 67,
+    "data": 84,
+    "rewards": 29,
+    "models": 24,
+    "not finite": 8,
+    "places": 14,
+    "evaluate.py": 20,
+    "signals": 12,
+}
+BRIEF = f"{tables.TINY} --max-new-tokens 6 --out new"
+OWN = f"dagrpo.py --model m {BRIEF} --data "
+GOOD = OWN + "good.jsonl "
+LONGER = OWN.replace("--max-new-tokens 6", "--max-new-tokens 20")
+MEASURED = OWN.replace("--hold-out 1 ", "")
+BY_REWARD = GOOD + "--anchors none --reward "
+RUNAWAY = (
+    "dagrpo.py --questions 4 --group-size 4 --steps 6 --warmup 0 --eval-every 1 --eval-samples 1 --max-new-tokens 40 "
+    "--out new --eval-data brief.jsonl "
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input."""
+
+    kind: str  # of KINDS
+    command: str  # behind `python`; of an event only its name
+    said: str  # what must stand in what is printed
+    code: int
+    described: bool = True  # else out of a table of tests/test_trial.py
+    event: str = ""  # of trial.EVENTS: more than a command that is run
+
+
+def of_table(kind: str, form: str, code: int, rows: Iterable[tuple[str, str]], *, described: bool) -> list[Row]:
+    """Rows of a table; `{}` in the form is what the table has of the command."""
+    return [Row(kind, form.format(given), said, code, described) for given, said in rows]
+
+
+def picked(table: Iterable[tuple[str, ...]], names: Iterable[str]) -> list[tuple[str, str]]:
+    """(what is given, what must be said) of the rows of a table with these names, in their order."""
+    by_name = {row[0]: (row[0], row[-1]) for row in table}
+    return [by_name[name] for name in names]
+
+
+def named(kind: str, form: str, code: int, table: Iterable[tuple[str, ...]], *names: str) -> list[Row]:
+    return of_table(kind, form, code, picked(table, names), described=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the trial describes
+# ---------------------------------------------------------------------------------------------------------------------
+
+FLAGS = [
+    *named(
+        "flags",
+        "dagrpo.py {}",
+        2,
+        tables.FLAGS,
+        "--lr 1e-5",
+        "--beta 0.1",
+        "--lora",
+        "--num-generations 8",
+        "--max-length 512",
+        "--version",
+        "--temp 0.7",
+        "--learnin-rate 1",
+        "--learning_rate 1",
+        "--Steps 3",
+        "–steps 3",
+        "good.jsonl",
+        "--wombat",
+        "--steps",
+        "--device mps",
+        "--device foo",
+        "--device CPU",
+        "--seed 99999999999999999999999",
+        "--seed -1",
+        "--method sft --group-size 4",
+        "--batch-size 8",
+        "--model m --data good.jsonl --eval-data good.jsonl --hold-out 3",
+        "--data good.jsonl",
+        "--updates 99",
+    ),
+    Row("flags", "dagrpo.py --resume", "--resume: a value is missing behind it.", 2),
+    Row("flags", "dagrpo.py --steps abc --steps 1", "--steps: it is given twice", 2),
+    Row("flags", GOOD + "--epochs 3", "step 1/1", 0),
+    Row("flags", GOOD + "--lora 2", "step 1/1", 0),
+    Row("flags", GOOD + "--no-eval-at-start", "step 1/1", 0),
+    Row("flags", GOOD.replace("--hold-out 1", "--hold-out 1000"), "only 2 questions are held out", 0),
+    Row("flags", "dagrpo.py --config run/config.json", "--config: there is no such flag", 2),
+    Row("flags", "dagrpo.py --check", "--check: there is no such flag", 2),
+    Row("flags", "dagrpo.py --help", "questions per step: P", 0),
+]
+
+DATA = [
+    *named(
+        "data",
+        OWN + "{}",
+        1,
+        tables.DATA,
+        "table.parquet",
+        "packed.jsonl.gz",
+        "utf16.jsonl",
+        "latin.jsonl",
+        "level.jsonl",
+        "level-object.jsonl",
+        "surrogate.jsonl",
+        "deep.jsonl",
+        "array.json",
+        "table.csv",
+        "wide.jsonl",
+        "question.jsonl",
+        "truth.jsonl",
+        "chat.jsonl",
+        "no-answer.jsonl",
+    ),
+    *named("data", OWN + "{}", 1, tables.NO_FILE, ".", "run", "/dev/null", "some/set"),
+    *named(
+        "data",
+        "dagrpo.py --model m --out new {}",
+        1,
+        tables.TOO_LITTLE,
+        "--data few.jsonl",
+        "--data copies.jsonl",
+        "--data good.jsonl --eval-data unreadable.jsonl",
+    ),
+    Row("data", OWN + "{folder}/run", "it is a folder; name a JSONL file.", 1),  # its whole path
+    Row("data", OWN + "./run", "--data ./run: it is a folder; name a JSONL file.", 1),
+    Row("data", OWN + "unsolved.jsonl", "training without anchors", 0),
+    Row("data", OWN + "bom.jsonl", "step 1/1", 0),
+    Row("data", OWN + "crlf.jsonl", "step 1/1", 0),
+    Row("data", OWN + "cr.jsonl", "step 1/1", 0),
+    Row("data", OWN + "blank-lines.jsonl", "step 1/1", 0),
+    Row("data", OWN + "separators.jsonl", "step 1/1", 0),  # U+2028
+    Row("data", OWN + "nul.jsonl", "step 1/1", 0),
+    Row("data", OWN + "numbers.jsonl", "step 1/1", 0),
+    Row("data", OWN + "letters.jsonl", "step 1/1", 0),  # 27 choices
+    Row("data", OWN + "long-prompts.jsonl", "1 questions left out: with a completion they exceed the model's 256", 0),
+    Row("data", OWN + "unread.jsonl", "unread.jsonl:2: left out, the answer '\\\\frac{1' cannot be read", 0),
+    Row("data", LONGER + "wrong.jsonl", "Anchor left out, wrong.jsonl:", 0),  # a solution that is wrong
+    Row("data", LONGER + "wordy.jsonl", "Anchor left out, wordy.jsonl:", 0),  # one that is too long
+    Row("data", MEASURED + "both.jsonl --eval-data few.jsonl", "4 training questions are held-out ones too", 0),
+    Row("data", MEASURED + "good.jsonl --eval-data half.jsonl", "5 questions left out: their gold answer cannot", 0),
+    # one and the same GSM8K
+    Row("data", OWN + "gsm8k.jsonl", "Is it `question` there? Rename that.", 1),
+    Row("data", OWN + "gsm8k-renamed.jsonl", "####", 1),
+    Row("data", OWN + "question-answer.jsonl", "Is it `question` there? Rename that.", 1),
+    Row("data", OWN + "prompt-answer.jsonl", "Is it `prompt` there? Rename that.", 1),
+    Row("data", OWN + "messages.jsonl", "Is it `messages` there? Rename that.", 1),
+    Row("data", OWN + "verl.jsonl", "Is it `prompt` there? Rename that.", 1),
+    Row("data", OWN + "answer-key.jsonl", "Is it `answerKey` there? Rename that.", 1),
+    Row("data", OWN + "saved", "--data saved: it is a folder; name a JSONL file.", 1),  # of Dataset.save_to_disk
+    Row("data", OWN + "saved-dict", "--data saved-dict: it is a folder; name a JSONL file.", 1),
+    # others, as files
+    Row("data", OWN + "arc.jsonl", "Is it `question` there? Rename that.", 1),
+    Row("data", OWN + "mmlu-pro.jsonl", "Is it `question` there? Rename that.", 1),
+    Row("data", OWN + "svamp.jsonl", "the field `problem` is missing; the line has ID, Body, Question", 1),
+    Row("data", OWN + "amc.jsonl", "training without anchors", 0),
+    # of the Hub, by a stand-in for its package
+    Row("data", OWN + "zoo/animals", "it has several configurations; name one of zoo/animals/algebra", 1),
+    Row("data", OWN + "zoo/animals:zoology", "it has several configurations; name one of zoo/animals/algebra", 1),
+    Row("data", OWN + "zoo/animals/zoology", "step 1/1", 0),
+    Row("data", OWN + "zoo/animals/zoology:validation", 'Unknown split "validation"', 1),
+    Row("data", OWN + "zoo/animals/zoology:train[:10]", "step 1/1", 0),
+    Row("data", OWN + "zoo/arc", "the field `answer` is missing; the line has choices, answerKey, problem", 1),
+    Row("data", OWN + "zoo/math", "the field `answer` is missing", 1),
+    Row("data", OWN + "zoo/numbers", "step 1/1", 0),
+    # without an answer, which no function of --reward needs
+    Row("data", OWN + "no-answer.jsonl --anchors none --reward mine.py:good", "the field `answer` is missing", 1),
+]
+
+REWARDS = [
+    *named("rewards", BY_REWARD + "{}", 1, tables.REWARDS, "notes.txt:f", "helper.py:f"),
+    *named(
+        "rewards",
+        BY_REWARD + "{}",
+        1,
+        tables.REWARDS_THAT_FAIL,
+        "mine.py:few",
+        "mine.py:more",
+        "mine.py:nan",
+        "mine.py:raises",
+    ),
+    Row("rewards", BY_REWARD + "mine.py:good", "step 1/1", 0),  # the length: no per cent
+    Row("rewards", BY_REWARD + "more.py:astronomic", "it gave 1e+30", 1),
+    Row("rewards", BY_REWARD + "more.py:below", "reward -", 0),
+    Row("rewards", BY_REWARD.replace("--anchors none", "--right-at 1") + "more.py:below", "and 1 is right", 0),
+    Row("rewards", BY_REWARD + "more.py:good mine.py:good", "step 1/1", 0),
+    Row("rewards", BY_REWARD + "with_dataclass.py:f", "step 1/1", 0),
+    Row("rewards", BY_REWARD + "with_pool.py:f", "step 1/1", 0),
+    Row(
+        "rewards",
+        "raises in step 3",
+        "Saved after step 2; go on with: python dagrpo.py --resume new",
+        1,
+        event="late_reward",
+    ),
+]
+
+MODELS = [
+    *named("models", "dagrpo.py --model {} --out new --data good.jsonl", 1, tables.NO_MODEL, "run", "page.gguf"),
+    *named(
+        "models",
+        "dagrpo.py --model {} --out new --data good.jsonl",
+        1,
+        tables.EARLY,
+        "nothing",
+        "no-tokenizer",
+        "noise",
+        "cut-weights",
+        "empty-weights",
+        "t5",
+    ),
+    *named(
+        "models",
+        "dagrpo.py --model {} --out new --data good.jsonl",
+        1,
+        tables.LATE,
+        "other-shapes",
+        "small-vocabulary",
+        "nan",
+        "layer-missing",
+    ),
+    *named("models", "evaluate.py --model {} --data good.jsonl", 1, tables.NO_MODEL, "run"),
+    *named("models", "evaluate.py --model {} --data good.jsonl", 1, tables.LATE, "nan"),
+    Row("models", "dagrpo.py --model endless-texts --out new --data good.jsonl", "(EOS)", 1),
+    Row("models", GOOD.replace("--model m", "--model mamba"), "Completions cannot be sampled from it here", 1),
+]
+
+NOT_FINITE = [
+    Row("not finite", RUNAWAY + "--learning-rate 10", "what the model knows will be gone after one", 0),
+    Row("not finite", RUNAWAY + "--learning-rate 1e9", "their product must be at most 1", 2),
+    Row("not finite", RUNAWAY + "--learning-rate 1e30", "their product must be at most 1", 2),
+    Row("not finite", RUNAWAY + "--learning-rate 1e38", "--learning-rate 1e+38: it must be", 2),
+    Row("not finite", RUNAWAY + "--weight-decay 1e9", "their product must be at most 1", 2),
+    Row("not finite", RUNAWAY + "--temperature 1e-40", "--temperature 1e-40: it must be at least 1e-06", 2),
+]
+
+PLACES = [
+    *named(
+        "places",
+        "dagrpo.py --model m --data good.jsonl --out {}",
+        2,
+        tables.OUT,
+        "m",
+        "m/sub",
+        "proj",
+        "run",
+    ),
+    Row("places", "dagrpo.py --model m --data good.jsonl --out begun", "there is a run in this folder already", 2),
+    Row("places", "two at once, default names", "step 1/1", 0, event="two_by_default"),
+    Row("places", "two at once, one --out", "this folder", 2, event="two_in_one"),
+    Row("places", "a full disk at the first save", "It was the first one.", 1, event="full_at_first"),
+    Row(
+        "places",
+        "a full disk at the second save",
+        "The one before it is whole: go on with --resume",
+        1,
+        event="full_at_second",
+    ),
+    Row(
+        "places",
+        "a read-only file system",
+        "nothing can be written there (Read-only file system)",
+        2,
+        event="read_only",
+    ),
+]
+
+EVALUATE = [
+    *named(
+        "evaluate.py",
+        "evaluate.py {}",
+        2,
+        tables.EVALUATE_FLAGS,
+        *(
+            tables.EVALUATE + rest
+            for rest in (
+                "--max 30",
+                "--sampels 3",
+                "--top-p 0",
+                "--top-p 2",
+                "--temperature nan",
+                "--out /proc/x.json",
+                "--out run",
+                "--out good.jsonl",
+                "--out notes.txt",
+            )
+        ),
+    ),
+    Row("evaluate.py", "evaluate.py --model m --data a/test.jsonl b/test.jsonl --max-new-tokens 6", "b/test", 0),
+    Row("evaluate.py", "evaluate.py --model runs/smoke/model --data held_out.jsonl --samples 4", "no such f", 1),
+    Row("evaluate.py", "evaluate.py --model m --data good.jsonl --max-new-tokens 6 --out nowhere/x.json", "good", 0),
+]
+
+SIGNALS = [
+    Row("signals", "Ctrl-C while PyTorch is imported", "dagrpo.py: interrupted.", 130, event="int_importing"),
+    Row("signals", "Ctrl-C in the evaluation at step 0", "nothing to go on from", 130, event="int_evaluating"),
+    Row("signals", "Ctrl-C in a rollout", "Stopped; saved after step 3. Go on with", 130, event="int_rollout"),
+    Row("signals", "Ctrl-C in an update", "Stopped; saved after step 3. Go on with", 130, event="int_update"),
+    Row("signals", "Ctrl-C in the second save", "Stopped; saved after step", 130, event="int_saving"),
+    Row("signals", "SIGTERM in a rollout", "Stopped; saved after step 3. Go on with", 143, event="term_rollout"),
+    Row("signals", "SIGHUP in a rollout", "Stopped; saved after step 3. Go on with", 129, event="hup_rollout"),
+    Row("signals", "SIGKILL in a rollout", "Resumed after step 2", 137, event="kill_rollout"),
+    Row("signals", "SIGKILL in the second save", "Resumed after step 1", 137, event="kill_saving"),
+    Row("signals", "SIGKILL in two saves, with --resume between", "Resumed after step", 137, event="kill_saving_twice"),
+    Row("signals", "dagrpo.py ... | head -2", "nobody reads any more what it prints", 141, event="closed_pipe"),
+    Row("signals", "Ctrl-C in evaluate.py", "the same command goes on from there", 130, event="int_evaluate"),
+]
+
+DESCRIBED = FLAGS + DATA + REWARDS + MODELS + NOT_FINITE + PLACES + EVALUATE + SIGNALS
+
+# What fills up a kind, from the tables: in turn, so that all parts of them come.
+FURTHER: dict[str, list[Row]] = {
+    "flags": of_table("flags", "dagrpo.py {}", 2, tables.FLAGS, described=False),
+    "data": of_table(
+        "data", OWN + "{}", 1, [(row[0], row[-1]) for row in tables.DATA + tables.NO_FILE], described=False
+    ),
+    "rewards": of_table("rewards", BY_REWARD + "{}", 1, tables.REWARDS + tables.REWARDS_THAT_FAIL, described=False),
+    "models": of_table(
+        "models", "dagrpo.py --model {} --out new --data good.jsonl", 1,
+        [(row[0], row[-1]) for row in tables.EARLY + tables.LATE + tables.NO_MODEL], described=False,
+    ),
+    "not finite": [
+        Row("not finite", RUNAWAY + "--eval-temperature 1e-40", "it must be at least 1e-06", 2, described=False),
+        Row("not finite", RUNAWAY + "--learning-rate 50", "The best one until then: new/checkpoints/step-", 1, False),
+    ],
+    "places": of_table("places", "dagrpo.py --model m --data good.jsonl --out {}", 2, tables.OUT, described=False),
+    "evaluate.py": of_table("evaluate.py", "evaluate.py {}", 2, tables.EVALUATE_FLAGS, described=False),
+    "signals": [],
+}  # fmt: skip
+
+
+def all_rows() -> list[Row]:
+    """The described rows of each kind, and as many of the tables as the trial had beside them."""
+    rows = []
+    for kind, count in KINDS.items():
+        described = [row for row in DESCRIBED if row.kind == kind]
+        known = {row.command for row in described}
+        others = [row for row in FURTHER[kind] if row.command not in known]
+        missing = max(0, count - len(described))
+        spread = [others[n * len(others) // missing] for n in range(missing)] if others else []
+        rows += described + spread
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files, beside those of tests/test_trial.py
+# ---------------------------------------------------------------------------------------------------------------------
+
+SUMS = [{"problem": f"{n}+{n}?", "answer": str(2 * n)} for n in range(20, 30)]
+SOLVED = [{**question, "solution": f"\\boxed{{{question['answer']}}}"} for question in SUMS]
+TEXTS = [(f"Tom has {n} and gets {n} more.", f"{n}+{n} = <<{n}+{n}={2 * n}>>{2 * n}", str(2 * n)) for n in range(9)]
+
+
+def lines(records: Iterable[object]) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+FILES: dict[str, bytes] = {
+    "brief.jsonl": lines(SUMS[:2]),
+    "bom.jsonl": b"\xef\xbb\xbf" + lines(SOLVED),
+    "crlf.jsonl": lines(SOLVED).replace(b"\n", b"\r\n"),
+    "cr.jsonl": lines(SOLVED).replace(b"\n", b"\r"),
+    "blank-lines.jsonl": b"\n \n" + lines(SOLVED).replace(b"\n", b"\n\n"),
+    "separators.jsonl": lines(SOLVED).replace(b"?", "\u2028?".encode()),
+    "nul.jsonl": lines({**question, "problem": question["problem"] + "\0"} for question in SOLVED),
+    "numbers.jsonl": lines({**question, "answer": int(question["answer"])} for question in SOLVED),
+    "letters.jsonl": lines({**q, "choices": [str(n) for n in range(27)], "answer": "["} for q in SUMS),
+    "long-prompts.jsonl": lines([*SOLVED, {**SOLVED[0], "problem": "x" * 300}]),
+    "unread.jsonl": lines([SOLVED[0], {"problem": "?", "answer": "\\frac{1"}, *SOLVED[1:]]),
+    "wrong.jsonl": lines({**question, "solution": "\\boxed{1}"} for question in SOLVED),
+    "wordy.jsonl": lines({**question, "solution": "so " * 9 + question["solution"]} for question in SOLVED),
+    "both.jsonl": lines(SOLVED + tables.GOOD[:4]),
+    "half.jsonl": lines(SUMS[:5] + [{"problem": f"{n}?", "answer": "\\frac{1"} for n in range(5)]),
+    "gsm8k.jsonl": lines({"question": q, "answer": f"{text}\n#### {answer}"} for q, text, answer in TEXTS),
+    "gsm8k-renamed.jsonl": lines({"problem": q, "answer": f"{text}\n#### {answer}"} for q, text, answer in TEXTS),
+    "question-answer.jsonl": lines({"question": q, "answer": answer} for q, _, answer in TEXTS),
+    "prompt-answer.jsonl": lines({"prompt": q, "answer": answer} for q, _, answer in TEXTS),
+    "messages.jsonl": lines(
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": text}], "answer": answer}
+        for q, text, answer in TEXTS
+    ),
+    "verl.jsonl": lines(
+        {"data_source": "gsm8k", "prompt": [{"role": "user", "content": q}], "reward_model": {"ground_truth": answer}}
+        for q, _, answer in TEXTS
+    ),
+    "answer-key.jsonl": lines({"problem": q, "answerKey": answer} for q, _, answer in TEXTS),
+    "arc.jsonl": lines(
+        {"question": q, "choices": {"text": ["1", answer], "label": ["A", "B"]}, "answerKey": "B"}
+        for q, _, answer in TEXTS
+    ),
+    "mmlu-pro.jsonl": lines(
+        {"question": q, "options": ["x", answer], "answer": "B", "answer_index": 1} for q, _, answer in TEXTS
+    ),
+    "svamp.jsonl": lines({"ID": "1", "Body": q, "Question": "How many?", "Answer": answer} for q, _, answer in TEXTS),
+    "amc.jsonl": lines({"id": n, "problem": q, "answer": float(answer)} for n, (q, _, answer) in enumerate(TEXTS)),
+    "a/test.jsonl": lines(SUMS[:3]),
+    "b/test.jsonl": lines(SUMS[3:6]),
+    "more.py": b"""
+from my_helper import LARGE
+
+def astronomic(texts, questions):
+    return [LARGE] * len(texts)
+
+def below(texts, questions):
+    return [-5.0 - len(text) for text in texts]
+
+def good(texts, questions):
+    return [float(n % 2) for n, _ in enumerate(texts)]
+
+calls = 0
+
+def raises_late(texts, questions):
+    global calls
+    calls += 1
+    if calls > 3:  # an evaluation, and two steps
+        raise ValueError("the third step")
+    return good(texts, questions)
+""",
+    "my_helper.py": b"LARGE = 1e30\n",
+    "with_dataclass.py": b"""
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Given:
+    text: str
+
+def f(texts, questions):
+    return [float(len(Given(text).text)) for text in texts]
+""",
+    "with_pool.py": b"""
+import multiprocessing
+
+def one(text):
+    return float(len(text))
+
+def f(texts, questions):
+    with multiprocessing.Pool(2) as pool:
+        return pool.map(one, texts)
+""",
+    "hub/datasets.py": b"""
+import re
+
+SUMS = [{"question": f"{n} and {n}?", "answer": str(2 * n)} for n in range(15)]
+ARC = [{"question": "Which?", "choices": {"text": ["1", "2"], "label": ["A", "B"]}, "answerKey": "B"}] * 9
+MATH = [{"problem": "1+1", "solution": "so 2", "level": "Level 1", "type": "Algebra"}] * 9
+SETS = {
+    "zoo/animals": {"algebra": SUMS, "zoology": [{**row, "question": "How many " + row["question"]} for row in SUMS]},
+    "zoo/arc": {"default": ARC},
+    "zoo/math": {"default": MATH},
+    "zoo/numbers": {"main": [{**row, "answer": int(row["answer"])} for row in SUMS]},
+}
+
+def get_dataset_config_names(name):
+    if name not in SETS:
+        raise ConnectionError(f"Couldn't reach '{name}' on the Hub (LocalEntryNotFoundError)")
+    return list(SETS[name])
+
+def load_dataset(name, configuration, split):
+    part = re.fullmatch(r"train(?:\\[:(\\d+)\\])?", split)
+    if part is None:
+        raise ValueError(f"Unknown split \\"{split}\\". Should be one of ['train'].")
+    return SETS[name][configuration][: int(part[1] or 99)]
+""",
+}
+
+
+def fill(folder: Path) -> None:
+    """Put into an empty folder all that rows and tables name."""
+    tables.fill(folder)
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "begun").mkdir()  # what the first evaluation of a run leaves that is killed in it
+    for name in ("config.json", "metrics.jsonl"):
+        (folder / "begun" / name).write_text("{}\n")
+    saved_sets(folder)
+    config = MambaConfig(vocab_size=64, hidden_size=16, state_size=4, num_hidden_layers=1, eos_token_id=1)
+    MambaForCausalLM(config).save_pretrained(folder / "mamba")
+    character_tokenizer().save_pretrained(folder / "mamba")
+    random_model().save_pretrained(folder / "endless-texts")
+    tokenizer = character_tokenizer()
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder / "endless-texts")
+    for name in ("config.json", "generation_config.json"):
+        path = folder / "endless-texts" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+
+
+def saved_sets(folder: Path) -> None:
+    """What `save_to_disk` of a Dataset and of a DatasetDict leave, as far as a name on a command line can tell."""
+    (folder / "saved").mkdir()
+    (folder / "saved" / "data-00000-of-00001.arrow").write_bytes(b"\xff\xff\xff\xff")
+    (folder / "saved" / "dataset_info.json").write_text("{}")
+    shutil.copytree(folder / "saved", folder / "saved-dict" / "train")
+    (folder / "saved-dict" / "dataset_dict.json").write_text('{"splits": ["train"]}')
