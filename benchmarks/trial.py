@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import traceback
@@ -176,7 +177,10 @@ class Watched:
     shown: bytearray
 
     def shows(self, words: str) -> bool:
-        return words.encode() in self.shown
+        """Has a bar shown them, for a moment? One that is just being made is closed by nobody."""
+        found = words.encode() in self.shown
+        time.sleep(0.05 * found)
+        return found
 
     def imports_torch(self) -> bool:
         return "libtorch" in Path(f"/proc/{self.process.pid}/maps").read_text()
@@ -188,6 +192,7 @@ class Watched:
 def stopped(command: str, folder: Path, number: signal.Signals, moment: Callable[[Watched], bool]) -> Outcome:
     """A command that gets a signal at a moment."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (24, 80))  # bars have the width of the terminal
     with open(folder / "stdout.txt", "wb") as out:
         process = subprocess.Popen(
             words_of(command, folder), cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=out, stderr=theirs,
