@@ -63,7 +63,6 @@ from __future__ import annotations
 
 import harness.signals  # noqa: F401  # isort: skip  (first: Ctrl-C while PyTorch is imported)
 
-import copy
 import math
 import random
 import sys
@@ -74,15 +73,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 import anchors
 import rollout
 import scoring
 from evaluate import comparison_table
-from harness import checkpoint, report
+from harness import report
 from harness.command import one_sentence
 from harness.config import Config, check_effects, check_packages, configure, not_defaults, parse
+from harness.learner import Learner, new_learner
 from harness.memory import with_room
 from harness.report import progress, say, tell, timed
 from harness.rewards import given_by_functions
@@ -90,10 +90,9 @@ from harness.runs import Run, open_run, resumed_config
 from harness.task import Task, fingerprint, held_out_accuracy, judged, read_task, verified_task
 from harness.tracking import tracked
 from policy import lora
-from policy.compiling import choose, compiled
+from policy.compiling import compiled
 from policy.logprobs import checkpointed
 from policy.model import check_files
-from policy.optimizer import new_optimizer
 from questions import Question, Reward, Stream, overlong_penalty, prompt_of
 from rollout import Rollouts
 
@@ -350,6 +349,7 @@ def update(
             learner.step()
         learner.optimizer.zero_grad(set_to_none=True)
         sums["bad_updates"] += not math.isfinite(norm)
+        sums["bad_losses"] += not math.isfinite(counted["loss"])
         sums["updates"] += 1
         sums["grad_norm"] = norm if math.isnan(norm) else max(sums["grad_norm"], norm)  # max would forget a NaN
     return {name: float(value) for name, value in sums.items()}
@@ -498,62 +498,6 @@ def old_logps(model: PreTrainedModel, rollouts: Rollouts, trained: torch.Tensor,
         for row, found, mask in zip(micro.rows.tolist(), values, part.prediction_mask, strict=True):
             logps[row, rollouts.prediction_mask[row]] = found[mask]
     return logps
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a run starts with
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Learner:
-    """The policy, and what changes it."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    reference: PreTrainedModel | None  # the start model, where --kl needs it; with --lora the model, by its base alone
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    half_changed: bool = False  # a step failed when it had changed something: these weights are of no step
-
-    def step(self) -> None:
-        """A step of optimizer and schedule. Raises OutOfMemoryError, with what to do, where there is no room for it."""
-        before = checkpoint.changes(self)
-        try:
-            self.optimizer.step()
-        except Exception as error:
-            self.half_changed = checkpoint.changes(self) != before
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise torch.OutOfMemoryError(
-                "Out of memory in the optimizer's step, in the first of which AdamW makes two numbers for each weight. "
-                "Take a smaller model."
-            ) from error
-        self.schedule.step()
-
-
-def new_learner(config: Config, resumed: checkpoint.Checkpoint | None = None) -> Learner:
-    """The start model with a fresh optimizer, or both as a checkpoint has them."""
-    torch.manual_seed(config.seed)
-    choose(config.compile)
-    code = config.trust_remote_code
-    source = resumed.model if resumed else config.model
-    model, tokenizer = rollout.load(source, config.device or None, trust_remote_code=code)
-    if not resumed:
-        lora.begin(model, config.model, config.adapter)
-    reference = model if config.kl else None
-    if config.kl and not config.lora:
-        reference = copy.deepcopy(model)
-        if resumed:
-            reference, _ = rollout.load(config.model, config.device or None, trust_remote_code=code)
-            lora.merge(reference)
-        reference.requires_grad_(False)
-    optimizer = new_optimizer(model, config.adamw)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / max(1, config.warmup)))
-    learner = Learner(model, tokenizer, reference, optimizer, schedule)
-    if resumed:
-        checkpoint.restore(learner, resumed)
-    return learner
 
 
 def main(arguments: list[str] | None = None) -> None:

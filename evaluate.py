@@ -398,6 +398,7 @@ def measure(options: argparse.Namespace) -> None:
         identity = identity_of(options.model, model, tokenizer)
         print(HEAD, flush=True)
         for each in benchmarks:
+            shown = printable(short_name(each.name, [other.name for other in benchmarks]))
             try:
                 limit = options.max_new_tokens or default_limit(model, tokenizer, each.questions, style)
                 kept, notes = fitting(model, tokenizer, each.questions, limit, style)
@@ -408,12 +409,12 @@ def measure(options: argparse.Namespace) -> None:
                 result = results[each.name] = evaluate(
                     model, tokenizer, kept,
                     k=each.samples, temperature=options.temperature, top_p=options.top_p, max_new_tokens=limit,
-                    seed=options.seed, style=style, label=printable(short_name(each.name)), keeper=keeper,
+                    seed=options.seed, style=style, label=shown, keeper=keeper,
                 )  # fmt: skip
             except (DataError, FloatingPointError) as error:  # the second where the model gives NaN
                 raise type(error)(f"{each.name}: {error}") from error
             result |= {"max_new_tokens": limit, "left_out": len(each.questions) - len(kept), "settings": settings}
-            print(line_of(printable(short_name(each.name)), result))
+            print(line_of(shown, result))
             notes.append(first_prompt(tokenizer, kept[0], style))
             for note in details_of(result) + each.notes + notes:
                 print(f"  {printable(note)}")

@@ -68,18 +68,19 @@ def in_child(config: Config, seconds: float) -> tuple[bool, bool]:
     """Train in a process of its own, killed after so many seconds. -> did it end by itself, was it writing"""
     child = os.fork()
     if child == 0:
-        code = 1
-        with contextlib.suppress(BaseException):
+        try:
             torch.set_num_threads(1)
             train_slowly(config)
-            code = 0
-        os._exit(code)
+        except BaseException as error:
+            print(f"{config.out}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             if status:
-                raise RuntimeError(f"{config.out}: the run failed; see it by python dagrpo.py --resume {config.out}")
+                raise RuntimeError(f"{config.out}: the run failed. In it: {sorted(Path(config.out).rglob('*'))}")
             return True, False
         time.sleep(0.005)
     os.kill(child, signal.SIGKILL)

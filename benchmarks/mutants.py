@@ -92,6 +92,7 @@ TESTS: dict[str, list[str]] = {
         "tests/harness/test_runs.py",
         "tests/harness/test_lora_runs.py",
     ],
+    "harness/learner.py": ["tests/test_dagrpo.py", "tests/harness/test_memory.py", "tests/harness/test_lora_runs.py"],
     "harness/memory.py": ["tests/harness/test_memory.py"],
     "harness/signals.py": ["tests/harness/test_signals.py"],
     "harness/runs.py": [

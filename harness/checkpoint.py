@@ -38,7 +38,7 @@ PART = ".part"  # ends the names of what is being written
 
 
 class Trained(Protocol):
-    """What a checkpoint is of: dagrpo.Learner."""
+    """What a checkpoint is of: harness.learner.Learner."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase

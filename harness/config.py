@@ -266,6 +266,7 @@ class Config:
 def check(config: Config) -> None:
     """Raise ConfigError for the first field out of its range, or for two that do not go together."""
     check_ranges(config)
+    check_update(config)
     if config.rectify not in ("none", "threshold") and config.scorer not in BY_GRADIENT:
         allowed = " or ".join(BY_GRADIENT)
         raise ConfigError(
@@ -336,6 +337,22 @@ def check(config: Config) -> None:
 def is_there(source: str) -> bool:
     """Is there such a file or folder, or one of which the source names a part?"""
     return os.path.exists(source) or os.path.exists(source.rpartition(":")[0])
+
+
+def check_update(config: Config) -> None:
+    """Raise ConfigError where no step of AdamW can be a good one, or fp32 not hold it."""
+    rate, decay = config.learning_rate, config.weight_decay
+    highest = torch.finfo(torch.float32).max * (1 - config.beta1)
+    if rate > highest:
+        raise ConfigError(
+            f"--learning-rate {rate:g}: it must be at most {highest:.2g}: AdamW's first step divides it by "
+            "1 − --beta1, and fp32 has no larger number."
+        )
+    if rate * decay > 1:
+        raise ConfigError(
+            f"--learning-rate {rate:g} with --weight-decay {decay:g}: their product must be at most 1: that share of "
+            "every weight is taken from it in each step, and more than the whole turns its sign."
+        )
 
 
 def check_device(device: str) -> None:

@@ -251,9 +251,11 @@ class Measured:
         return 0.0 if isinstance(self.source, str) else self.source.benchmark.rel_tol
 
 
-def short_name(name: str) -> str:
-    """Of a file without its folder and ending, for tables."""
-    return Path(name).stem
+def short_name(name: str, names: list[str]) -> str:
+    """Of a file without its folder and ending, for tables; with the folder where another one is called the same."""
+    stem, folder = Path(name).stem, Path(name).parent.name
+    alike = [other for other in names if other != name and Path(other).stem == stem]
+    return f"{folder}/{stem}" if alike and folder else stem
 
 
 def measured(options: argparse.Namespace) -> list[Measured]:

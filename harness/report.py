@@ -202,10 +202,20 @@ def step_line(record: dict[str, Any], steps: int, seconds_left: float = 0.0) -> 
         notes.append(f"{record['truncated']:.0%} cut off at the limit: raise --max-new-tokens")
     if record["bad_updates"]:
         named = ", ".join(record["bad_questions"][:4]) + (", ..." if len(record["bad_questions"]) > 4 else "")
-        notes.append(f"{record['bad_updates']} updates skipped: their gradient was not finite, on {named}")
+        notes.append(f"{skipped(record['bad_updates'], record['bad_losses'])}, on {named}")
     if record["trained_sequences"] == 0:
         notes.append("nothing to learn: in every group rewards are equal or all pairs masked")
     return "\n".join(["  ".join(parts), *(wrapped(f"     {note}") for note in notes)])
+
+
+def skipped(updates: int, losses: int) -> str:
+    """What is said of updates whose gradient was not finite, and of so many of which the loss was not either."""
+    what = f"{updates} updates skipped: their" if updates > 1 else "1 update skipped: its"
+    if not losses:
+        return f"{what} gradient was not finite, of a loss that was"
+    if losses < updates:
+        return f"{what} gradient was not finite, nor the loss of {losses}"
+    return f"{what} loss was not finite"
 
 
 def span(seconds: float) -> str:
@@ -272,6 +282,19 @@ def announce(model: PreTrainedModel, config: Config, run: Run) -> None:
         )
     if config.top_p < 1:
         tell(f"--top-p {config.top_p:g}: completions come from a narrower policy than the one that is trained.")
+    size = mean_size(model)
+    if config.learning_rate > size:
+        tell(
+            f"--learning-rate {config.learning_rate:g}: a step of AdamW moves a weight by about this much, and the "
+            f"weights are {size:.2g} on average: what the model knows will be gone after one."
+        )
+
+
+def mean_size(model: PreTrainedModel) -> float:
+    """The mean absolute value of the weights that are trained."""
+    trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
+    total = sum(float(torch.linalg.vector_norm(parameter, 1)) for parameter in trained)
+    return total / sum(parameter.numel() for parameter in trained)
 
 
 def memory_estimate(

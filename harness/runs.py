@@ -69,6 +69,7 @@ class Run:
     failure: BaseException | None = None
     stood_still: float = 0.0  # seconds that the last checkpoint kept training waiting
     bad_steps: int = 0  # in a row, without a finite gradient
+    bad_last: dict[str, Any] = field(default_factory=dict)  # what the log says of the last of them
     data: str = ""  # a hash of the questions
     began: float = 0.0  # when the first step did, by the clock of this process
 
@@ -89,10 +90,18 @@ class Run:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Inside, a signal ends the run at once: the step is saved, and what is done here can be done again."""
+        """Inside, a signal ends the run at once: the step is saved, and what is done here can be done again.
+
+        Where the model gives NaN, the error names the best one until then: the newest is past help.
+        """
         self.stop_if_asked()
         before, self.in_step = self.in_step, False
-        yield
+        try:
+            yield
+        except FloatingPointError as error:
+            if self.best is not None:
+                error.add_note(f"The best one until then: {self.out}/checkpoints/step-{self.best[1]}/model")
+            raise
         self.in_step = before
 
     def stop_if_asked(self) -> None:
@@ -182,21 +191,32 @@ class Run:
             self.wait()
             self.describe(step)
 
-    def bad_questions(self, sums: dict[str, float], questions: list[dict[str, Any]]) -> dict[str, list[str]]:
-        """The questions of a step that was left out for a gradient that is not finite; counts such steps in a row."""
+    def bad_questions(self, sums: dict[str, float], questions: list[dict[str, Any]]) -> dict[str, Any]:
+        """For the log: the questions of a step with updates left out, because their gradient was not finite, and of how
+        many of these the loss was not either; counts such steps in a row."""
         if not sums.get("bad_updates"):
             self.bad_steps = 0
             return {}
         self.bad_steps += 1
-        return {"bad_questions": [str(question.get("where") or question["problem"]) for question in questions]}
+        where = [str(question.get("where") or question["problem"]) for question in questions]
+        self.bad_last = {"bad_losses": int(sums["bad_losses"]), "bad_questions": where}
+        return self.bad_last
 
     def stop_if_bad(self, limit: int) -> None:
         """Raises FloatingPointError after so many such steps in a row, with the likely reasons."""
         if self.bad_steps >= limit:
+            what = "loss" if self.bad_last["bad_losses"] else "gradient"
+            reasons = {
+                "loss": "a --learning-rate that is too high (the weights have run away: the model gives NaN, or "
+                "probabilities of 0), or a --temperature that is very low",
+                "gradient": "a reward that is huge, a --learning-rate that is too high (the weights have run away), or "
+                "a model that overflows in bf16: its loss is still a number, and the backward pass of it is none",
+            }
+            where = ", ".join(self.bad_last["bad_questions"][:3])
             raise FloatingPointError(
-                f"{limit} steps in a row had a gradient that is not finite: nothing is learned any more. Likely "
-                "reasons: a --learning-rate that is too high (the weights have run away), a model that overflows in "
-                "bf16, or a reward that is huge. The last checkpoint is from before; --max-bad-steps is the limit."
+                f"{limit} steps in a row had a {what} that is not finite, the last of them on {where}: nothing is "
+                f"learned any more. Likely reasons: {reasons[what]}. The last checkpoint is from before; "
+                "--max-bad-steps is the limit."
             )
 
     def knows(self, data: str, force: bool) -> None:
@@ -330,12 +350,14 @@ def new_folder(config: Config) -> Path:
     out = Path(config.out)
     if os.path.isdir(config.model) and Path(os.path.realpath(config.model)) in Path(os.path.realpath(out)).parents:
         raise ConfigError(f"--out {out}: this is in the folder of --model {config.model}. Give another one.")
-    if (out / "metrics.jsonl").exists() or (out / "checkpoints").exists():
+    known = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if {"metrics.jsonl", "checkpoints"} & known or {".lock", "config.json"} <= known:  # .lock: a run's own config.json
         raise ConfigError(
             f"--out {out}: there is a run in this folder already. Go on with it by --resume {out}, give another "
             "folder, or delete it."
         )
-    if out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+    # A kill in the first moment of a run leaves a lock, and half a config.json: nothing that anybody misses.
+    if out.exists() and (not out.is_dir() or known - {".lock", f"config.json{PART}"}):
         raise ConfigError(
             f"--out {out}: this is no empty folder, and a run would write over what is there. Give a new one."
         )

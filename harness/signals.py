@@ -37,12 +37,29 @@ def signals_to(handler: Callable[[int, Any], None]) -> Iterator[None]:
     ending = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         ending.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in ending}
+    before = {number: signal.signal(number, of_this_process(handler)) for number in ending}
     try:
         yield
     finally:
         for number, handler_before in before.items():
             signal.signal(number, handler_before)
+
+
+def of_this_process(handler: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+    """The handler, but in a process that a function of the user forks (multiprocessing.Pool), which inherits it.
+
+    There a request to end ends it at once. What a terminal sends to all its processes is left to this one: a step that
+    is to be finished may wait for what the other one computes.
+    """
+    owner = os.getpid()
+
+    def handle(number: int, frame: Any) -> None:
+        if os.getpid() == owner:
+            handler(number, frame)
+        elif number == signal.SIGTERM:
+            os._exit(128 + number)
+
+    return handle
 
 
 def interrupt(number: int, _: Any) -> None:

@@ -52,8 +52,7 @@ def model() -> PreTrainedModel:
     return random_model()
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def character_tokenizer() -> PreTrainedTokenizerFast:
     """One token for each character: <pad>, <eos>, <unk>, then letters, digits and signs; 64 in all."""
     characters = string.ascii_lowercase + string.digits + " \n.,:;?!+-*/=()[]{}\\_'\"$%"
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *characters[:61]])}
@@ -63,6 +62,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return character_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -407,7 +407,7 @@ def test_a_gradient_that_is_not_finite_reaches_neither_weights_nor_moments(model
     before = [parameter.detach().clone() for parameter in model.parameters()]
     monkeypatch.setattr(dagrpo, "policy_loss", broken)
     sums = dagrpo.update(learner, rollouts, advantages, trained, config, "update")
-    assert sums["bad_updates"] == 2 and math.isnan(sums["grad_norm"]) and sums["updates"] == 2
+    assert sums["bad_updates"] == sums["bad_losses"] == 2 and math.isnan(sums["grad_norm"]) and sums["updates"] == 2
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not optimizer.state
     assert all(parameter.grad is None for parameter in model.parameters())
     monkeypatch.setattr(dagrpo, "policy_loss", plain)

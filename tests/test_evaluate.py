@@ -599,3 +599,9 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_sampled(mode
     monkeypatch.setattr(evaluation.Path, "touch", read_only)
     with pytest.raises(SystemExit, match="it cannot be written \\(Read-only file system"):
         evaluated_into(tmp_path / "result.json", model, tokenizer, tmp_path)
+
+
+def test_two_files_of_one_name_are_told_apart_by_their_folders():
+    names = ["a/test.jsonl", "data/b/test.jsonl", "c/other.jsonl", "test.jsonl"]
+    assert [evaluation.short_name(name, names) for name in names] == ["a/test", "b/test", "other", "test"]
+    assert evaluation.short_name("a/test.jsonl", ["a/test.jsonl"]) == "test"

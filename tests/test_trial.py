@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SOLVED, random_model, write_questions
+from conftest import SOLVED, character_tokenizer, random_model, write_questions
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 import dagrpo
@@ -108,6 +108,9 @@ FLAGS = [
     ("--learning-rate nan", "--learning-rate nan: it must be a number of at least 0."),
     ("--learning-rate inf", "--learning-rate inf: it must be a number"),
     ("--learning-rate 1e999", "it must be a number of at least 0."),
+    ("--learning-rate 1e38", "--learning-rate 1e+38: it must be at most 3.4e+37: AdamW's first step divides it by"),
+    ("--learning-rate 1e9", "--learning-rate 1e+09 with --weight-decay 0.01: their product must be at most 1:"),
+    ("--weight-decay 1e9", "--learning-rate 0.0002 with --weight-decay 1e+09: their product must be at most 1:"),
     ("--temperature 0", "--temperature 0.0: it must be a number above 0."),
     ("--temperature 1e-40", "--temperature 1e-40: it must be at least 1e-06: logits divided by less overflow."),
     ("--eval-temperature 1e-40", "--eval-temperature 1e-40: it must be at least 1e-06"),
@@ -398,6 +401,31 @@ NO_FILE = [
     ("/dev/null", "--data /dev/null: the file has no questions."),
     ("''", "--data: the name of the file is empty."),
     ("some/set", "--data some/set: there is no such file, and no such set on the Hub, or no network (ConnectionError"),
+]
+
+TOO_LITTLE = [
+    (
+        "--data few.jsonl",
+        "4 different usable questions are too few to train on and to hold a fifth of them out: give",
+    ),
+    ("--data copies.jsonl", "give five or more, or others by --eval-data."),
+    (
+        "--data some-unreadable.jsonl",
+        "What was left out before: 3 questions left out: their gold answer cannot be read.",
+    ),
+    ("--data good.jsonl --eval-data link.jsonl", "all its 10 questions are in --eval-data too"),
+    (
+        "--data good.jsonl --eval-data unreadable.jsonl",
+        "--eval-data unreadable.jsonl: no question has an answer that",
+    ),
+    (
+        "--data unsolved.jsonl --method sft",
+        "unsolved.jsonl: no question has a `solution`, and this method learns from",
+    ),
+    (
+        "--data unsolved.jsonl --method luffy",
+        "unsolved.jsonl: no question has a `solution`, and this method learns",
+    ),
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -705,11 +733,10 @@ REWARDS_THAT_FAIL = [  # at the first completions
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("world")
+def fill(folder: Path) -> None:
+    """Put into an empty folder all that the rows name. benchmarks/trial.py does so too."""
     random_model().save_pretrained(folder / "m")
-    tokenizer.save_pretrained(folder / "m")
+    character_tokenizer().save_pretrained(folder / "m")
     write_questions(folder / "good.jsonl", GOOD)
     (folder / "link.jsonl").symlink_to("good.jsonl")
     write_questions(folder / "few.jsonl", GOOD[:4])
@@ -742,6 +769,12 @@ def world(tmp_path_factory, tokenizer):
     (folder / "exits.py").write_text("raise SystemExit(3)\n")
     (folder / "tabs.py").write_text("def f(texts, questions):\n\treturn [1.0]\n        texts\n")
     (folder / "empty.py").write_text("")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    fill(folder)
     return folder
 
 
@@ -827,33 +860,7 @@ def test_anchors_and_held_out_questions_are_read_with_the_same_care(world, capsy
     held(world, capsys, "dagrpo", f"--model m --data good.jsonl {flag} {name} --out new", 1, message)
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (
-            "--data few.jsonl",
-            "4 different usable questions are too few to train on and to hold a fifth of them out: give",
-        ),
-        ("--data copies.jsonl", "give five or more, or others by --eval-data."),
-        (
-            "--data some-unreadable.jsonl",
-            "What was left out before: 3 questions left out: their gold answer cannot be read.",
-        ),
-        ("--data good.jsonl --eval-data link.jsonl", "all its 10 questions are in --eval-data too"),
-        (
-            "--data good.jsonl --eval-data unreadable.jsonl",
-            "--eval-data unreadable.jsonl: no question has an answer that",
-        ),
-        (
-            "--data unsolved.jsonl --method sft",
-            "unsolved.jsonl: no question has a `solution`, and this method learns from",
-        ),
-        (
-            "--data unsolved.jsonl --method luffy",
-            "unsolved.jsonl: no question has a `solution`, and this method learns",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("command", "message"), TOO_LITTLE)
 def test_too_little_data(world, capsys, command, message):
     held(world, capsys, "dagrpo", f"--model m {command} --out new", 1, message)
 

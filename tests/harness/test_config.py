@@ -281,3 +281,35 @@ def test_the_word_none_means_none_where_it_is_allowed():
 def test_lines_of_settings_leave_out_what_a_later_source_changes():
     shown_lines = not_defaults({"method": "luffy", "gamma": 0.5})
     assert shown_lines.count("gamma") == 1 and "gamma 0.5" in shown_lines
+
+
+@pytest.mark.parametrize(
+    ("rate", "beta1", "refused"),
+    [
+        (3.4e37, 0.9, False),
+        (3.5e37, 0.9, "--learning-rate 3.5e+37: it must be at most 3.4e+37: "),
+        (1e38, 0.0, False),
+        (1e37, 0.99, "--learning-rate 1e+37: it must be at most 3.4e+36: "),
+    ],
+)
+def test_a_rate_whose_first_step_fp32_cannot_hold_is_refused_and_no_other(rate, beta1, refused):
+    """The bound is where PyTorch's AdamW raises."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = torch.optim.AdamW([weight], lr=rate, betas=(beta1, 0.999), weight_decay=0.0)
+    given = {"learning_rate": rate, "beta1": beta1, "weight_decay": 0.0}
+    if not refused:
+        Config(model="m", data=["d"], **given)
+        optimizer.step()
+    else:
+        with pytest.raises(ConfigError, match=re.escape(refused)):
+            Config(model="m", data=["d"], **given)
+        with pytest.raises(RuntimeError, match="overflow"):
+            optimizer.step()
+
+
+def test_no_step_takes_more_from_a_weight_than_there_is():
+    """By decay AdamW multiplies a weight by 1 − rate · decay."""
+    Config(model="m", data=["d"], learning_rate=100.0, weight_decay=0.01)
+    with pytest.raises(ConfigError, match=r"--learning-rate 0\.0002 with --weight-decay 1e\+09: their product must"):
+        Config(model="m", data=["d"], learning_rate=2e-4, weight_decay=1e9)

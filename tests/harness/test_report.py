@@ -209,15 +209,27 @@ def test_sentences_are_broken_at_spaces_within_80_columns():
 
 
 def test_what_somebody_should_look_at_gets_a_line_of_its_own():
-    bad = {"bad_updates": 2, "bad_questions": ["a.jsonl:3", *"bcde"], "truncated": 0.5}
+    bad = {"bad_updates": 2, "bad_losses": 2, "bad_questions": ["a.jsonl:3", *"bcde"], "truncated": 0.5}
     lines = report.step_line({**RECORD, **bad, "trained_sequences": 0.0}, 10).splitlines()
     assert lines[1:] == [
         "     50% cut off at the limit: raise --max-new-tokens",
-        "     2 updates skipped: their gradient was not finite, on a.jsonl:3, b, c, d,",
-        "       ...",
+        "     2 updates skipped: their loss was not finite, on a.jsonl:3, b, c, d, ...",
         "     nothing to learn: in every group rewards are equal or all pairs masked",
     ]
     assert len(report.step_line({**RECORD, "truncated": 0.2}, 10).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("updates", "losses", "said"),
+    [
+        (1, 0, "1 update skipped: its gradient was not finite, of a loss that was, on a.jsonl:3"),
+        (1, 1, "1 update skipped: its loss was not finite, on a.jsonl:3"),
+        (3, 1, "3 updates skipped: their gradient was not finite, nor the loss of 1, on a.jsonl:3"),
+    ],
+)
+def test_a_skipped_update_says_whether_its_loss_was_a_number(updates, losses, said):
+    bad = {"bad_updates": updates, "bad_losses": losses, "bad_questions": ["a.jsonl:3"]}
+    assert " ".join(report.step_line({**RECORD, **bad}, 10).split()).endswith(said)
 
 
 def test_there_are_no_bars_in_a_file(capsys):
@@ -290,6 +302,14 @@ def test_too_little_memory_is_warned_of_where_it_is_known(model, tmp_path, monke
 
 def test_a_narrower_policy_is_warned_of(model, tmp_path, monkeypatch, capsys):
     assert "--top-p 0.9: " in announced(model, tmp_path, monkeypatch, capsys, top_p=0.9)[1]
+
+
+def test_a_rate_above_the_size_of_the_weights_is_warned_of(model, tmp_path, monkeypatch, capsys):
+    values = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    size = values.abs().mean().item()
+    for factor, warned in ((1.01, True), (0.99, False)):
+        _, said = announced(model, tmp_path, monkeypatch, capsys, learning_rate=factor * size)
+        assert (f"the weights are {size:.2g} on average" in " ".join(said.split())) == warned
 
 
 def test_figures_that_are_not_finite_become_null(tmp_path):

@@ -403,6 +403,26 @@ def test_a_folder_with_a_run_in_it_says_how_to_go_on(tmp_path, unbroken):
         pass
 
 
+def test_what_a_kill_in_the_first_moment_leaves_is_in_nobodys_way(tmp_path):
+    """A lock, and a config.json of which only half was written: the same command begins, and takes it away."""
+    (tmp_path / "run").mkdir()
+    for name in (".lock", "config.json.part"):
+        (tmp_path / "run" / name).touch()
+    with open_run(settings(tmp_path / "run")) as now:
+        assert sorted(path.name for path in now.out.iterdir()) == [".lock", "config.json"]
+
+
+def test_a_run_that_was_killed_while_its_model_was_loaded_can_be_gone_on_with(tmp_path, unbroken):
+    """Nothing but its settings are there; they are no config.json of somebody else."""
+    with open_run(settings(tmp_path / "run")):
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.json"]
+    again = settings(tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"Go on with it by --resume {tmp_path}"), open_run(again):
+        pass
+    resumed(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(unbroken)
+
+
 # --- signals -----------------------------------------------------------------------------------------------------
 
 
@@ -474,15 +494,36 @@ def test_a_gradient_that_is_not_finite_reaches_nothing_and_ends_the_run_in_time(
         return (value * float("nan") if len(count) > 2 else value), counted
 
     monkeypatch.setattr(dagrpo, "policy_loss", loss)
-    with pytest.raises(FloatingPointError, match="3 steps in a row had a gradient that is not finite"):
+    with pytest.raises(FloatingPointError, match="3 steps in a row had a loss that is not finite, the last of them on"):
         dagrpo.train(settings(tmp_path / "run", steps=30, save_every=1, eval_every=0, token_budget=100_000))
     records = [record for record in lines_of(tmp_path / "run" / "metrics.jsonl") if "step" in record]
     bad = [record for record in records if record["bad_updates"]]
     assert len(bad) == 3 and all(str(EXAMPLE) in place for record in bad for place in record["bad_questions"])
     said = " ".join(capsys.readouterr().out.split())  # lines are folded where paths are long
-    assert "their gradient was not finite, on " in said
+    assert "its loss was not finite, on " in said and all(record["bad_losses"] == 1 for record in bad)
     saved, _ = rollout.load(str(tmp_path / "run" / "model"))
     assert all(bool(parameter.isfinite().all()) for parameter in saved.parameters())
+
+
+def test_a_gradient_that_is_not_finite_though_its_loss_is_has_reasons_of_its_own(tmp_path, monkeypatch):
+    plain = dagrpo.policy_loss
+
+    def loss(logps, *arguments, **options):
+        value, counted = plain(logps, *arguments, **options)
+        return value + (0 * logps.sum()).sqrt(), counted  # 0, whose gradient is 0 times infinity
+
+    monkeypatch.setattr(dagrpo, "policy_loss", loss)
+    with pytest.raises(FloatingPointError, match=r"a gradient that is not finite.*the backward pass of it is none"):
+        dagrpo.train(settings(tmp_path / "run", steps=30, max_bad_steps=1))
+    (bad,) = (record for record in lines_of(tmp_path / "run" / "metrics.jsonl") if record.get("bad_updates"))
+    assert bad["bad_losses"] == 0 and isinstance(bad["loss"], float)
+
+
+def test_a_model_that_gives_nan_in_an_evaluation_names_the_best_one_until_then(tmp_path):
+    now = Run(tmp_path, best=(0.5, 4))
+    with pytest.raises(FloatingPointError) as stopped, now.stoppable():
+        raise FloatingPointError("the model gives NaN")
+    assert stopped.value.__notes__ == [f"The best one until then: {tmp_path}/checkpoints/step-4/model"]
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, tokenizer):

@@ -56,6 +56,24 @@ def test_what_nohup_has_ignored_stays_ignored():
         signal.signal(HANGUP, before)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 7), (HANGUP, 7)])
+def test_a_process_that_a_function_of_the_user_forks_has_no_part_in_the_handling(number, status, capfd):
+    """A pool ends its processes by SIGTERM; Ctrl-C comes to them too, and the step that waits for them is finished."""
+    asked = []
+    before = signal.signal(HANGUP, signal.SIG_DFL)  # nohup would have it ignored
+    with signals_to(lambda number, _: asked.append(number)):
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            os._exit(7 if not asked else 8)
+        _, ended = os.waitpid(child, 0)
+    signal.signal(HANGUP, before)
+    assert os.waitstatus_to_exitcode(ended) == status
+    assert capfd.readouterr().err == "" and asked == []
+
+
 def test_a_pipe_that_nobody_reads_is_no_error_number(capsys):
     with pytest.raises(SystemExit) as stopped, one_sentence("program.py"):
         raise BrokenPipeError(32, "Broken pipe")

@@ -370,6 +370,15 @@ def test_a_worker_that_a_person_starts_says_what_it_is():
     assert done.stderr.count("\n") == 1 and "verify.grade" in done.stderr
 
 
+def test_a_worker_whose_program_was_killed_while_it_started_ends_without_a_word():
+    command = [sys.executable, "-m", "verify.worker", "--worker"]
+    worker = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    worker.stdout.close()  # the other end stays open: that alone would end it
+    assert worker.stderr.read() == "" and worker.wait(60) == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no pseudo-terminals here")
 def test_a_worker_does_not_read_from_a_terminal():
     ours, its = os.openpty()
