@@ -98,7 +98,8 @@ def run(command: str, folder: Path, forked: bool = False) -> Outcome:
         for file in (out, errors):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
-    return Outcome(code, *texts)
+    printed, said = texts
+    return Outcome(code, printed, said)
 
 
 def ended(process: int) -> int:
