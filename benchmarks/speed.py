@@ -36,7 +36,7 @@ from unittest import mock
 
 import numpy
 import torch
-from measuring import WEIGHTS, load, name_of, questions_for, report, seconds_of, spread, trainable
+from measuring import WEIGHTS, load, name_of, questions_for, report, resident, seconds_of, spread, trainable
 from sampling import SIDES, rollout_speed, warm_up
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -118,12 +118,6 @@ def log_probabilities(arguments: argparse.Namespace) -> None:
 def batch_name(arguments: argparse.Namespace) -> str:
     answer = arguments.length - arguments.prompt
     return f"{arguments.rows} answers of {answer} tokens, {arguments.group_size} behind a prompt of {arguments.prompt}"
-
-
-def resident(field: str) -> int:
-    """Bytes of this process by /proc: VmRSS now, VmHWM at most."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
 
 
 def measure_memory(arguments: argparse.Namespace) -> None:

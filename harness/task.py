@@ -18,10 +18,12 @@ from harness.checkpoint import records_of
 from harness.config import Config
 from harness.report import append_json, evaluation_line, say, tell
 from harness.runs import Run
-from questions import DataError, Question, Reward, fitting, load_reward, read_data, split_questions
-from rollout import Rollouts, stop_ids
+from questions import DataError, Question, Reward, fitting, load_reward, prompt_of, read_data, split_questions
+from rollout import Rollouts, encode_prompt, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
 from scoring import SCORERS
+
+FIRST = 256  # questions that tell how long prompts are
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
     for note in notes:
         tell(note)
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
+
+
+def longest_prompt(task: Task, tokenizer: PreTrainedTokenizerBase, config: Config) -> int:
+    """Tokens of the longest of the first prompts."""
+    prompts = [prompt_of(tokenizer, question, config.prompt_style) for question in task.questions[:FIRST]]
+    return max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
 
 
 def fingerprint(task: Task) -> str:
