@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from measuring import EXAMPLE, SHAPES, random_model, report, resident
+from measuring import EXAMPLE, random_model, report, resident, trainable
 from speed import every_other as every_other
 
 import dagrpo  # isort: skip
@@ -43,7 +43,9 @@ from policy import lora
 
 PARTS = ("sampling", "scoring", "update", "evaluation", "saving")
 SMALL = {"questions": 8, "group_size": 8, "max_new_tokens": 64, "token_budget": 1_024}
-LANGUAGE = {"questions": 2, "group_size": 4, "max_new_tokens": 24, "token_budget": 4_096}
+SHORT = {**SMALL, "questions": 4, "max_new_tokens": 32, "token_budget": 4_096}
+LANGUAGE = {"questions": 1, "group_size": 4, "max_new_tokens": 16, "token_budget": 4_096}
+LONG = {"questions": 8, "group_size": 8, "max_new_tokens": 256, "token_budget": 4_096}
 SETTINGS: dict[str, dict[str, Any]] = {
     "embedded": {**SMALL, "token_budget": 4_096},
     "embedded, small micro-batches": SMALL,
@@ -52,17 +54,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "embedded, 300 tokens": {**SMALL, "questions": 2, "max_new_tokens": 300, "token_budget": 2_048},
     "embedded, LoRA": {**SMALL, "lora": 8},
     "embedded, no scorer": {**SMALL, "method": "grpo", "scorer": "token"},
-    "embedded, bf16 as on a GPU": {**SMALL, "questions": 4, "max_new_tokens": 32, "bf16": True},
-    "embedded, bf16 and checkpointing": {
-        **SMALL, "questions": 4, "max_new_tokens": 32, "bf16": True, "checkpointing": True,
-    },
+    "embedded, bf16 as on a GPU": {**SHORT, "bf16": True},
+    "embedded, bf16 and checkpointing": {**SHORT, "bf16": True, "checkpointing": True},
     "language model": LANGUAGE,
-    "language model, small micro-batches": {**LANGUAGE, "token_budget": 160},
-    "language model, checkpointing": {**LANGUAGE, "checkpointing": True},
+    "language model, small micro-batches": {**LANGUAGE, "token_budget": 100},
     "language model, 8 bits": {**LANGUAGE, "optimizer": "adamw8bit"},
-    "language model, LoRA": {**LANGUAGE, "questions": 1, "lora": 16},
-    "language model, LoRA, long": {**LANGUAGE, "lora": 16, "max_new_tokens": 96},
-    "language model, LoRA, reference": {**LANGUAGE, "questions": 1, "lora": 16, "kl": 0.1, "checkpointing": True},
+    "language model, LoRA": {**LANGUAGE, "lora": 16},
+    "language model, LoRA, 32 tokens": {**LANGUAGE, "lora": 16, "questions": 2, "max_new_tokens": 32},
+    "language model, LoRA, checkpointing": {**LANGUAGE, "lora": 16, "kl": 0.1, "checkpointing": True},
+    "one GPU": LONG,
+    "one GPU, checkpointing": {**LONG, "checkpointing": True},
+    "one GPU, LoRA": {**LONG, "lora": 16},
 }  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,6 +131,7 @@ def measured(flags: dict[str, Any], model: str, of_process: bool = False) -> dic
     bf16 = flags.pop("bf16", False)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         patches.enter_context(endless())
+        patches.enter_context(trainable(model))
         if bf16 and not torch.cuda.is_available():
             patches.enter_context(imitated_gpu())
         config = settings_of(flags, model, Path(folder) / "run")
@@ -138,16 +141,19 @@ def measured(flags: dict[str, Any], model: str, of_process: bool = False) -> dic
 
 
 def measure_all(arguments: argparse.Namespace) -> None:
-    rows, figures = [], {}
+    rows, figures, failed = [], {}, []
     for name, flags in SETTINGS.items():
-        of_language_model = name.startswith("language model")
-        if (arguments.only and name not in arguments.only) or (of_language_model and not arguments.model):
+        of_language_model = not name.startswith("embedded")
+        for_gpu = name.startswith("one GPU")  # hours of a CPU
+        here = not for_gpu or torch.cuda.is_available() if not arguments.only else name in arguments.only
+        if not here or (of_language_model and not arguments.model):
             continue
         command = [sys.executable, __file__, "--measure", name, *(["--resident"] if arguments.resident else [])]
         command += ["--model", arguments.model] if of_language_model else []
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(f"{name}: the run failed:\n{done.stderr[-1000:]}", file=sys.stderr)
+            failed.append(name)
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         estimate, peak = found["estimate"], found["measured"] / 1e9
@@ -160,6 +166,8 @@ def measure_all(arguments: argparse.Namespace) -> None:
     kind = "resident memory" if arguments.resident else "memory of tensors"
     heading = ("", "measured  estimated   ratio   largest part, by the estimate")
     report(arguments, f"Peak {kind} of a run of two steps, MB", [heading, *rows], {"settings": figures})
+    if failed:
+        sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,8 +187,7 @@ PROMPT, HELD_OUT = 256, 64
 def needed(size: str, flags: dict[str, Any], available: float) -> float:
     """GB that a run in a shape of SHAPES would take at its peak, on a GPU of so many."""
     model = random_model(size, "meta")
-    with mock.patch("harness.config.check_packages", lambda config: None):
-        config = settings_of({**USUAL, **flags}, "", Path("runs/none"))
+    config = settings_of({**USUAL, **flags}, "", Path("runs/none"))
     if config.lora:
         with torch.device("meta"):
             lora.add(model, size, config.adapter)
@@ -189,29 +196,38 @@ def needed(size: str, flags: dict[str, Any], available: float) -> float:
 
 def fits() -> None:
     """For each model and kind of training the GB needed at least, without and with --checkpointing, and on what."""
-    print(f"Estimated, not measured: GB at the peak of a run with {USUAL['questions']} questions x {USUAL['group_size']}")
-    print(f"completions of {USUAL['max_new_tokens']} tokens behind prompts of {PROMPT}, --token-budget {USUAL['token_budget']};")
-    print("in parentheses with --checkpointing; behind it the smallest GPU of", ", ".join(map(str, GPUS)), "GB.\n")
+    questions, size, limit, budget = USUAL.values()
+    print(
+        f"Estimated, not measured: GB at the peak of a run with {questions} questions x {size} completions of {limit}"
+    )
+    print(
+        f"tokens behind prompts of {PROMPT}, --token-budget {budget}; in parentheses with --checkpointing; behind the"
+    )
+    print(f"colon the smallest GPU of {', '.join(map(str, GPUS))} GB that has room.\n")
     print(f"| parameters | {' | '.join(KINDS)} |\n| ---: | {' | '.join('---' for _ in KINDS)} |")
-    for size in SIZES:
+    for name in SIZES:
         cells = []
         for flags in KINDS.values():
-            plain, again = (needed(size, {**flags, "checkpointing": c}, 0.0) for c in (False, True))
+            plain, again = (needed(name, {**flags, "checkpointing": c}, 0.0) for c in (False, True))
             smallest = [next((gpu for gpu in GPUS if need <= USABLE * gpu), None) for need in (plain, again)]
             named = [f"{gpu} GB" if gpu else "none" for gpu in smallest]
             cells.append(f"{plain:.0f} ({again:.0f}): {named[0]}" + (f" ({named[1]})" if named[1] != named[0] else ""))
-        print(f"| {size.upper().replace('B', ' B')} | {' | '.join(cells)} |")
+        print(f"| {name.upper().replace('B', ' B')} | {' | '.join(cells)} |")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="", help="of the settings of a language model")
+    parser.add_argument("--model", default="", help="of the settings of a language model; random:0.5b as for speed.py")
     parser.add_argument("--only", nargs="+", default=[], choices=tuple(SETTINGS), metavar="SETTING")
     parser.add_argument("--resident", action="store_true", help="measure the process, not the tensors")
     parser.add_argument("--fits", action="store_true", help="print what fits which GPU")
     parser.add_argument("--json", default="", help="add the figures to this file, as one line")
     parser.add_argument("--measure", default="", choices=tuple(SETTINGS), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = new_parser().parse_args(arguments)
     if options.fits:
         fits()
     elif options.measure:

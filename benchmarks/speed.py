@@ -453,7 +453,7 @@ def compiling_cost(arguments: argparse.Namespace) -> None:
     report(arguments, f"torch.compile on {answers} answers of {length} tokens", rows, figures)
 
 
-def main() -> None:
+def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     for name, command in [
@@ -474,12 +474,15 @@ def main() -> None:
         flags.add_argument("--rows", type=int, default=16)
         flags.add_argument("--length", type=int, default=201)
         flags.add_argument("--prompt", type=int, default=137, help="of the tokens of --length; of random: models too")
-
         flags.add_argument("--against", default="generate", choices=tuple(SIDES))
         flags.add_argument("--weights", default="fp32", choices=tuple(WEIGHTS))
         flags.add_argument("--steps", type=int, default=4)
         flags.add_argument("--side", default="")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    arguments = new_parser().parse_args()
     arguments.command(arguments)
 
 

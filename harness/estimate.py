@@ -1,9 +1,9 @@
 """How much memory a run will take at its peak, from its settings and the sizes of its model.
 
-A step samples, scores pairs, updates; between steps a run evaluates, and saves. Weights and AdamW's moments stay all the
-time; what else is held belongs to one of these parts, and the peak is that of the largest. Each function below adds up
-the tensors of one part, under the names of the code that makes them. `python benchmarks/memory.py` measures how far off
-it is, and prints what fits a GPU.
+A step samples, scores pairs, updates; between steps a run evaluates, and saves. Weights and AdamW's moments stay all
+the time; what else is held belongs to one of these parts, and the peak is that of the largest. Each function below adds
+up the tensors of one part, under the names of the code that makes them. `python benchmarks/memory.py` measures how far
+off it is, and prints what fits a GPU.
 
 Taken to be so: every completion is as long as --max-new-tokens, every prompt as long as the longest one, and every
 completion has an advantage. Layers are those of Llama and Qwen; others are taken for their like.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,10 +50,10 @@ class Sizes:
     adapters: int  # ranks of all adapters of a layer, added up; 0 without
     layers: int
     hidden: int
-    inner: float  # mean over the layers
-    heads: int
-    kv_heads: float
-    head: int  # D
+    inner: float  # mean over the layers, as the next three
+    heads: float
+    queries: float  # Q·D
+    keys: float  # K·D
     vocabulary: int
     tied: bool
     frozen: bool  # by --lora
@@ -72,8 +73,9 @@ class Sizes:
         joined = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
         ranks = [value.shape[0] for name, value in model.named_parameters() if ".lora_A." in name]
         inner = [of_layer(getattr(layer, "intermediate_size", None), i, config) for i, layer in enumerate(layers)]
-        heads = config.num_attention_heads
-        kv_heads = [getattr(layer, "num_key_value_heads", None) or heads for layer in layers]
+        heads = [layer.num_attention_heads for layer in layers]
+        kv_heads = [getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads for layer in layers]
+        each = [getattr(layer, "head_dim", None) or config.hidden_size // layer.num_attention_heads for layer in layers]
         weight = getattr(model.get_input_embeddings(), "weight", None)
         return cls(
             weights=sum(parameter.numel() for parameter in model.parameters()) - sum(adapter_numbers(model)),
@@ -83,10 +85,10 @@ class Sizes:
             adapters=sum(ranks) // len(layers),
             layers=len(layers),
             hidden=config.hidden_size,
-            inner=sum(inner) / len(inner),
-            heads=heads,
-            kv_heads=sum(kv_heads) / len(kv_heads),
-            head=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            inner=mean(inner),
+            heads=mean(heads),
+            queries=mean([n * size for n, size in zip(heads, each, strict=True)]),
+            keys=mean([n * size for n, size in zip(kv_heads, each, strict=True)]),
             vocabulary=config.vocab_size,
             tied=getattr(model.get_output_embeddings(), "weight", None) is weight,
             frozen=bool(ranks),
@@ -172,7 +174,7 @@ def sampling_bytes(
 ) -> float:
     """policy/decoding.py, or of held-out questions policy/refilling.py: all rows at once, at their full length."""
     on_gpu, new = width == 2, config.max_new_tokens
-    of_token = 2 * sizes.kv_heads * sizes.head * sizes.layers * width  # keys and values
+    of_token = 2 * sizes.keys * sizes.layers * width  # keys and values
     prompts = rows if held_out else config.questions
     shared = sizes.fast and not on_gpu and not held_out and prompt >= SHARED_PROMPT
     cache = rows * (new if shared else prompt + new) * of_token
@@ -181,7 +183,9 @@ def sampling_bytes(
     chosen = rows * sizes.vocabulary * (CHOICE * FP32 + (width if on_gpu else 0))
     scores = 0 if on_gpu else 3 * FP32 * rows * sizes.heads * (prompt + new)  # of attention, written out on a CPU
     head = width * sizes.vocabulary * sizes.hidden if on_gpu else 0
-    copies = head + (width * sizes.matrices if on_gpu else FP32 * (sizes.matrices if sizes.frozen else sizes.read_twice))
+    copies = head + (
+        width * sizes.matrices if on_gpu else FP32 * (sizes.matrices if sizes.frozen else sizes.read_twice)
+    )
     if not sizes.fast:  # autocast casts what is trained once, and the rest for each product
         copies = head + (width * sizes.matrices if on_gpu and not sizes.frozen else 0)
     decoding = copies + cache + states + chosen + scores
@@ -213,7 +217,9 @@ def scoring_bytes(sizes: Sizes, config: Config, on_gpu: bool) -> float:
     columns = min(sizes.hidden, int(elements**0.5))
     narrow = FP32 * rows * columns * min(buckets, elements // columns)
     chunk = min(chunk_elements(on_device(on_gpu)), tokens * sizes.vocabulary)
-    before = (gradients * metrics + factors) if config.questions > 1 else 0  # the last group's, until there are new ones
+    before = (
+        (gradients * metrics + factors) if config.questions > 1 else 0
+    )  # the last group's, until there are new ones
     logits = before + factors + FP32 * (LOGITS + metrics - 1) * chunk
     made = factors + gradients * (3 + metrics - 1 if config.questions > 1 else 2 + metrics - 1)
     narrowing = factors + gradients * metrics + 3 * FP32 * config.group_size * columns * buckets
@@ -244,7 +250,7 @@ def update_bytes(model: PreTrainedModel, sizes: Sizes, config: Config, prompt: i
     kept = sizes.layers * layer
     bf16 = width * sizes.matrices + head if on_gpu else 0  # of the weights, which products of the backward pass read
     behind = largest.padded_tokens * 4 * sizes.hidden * FP32  # the last norm, and what goes on from it
-    one_layer = largest.padded_tokens * passing_bytes(sizes, width)
+    one_layer = largest.padded_tokens * (sizes.inner * width + 2 * sizes.hidden * FP32)  # gradients on their way
     in_chunk = min(chunk_elements(on_device(on_gpu)), predicted * sizes.vocabulary)
     chunked = predicted * sizes.vocabulary > chunk_elements(on_device(on_gpu))
     logits = FP32 * in_chunk * (LOGITS + (3 if config.entropy_bonus else 0) + (1 if config.kl and not chunked else 0))
@@ -272,19 +278,18 @@ def update_bytes(model: PreTrainedModel, sizes: Sizes, config: Config, prompt: i
 def layer_bytes(sizes: Sizes, batch: MicroBatch, row: int, on_gpu: bool) -> float:
     """What one layer keeps of a micro-batch for the backward pass; `row` is the length of a row with its prompt."""
     tokens, hidden, inner = batch.padded_tokens, sizes.hidden, sizes.inner
-    queries, keys = sizes.heads * sizes.head, sizes.kv_heads * sizes.head
     if not on_gpu:
         # Of each of two norms the input, the normed and the scaled; queries, keys and values, repeated for all heads,
         # and what is attended to; gate before and behind its curve, up, and their product. And the mask, in fp32.
-        numbers = (4 if sizes.frozen else 6) * hidden + 4 * queries + 4 * inner + sizes.adapters
+        numbers = (4 if sizes.frozen else 6) * hidden + 4 * sizes.queries + 4 * inner + sizes.adapters
         longest = tokens // len(batch.packing) if batch.packing else row
         return FP32 * tokens * (numbers + longest)
     # Norms are in fp32, and each product casts its input for itself: three times behind the first, twice the second.
     of_norms = (2 if sizes.frozen else 4) * hidden * FP32 + 5 * hidden * 2
-    packed = of_norms + 2 * queries + 2 * 4 * inner + 2 * sizes.adapters
+    packed = of_norms + 2 * sizes.queries + 2 * 4 * inner + 2 * sizes.adapters
     # Attention has rows of its own, prompt and completion, and the places that they come from and go to.
     rows = len(batch.rows) * row
-    return tokens * packed + rows * (2 * (2 * queries + 2 * keys) + FP32 * sizes.heads + 2 * 8)
+    return tokens * packed + rows * (2 * (2 * sizes.queries + 2 * sizes.keys) + FP32 * sizes.heads + 2 * 8)
 
 
 def on_device(on_gpu: bool) -> Any:
