@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,10 @@ class Part:
         return self.command[0] == "dagrpo.py"
 
 
-def speed(command: str, size: str, seconds: float, needs: str = "", **flags: object) -> Part:
+def speed(command: str, size: str, seconds: float, flags: Mapping[str, object], needs: str = "") -> Part:
     """A command of speed.py on a random model of this size."""
-    return Part(("speed.py", command, "--model", f"random:{size}", *spelled(flags)), seconds, needs)
-
-
-def spelled(flags: dict[str, object]) -> list[str]:
-    return [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    words = [word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    return Part(("speed.py", command, "--model", f"random:{size}", *words), seconds, needs)
 
 
 def parts_for_gpu() -> dict[str, Part]:
@@ -62,51 +59,53 @@ def parts_for_gpu() -> dict[str, Part]:
 
     Warm-up is the very first, while the compiler's cache is empty. Weights of 7 B are bf16, so that 24 GB hold them.
     """
-    sampled: dict[str, object] = {"questions": 16, "group_size": 8, "max_new_tokens": 256, "mean": 128, "runs": 2}
+    full = {"questions": 16, "group_size": 8, "max_new_tokens": 128, "runs": 2}
+    ragged = {**full, "max_new_tokens": 256, "mean": 128}
+    batch = {"rows": 32, "length": 512, "prompt": 128}
+    step = {"questions": 16, "group_size": 8, "max_new_tokens": 128, "steps": 3, "runs": 1}
     of_memory = ("memory.py", "--model", "random:0.5b", "--only")
-    full: dict[str, object] = {"questions": 16, "group_size": 8, "max_new_tokens": 128, "runs": 2}
     return {
-        "warm-up": speed("warm-up", "1.5b", 100, **full),
-        "rollout-1.5b": speed("rollout", "1.5b", 70, **sampled),
+        "warm-up": speed("warm-up", "1.5b", 100, full),
+        "rollout-1.5b": speed("rollout", "1.5b", 70, ragged),
         "gap": Part(("gap.py", "--model", "random:0.5b", "--questions", "8"), 45),
-        "update-memory": speed("memory", "0.5b", 75, rows=32, length=512, prompt=128, runs=1),
-        "step": speed("step", "0.5b", 110, "trl", steps=3, runs=1, questions=16, max_new_tokens=128),
-        "continuous-1.5b": speed("rollout", "1.5b", 60, against="generate_batch", **full),
-        "rollout-7b": speed("rollout", "7b", 75, weights="bf16", **sampled),
+        "update-memory": speed("memory", "0.5b", 75, {**batch, "runs": 1}),
+        "step": speed("step", "0.5b", 110, step, "trl"),
+        "continuous-1.5b": speed("rollout", "1.5b", 60, {**full, "against": "generate_batch"}),
+        "rollout-7b": speed("rollout", "7b", 75, {**ragged, "weights": "bf16"}),
         "embedded": Part(("dagrpo.py",), 100),
-        "scoring": speed("scoring", "1.5b", 60, steps=3, runs=1, questions=16, max_new_tokens=128),
-        "rollout-0.5b": speed("rollout", "0.5b", 50, **sampled),
-        "update": speed("logps", "0.5b", 40, rows=32, length=512, prompt=128, runs=3),
+        "scoring": speed("scoring", "1.5b", 60, step),
+        "rollout-0.5b": speed("rollout", "0.5b", 50, ragged),
+        "update": speed("logps", "0.5b", 40, {**batch, "runs": 3}),
         "estimate": Part((*of_memory, "one GPU", "one GPU, checkpointing"), 60),
         "estimate-lora": Part((*of_memory, "one GPU, LoRA"), 40, "peft"),
-        "vllm-1.5b": speed("rollout", "1.5b", 100, "vllm", against="vllm", **full),
+        "vllm-1.5b": speed("rollout", "1.5b", 100, {**full, "against": "vllm"}, "vllm"),
         "compiling": Part(("speed.py", "compiling"), 40),
-    }  # fmt: skip
+    }
 
 
 def parts_for_a_try() -> dict[str, Part]:
     """The same commands on a model of two layers, for seconds each."""
-    sampled: dict[str, object] = {"questions": 2, "group_size": 2, "max_new_tokens": 8, "prompt": 16, "runs": 1}
-    batch: dict[str, object] = {"rows": 4, "length": 24, "prompt": 8, "group_size": 2, "runs": 1}
-    step: dict[str, object] = {"steps": 2, "runs": 1, "questions": 2, "group_size": 2, "max_new_tokens": 8}
+    full = {"questions": 2, "group_size": 2, "max_new_tokens": 8, "prompt": 16, "runs": 1}
+    batch = {"rows": 4, "length": 24, "prompt": 8, "group_size": 2, "runs": 1}
+    step = {"questions": 2, "group_size": 2, "max_new_tokens": 8, "steps": 2, "runs": 1}
     run = ("--steps", "1", "--questions", "2", "--group-size", "2", "--max-new-tokens", "8", "--eval-samples", "1",
            "--data", "examples/arithmetic/train.jsonl", "--model", "examples/arithmetic", "--hold-out", "2",
            "--learning-rate", "1e-4")  # fmt: skip
     gap = ("--questions", "2", "--group-size", "2", "--max-new-tokens", "8", "--prompt", "16")
     of_memory = ("memory.py", "--model", "random:tiny", "--only")
     return {
-        "warm-up": speed("warm-up", "tiny", LIMIT, **sampled),
-        "rollout-tiny": speed("rollout", "tiny", LIMIT, mean=4, **sampled),
+        "warm-up": speed("warm-up", "tiny", LIMIT, full),
+        "rollout-tiny": speed("rollout", "tiny", LIMIT, {**full, "mean": 4}),
         "gap": Part(("gap.py", "--model", "random:tiny", *gap), LIMIT),
-        "update-memory": speed("memory", "tiny", LIMIT, **batch),
-        "step": speed("step", "tiny", LIMIT, "trl", **step),
-        "continuous-tiny": speed("rollout", "tiny", LIMIT, against="generate_batch", **sampled),
+        "update-memory": speed("memory", "tiny", LIMIT, batch),
+        "step": speed("step", "tiny", LIMIT, step, "trl"),
+        "continuous-tiny": speed("rollout", "tiny", LIMIT, {**full, "against": "generate_batch"}),
         "embedded": Part(("dagrpo.py", *run), LIMIT),
-        "scoring": speed("scoring", "tiny", LIMIT, **step),
-        "update": speed("logps", "tiny", LIMIT, **batch),
+        "scoring": speed("scoring", "tiny", LIMIT, step),
+        "update": speed("logps", "tiny", LIMIT, batch),
         "estimate": Part((*of_memory, "language model"), LIMIT),
         "estimate-lora": Part((*of_memory, "language model, LoRA"), LIMIT, "peft"),
-        "vllm-tiny": speed("rollout", "tiny", LIMIT, "vllm", against="vllm", **sampled),
+        "vllm-tiny": speed("rollout", "tiny", LIMIT, {**full, "against": "vllm"}, "vllm"),
     }
 
 

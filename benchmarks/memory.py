@@ -5,12 +5,14 @@ r"""How far is the memory that a run says it needs from what it takes, and which
     python benchmarks/memory.py --only "embedded, LoRA"      one setting
     python benchmarks/memory.py --fits                       what fits 16, 24, 48 and 80 GB: estimates, nothing is run
 
-Each setting is a whole run of two steps in a process of its own. Completions never end before the limit and every
-group has a signal, which is what the estimate takes to be so. Measured is what PyTorch's allocator has given out at
-most, as its profiler counts it on a CPU; on a GPU the allocator counts it by itself. These are the tensors of the run,
-those inside of PyTorch's functions among them, and no others: not the libraries, and nothing that malloc holds back. So
-the figure is the same on any machine, and the same tensors are there on a GPU. --resident measures the process in its
-place: its largest resident set less that after the imports.
+Each setting is a whole run of two steps, or of one with a language model, in a process of its own: sampling, scores,
+update, checkpoint, evaluation. Completions never end before the limit and every group has a signal, which is what the
+estimate takes to be so.
+
+Measured is what PyTorch's allocator has given out at most, as its profiler counts it on a CPU; on a GPU the allocator
+counts it by itself. These are the tensors of the run, those inside of PyTorch's functions among them, and no others:
+not the libraries, and nothing that malloc holds back. So the figure is the same on any machine, and the same tensors
+are there on a GPU. --resident measures the process in its place: its largest resident set less that after the imports.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from policy import lora
 PARTS = ("sampling", "scoring", "update", "evaluation", "saving")
 SMALL = {"questions": 8, "group_size": 8, "max_new_tokens": 64, "token_budget": 1_024}
 SHORT = {**SMALL, "questions": 4, "max_new_tokens": 32, "token_budget": 4_096}
-LANGUAGE = {"questions": 1, "group_size": 4, "max_new_tokens": 16, "token_budget": 4_096}
+LANGUAGE = {"steps": 1, "questions": 1, "group_size": 4, "max_new_tokens": 16, "token_budget": 4_096}
 LONG = {"questions": 8, "group_size": 8, "max_new_tokens": 256, "token_budget": 4_096}
 SETTINGS: dict[str, dict[str, Any]] = {
     "embedded": {**SMALL, "token_budget": 4_096},
@@ -126,7 +128,7 @@ def peak_of_process(run: Callable[[], Any]) -> int:
 
 
 def measured(flags: dict[str, Any], model: str, of_process: bool = False) -> dict[str, Any]:
-    """A run of two steps: its peak in bytes, and its estimate by parts in GB."""
+    """A short run: its peak in bytes, and its estimate by parts in GB."""
     flags = dict(flags)
     bf16 = flags.pop("bf16", False)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
@@ -165,7 +167,7 @@ def measure_all(arguments: argparse.Namespace) -> None:
         figures[name] = {**found, "ratio": ratio, "flags": flags}
     kind = "resident memory" if arguments.resident else "memory of tensors"
     heading = ("", "measured  estimated   ratio   largest part, by the estimate")
-    report(arguments, f"Peak {kind} of a run of two steps, MB", [heading, *rows], {"settings": figures})
+    report(arguments, f"Peak {kind} of a short run, MB", [heading, *rows], {"settings": figures})
     if failed:
         sys.exit(f"{len(failed)} runs failed: {', '.join(failed)}")
 

@@ -128,6 +128,18 @@ def test_logits_are_counted_by_chunks_and_not_by_tokens(on_meta, monkeypatch):
     assert whole - estimated(on_meta)["update"] > 16 * 5_000 * 300
 
 
+def test_what_fits_is_printed_for_each_kind_of_training(monkeypatch, capsys):
+    """A model of 0.1 M weights fits the smallest GPU; a vocabulary of 40 billion logits would not."""
+    pytest.importorskip("peft")
+    monkeypatch.setattr(memory, "SIZES", ("tiny",))
+    memory.main(["--fits"])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| TINY | ") and row.count("): 16 GB |") == 3
+    monkeypatch.setattr(memory, "GPUS", (0.1,))
+    memory.main(["--fits"])
+    assert capsys.readouterr().out.splitlines()[-1].count("): none |") == 3
+
+
 @pytest.mark.parametrize("setting", ["embedded, small micro-batches", "embedded, bf16 as on a GPU"])
 def test_the_estimate_is_near_what_is_measured(setting):
     """Of two whole runs; docs/memory.md has more of them."""
