@@ -57,12 +57,13 @@ def speed(command: str, size: str, seconds: float, flags: Mapping[str, object], 
 def parts_for_gpu() -> dict[str, Part]:
     """What runs on a GPU, the most telling first: what comes last is left out where time is up.
 
-    Warm-up is the very first, while the compiler's cache is empty. Weights of 7 B are bf16, so that 24 GB hold them.
+    Warm-up is the very first, while the compiler's cache is empty. Batches are so small that full logits, and TRL, have
+    room on 24 GB too. Weights of 7 B are bf16, and need 48 GB with the copies that the sampler joins.
     """
     full = {"questions": 16, "group_size": 8, "max_new_tokens": 128, "runs": 2}
     ragged = {**full, "max_new_tokens": 256, "mean": 128}
-    batch = {"rows": 32, "length": 512, "prompt": 128}
-    step = {"questions": 16, "group_size": 8, "max_new_tokens": 128, "steps": 3, "runs": 1}
+    batch = {"rows": 8, "length": 512, "prompt": 128}
+    step = {"questions": 4, "group_size": 8, "max_new_tokens": 128, "steps": 4, "runs": 1}
     of_memory = ("memory.py", "--model", "random:0.5b", "--only")
     return {
         "warm-up": speed("warm-up", "1.5b", 100, full),
@@ -73,7 +74,7 @@ def parts_for_gpu() -> dict[str, Part]:
         "continuous-1.5b": speed("rollout", "1.5b", 60, {**full, "against": "generate_batch"}),
         "rollout-7b": speed("rollout", "7b", 75, {**ragged, "weights": "bf16"}),
         "embedded": Part(("dagrpo.py",), 100),
-        "scoring": speed("scoring", "1.5b", 60, step),
+        "scoring": speed("scoring", "0.5b", 60, {**step, "questions": 16}),
         "rollout-0.5b": speed("rollout", "0.5b", 50, ragged),
         "update": speed("logps", "0.5b", 40, {**batch, "runs": 3}),
         "estimate": Part((*of_memory, "one GPU", "one GPU, checkpointing"), 60),

@@ -70,7 +70,13 @@ def states_by(way: str, model: PreTrainedModel, tokens: torch.Tensor, leave_afte
                 if position == leave_after:
                     steps.keep(stay, position - 1)
                     tokens = tokens[stay]
-                made = steps(tokens[:, position], position)
+                if way == "compiled":  # by itself it is run at captures alone
+                    place = torch.full((1,), steps.copied_prompt + position, device=tokens.device)
+                    read = steps.bias.shape[2] if tokens.is_cuda else int(place) + 1
+                    inputs = (tokens[:, position], steps.prompt_lengths + position, place)
+                    made = steps.step(read, decoding.decoder_layer, *inputs)
+                else:
+                    made = steps(tokens[:, position], position)
                 states.append(made if position >= leave_after else made[stay])
     return torch.stack(states, 1), len(steps.graphs)
 

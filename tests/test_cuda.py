@@ -113,7 +113,7 @@ def test_sampling_without_room_goes_on_with_half_of_the_questions(tokenizer, mon
     model = random_model(max_position_embeddings=4096).to("cuda")
     monkeypatch.setattr(rollout, "rows_at_once", lambda model, length: 10_000)
     torch.cuda.empty_cache()
-    limit = torch.cuda.memory_allocated() + 200 * 2**20
+    limit = torch.cuda.memory_reserved() + 200 * 2**20
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
     try:
         with pytest.warns(UserWarning, match="out of memory while sampling: going on with"):
