@@ -242,15 +242,18 @@ def update_bytes(model: PreTrainedModel, sizes: Sizes, config: Config, prompt: i
     lengths = [prompt] * rows, [config.max_new_tokens] * rows
     batches = list(micro_batches(model, *lengths, questions, config.token_budget))
     largest = max(batches, key=lambda batch: batch.padded_tokens)
-    predicted = len(largest.rows) * config.max_new_tokens
+    # Of completions and prompts of other lengths, micro-batches fill the budget better than of these.
+    most = min(config.token_budget, sum(batch.padded_tokens for batch in batches))
+    fill = max(1.0, most / largest.padded_tokens)
+    tokens, predicted = fill * largest.padded_tokens, fill * len(largest.rows) * config.max_new_tokens
     width = 2 if on_gpu else FP32
     gradients, head = FP32 * sum(sizes.trained), width * sizes.vocabulary * sizes.hidden
 
-    layer = layer_bytes(sizes, largest, prompt + config.max_new_tokens, on_gpu)
+    layer = fill * layer_bytes(sizes, largest, prompt + config.max_new_tokens, on_gpu)
     kept = sizes.layers * layer
     bf16 = width * sizes.matrices + head if on_gpu else 0  # of the weights, which products of the backward pass read
-    behind = largest.padded_tokens * 4 * sizes.hidden * FP32  # the last norm, and what goes on from it
-    one_layer = largest.padded_tokens * (sizes.inner * width + 2 * sizes.hidden * FP32)  # gradients on their way
+    behind = tokens * 4 * sizes.hidden * FP32  # the last norm, and what goes on from it
+    one_layer = tokens * (sizes.inner * width + 2 * sizes.hidden * FP32)  # gradients on their way
     in_chunk = min(chunk_elements(on_device(on_gpu)), predicted * sizes.vocabulary)
     chunked = predicted * sizes.vocabulary > chunk_elements(on_device(on_gpu))
     logits = FP32 * in_chunk * (LOGITS + (3 if config.entropy_bonus else 0) + (1 if config.kl and not chunked else 0))
@@ -259,7 +262,7 @@ def update_bytes(model: PreTrainedModel, sizes: Sizes, config: Config, prompt: i
     of_head = 0.0 if sizes.frozen else head * (2 if chunked else 1)
 
     if config.checkpointing:
-        kept = largest.padded_tokens * sizes.hidden * FP32 * sizes.layers
+        kept = tokens * sizes.hidden * FP32 * sizes.layers
         again = layer + one_layer + (width * sizes.matrices / sizes.layers if on_gpu else 0)
         bf16 = head if sizes.frozen and on_gpu else bf16  # in the forward pass; behind it autocast forgets them
         peak = max(bf16 + logits, logits + of_head, again + (head if sizes.tied else 0))

@@ -23,7 +23,7 @@ from rollout import Rollouts, encode_prompt, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
 from scoring import SCORERS
 
-FIRST = 256  # questions that tell how long prompts are
+SOME = 256  # questions that tell how long prompts are
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
 
 
 def longest_prompt(task: Task, tokenizer: PreTrainedTokenizerBase, config: Config) -> int:
-    """Tokens of the longest of the first prompts."""
-    prompts = [prompt_of(tokenizer, question, config.prompt_style) for question in task.questions[:FIRST]]
+    """Tokens of the longest of some prompts, evenly spaced: files are often ordered by level."""
+    some = task.questions[:: -(-len(task.questions) // SOME)]
+    prompts = [prompt_of(tokenizer, question, config.prompt_style) for question in some]
     return max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
 
 

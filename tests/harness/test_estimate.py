@@ -121,6 +121,13 @@ def test_on_a_gpu_sampling_takes_no_more_than_half_of_what_is_free(on_meta):
     assert small["sampling"] == pytest.approx((0.2 - stays) / 2) and small["sampling"] < large["sampling"]
 
 
+def test_a_micro_batch_is_as_large_as_the_budget_where_there_is_more_than_one(on_meta):
+    """Runs of this length alone would fill it by less: others of a batch fill the rest."""
+    small, large = (estimated(on_meta, token_budget=tokens)["update"] for tokens in (300, 400))
+    every = estimated(on_meta, token_budget=10_000)["update"]
+    assert small < large < every == estimated(on_meta, token_budget=20_000)["update"]
+
+
 def test_logits_are_counted_by_chunks_and_not_by_tokens(on_meta, monkeypatch):
     """With all logits at once the update would take 16 bytes for each token and word."""
     whole = estimated(on_meta)["update"]
@@ -143,6 +150,6 @@ def test_what_fits_is_printed_for_each_kind_of_training(monkeypatch, capsys):
 @pytest.mark.parametrize("setting", ["embedded, small micro-batches", "embedded, bf16 as on a GPU"])
 def test_the_estimate_is_near_what_is_measured(setting):
     """Of two whole runs; docs/memory.md has more of them."""
-    flags = {**memory.SETTINGS[setting], "questions": 2, "group_size": 4, "max_new_tokens": 24, "token_budget": 400}
+    flags = {**memory.SETTINGS[setting], "questions": 1, "group_size": 12, "max_new_tokens": 24}
     found = memory.measured(flags, "")
     assert 0.8 < 1e9 * found["estimate"]["total"] / found["measured"] < 1.25
