@@ -85,7 +85,10 @@ def parts_for_gpu() -> dict[str, Part]:
 
 
 def parts_for_a_try() -> dict[str, Part]:
-    """The same commands on a model of two layers, for seconds each."""
+    """The same commands on a model of two layers, for seconds each.
+
+    Continuous batching is left out on a CPU, where it takes minutes to reserve its memory.
+    """
     full = {"questions": 2, "group_size": 2, "max_new_tokens": 8, "prompt": 16, "runs": 1}
     batch = {"rows": 4, "length": 24, "prompt": 8, "group_size": 2, "runs": 1}
     step = {"questions": 2, "group_size": 2, "max_new_tokens": 8, "steps": 2, "runs": 1}
@@ -94,13 +97,14 @@ def parts_for_a_try() -> dict[str, Part]:
            "--learning-rate", "1e-4")  # fmt: skip
     gap = ("--questions", "2", "--group-size", "2", "--max-new-tokens", "8", "--prompt", "16")
     of_memory = ("memory.py", "--model", "random:tiny", "--only")
+    continuous = {"continuous-tiny": speed("rollout", "tiny", LIMIT, {**full, "against": "generate_batch"})}
     return {
         "warm-up": speed("warm-up", "tiny", LIMIT, full),
         "rollout-tiny": speed("rollout", "tiny", LIMIT, {**full, "mean": 4}),
         "gap": Part(("gap.py", "--model", "random:tiny", *gap), LIMIT),
         "update-memory": speed("memory", "tiny", LIMIT, batch),
         "step": speed("step", "tiny", LIMIT, step, "trl"),
-        "continuous-tiny": speed("rollout", "tiny", LIMIT, {**full, "against": "generate_batch"}),
+        **(continuous if has_gpu() else {}),
         "embedded": Part(("dagrpo.py", *run), LIMIT),
         "scoring": speed("scoring", "tiny", LIMIT, step),
         "update": speed("logps", "tiny", LIMIT, batch),

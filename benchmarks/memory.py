@@ -58,7 +58,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "embedded, no scorer": {**SMALL, "method": "grpo", "scorer": "token"},
     "embedded, bf16 as on a GPU": {**SHORT, "questions": 1, "group_size": 16, "bf16": True},
     "embedded, bf16, four questions": {**SHORT, "bf16": True},
-    "embedded, bf16 and checkpointing": {**SHORT, "bf16": True, "checkpointing": True},
+    "embedded, bf16 and checkpointing": {
+        **SHORT, "questions": 1, "group_size": 16, "bf16": True, "checkpointing": True,
+    },
     "language model": LANGUAGE,
     "language model, small micro-batches": {**LANGUAGE, "token_budget": 100},
     "language model, 8 bits": {**LANGUAGE, "optimizer": "adamw8bit"},

@@ -222,7 +222,8 @@ def scoring_bytes(sizes: Sizes, config: Config, on_gpu: bool) -> float:
     )  # the last group's, until there are new ones
     logits = before + factors + FP32 * (LOGITS + metrics - 1) * chunk
     made = factors + gradients * (3 + metrics - 1 if config.questions > 1 else 2 + metrics - 1)
-    narrowing = factors + gradients * metrics + 3 * FP32 * config.group_size * columns * buckets
+    copies = 3 if buckets > elements // columns else 1  # a sketch makes two more, and where it fits is none
+    narrowing = factors + gradients * metrics + copies * FP32 * config.group_size * columns * buckets
     narrowing += 2 * gradients if columns < sizes.hidden else 0
     momentum = head if metrics == 2 else 0  # what the optimizer adds of its own, and at its sketching four copies
     sketching = 4 * momentum + factors + gradients
