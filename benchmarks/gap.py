@@ -60,7 +60,7 @@ def trained_logps(model: PreTrainedModel, rollouts: rollout.Rollouts, token_budg
     return torch.cat([found[row] for row in range(len(found))])
 
 
-def main(arguments: list[str] | None = None) -> None:
+def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="")
     parser.add_argument("--data", default="", help="questions (JSONL); without it those of the embedded example")
@@ -69,7 +69,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--prompt", type=int, default=137, help="tokens of a prompt, at least, of random: models")
     parser.add_argument("--json", default="", help="add the figures to this file, as one line")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = new_parser().parse_args(arguments)
     model, tokenizer = load(options.model)
     prompts = prompts_for(options, tokenizer)
     figures = gaps(model, tokenizer, prompts, options.group_size, options.max_new_tokens)

@@ -50,7 +50,9 @@ SHAPES = {  # of Qwen2.5; tiny is for trying a benchmark out
     "tiny": Shape(64, 128, 2, 4, 2, vocabulary=512),
     "0.5b": Shape(896, 4864, 24, 14, 2),
     "1.5b": Shape(1536, 8960, 28, 12, 2),
+    "3b": Shape(2048, 11008, 36, 16, 2),
     "7b": Shape(3584, 18944, 28, 28, 4, vocabulary=152_064, tied=False),
+    "14b": Shape(5120, 13824, 48, 40, 8, vocabulary=152_064, tied=False),
 }
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -64,16 +66,22 @@ def load(name: str, weights: str = "fp32") -> tuple[PreTrainedModel, PreTrainedT
     dtype = WEIGHTS[weights]
     if not name.startswith("random:"):
         return rollout.load(name or str(EXAMPLE), dtype=dtype)
-    shape = SHAPES[name.removeprefix("random:")]
     torch.manual_seed(0)
+    model = random_model(name.removeprefix("random:"), "cuda" if torch.cuda.is_available() else "cpu", dtype)
+    return model, example_tokenizer()
+
+
+def random_model(size: str, device: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Random weights in a shape of SHAPES; on the device `meta` none at all."""
+    shape = SHAPES[size]
     config = Qwen2Config(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.mlp,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
         tie_word_embeddings=shape.tied, max_position_embeddings=4096, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    return model, example_tokenizer()
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    return model
 
 
 @contextmanager
@@ -128,6 +136,12 @@ def seconds_of(model: PreTrainedModel, run: Callable[[], Any]) -> tuple[float, A
     result = run()
     synchronize(model)
     return time.perf_counter() - start, result
+
+
+def resident(field: str) -> int:
+    """Bytes of this process by /proc: VmRSS now, VmHWM at most."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field))
 
 
 def name_of(arguments: argparse.Namespace) -> str:

@@ -26,11 +26,9 @@ from transformers import PreTrainedModel
 from harness.checkpoint import records_of
 from harness.command import printable
 from harness.config import Config
+from harness.estimate import memory_estimate
 from harness.runs import Run
 from harness.signals import unheard
-from policy.decoding import cache_bytes, rows_at_once
-from policy.logprobs import chunk_elements
-from policy.model import layer_configs, text_config
 from rollout import Rollouts
 from scoring import Rectified
 
@@ -258,27 +256,25 @@ def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def announce(model: PreTrainedModel, config: Config, run: Run) -> None:
-    """Say, and write as the first line of metrics.jsonl, what the run will need against what there is."""
+def announce(model: PreTrainedModel, config: Config, run: Run, prompt: int, held_out: int) -> None:
+    """Say, and write as the first line of metrics.jsonl, what the run will need against what there is.
+
+    `prompt` is the number of tokens of the longest prompt, `held_out` that of the questions of an evaluation.
+    """
     for note in run.notes:
         tell(note)
     run.notes.clear()
     if run.start:
         tell(f"Resumed after step {run.start}: {run.out}")
         return
-    estimate = memory_estimate(
-        model,
-        sequences=config.questions * config.group_size,
-        max_new_tokens=config.max_new_tokens,
-        token_budget=config.token_budget,
-        reference=config.kl > 0,
-    )
+    estimate = memory_estimate(model, config, prompt=prompt, held_out=held_out)
     append_json(run.out / "metrics.jsonl", {"memory_estimate_gb": estimate})
     say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are.")
     tell(f"Run folder: {run.out}")
     if 0 < estimate["available"] < estimate["total"]:
         tell(
-            "That is too much: try --checkpointing, lower --token-budget or --max-new-tokens, or take a smaller model."
+            "That is too much: try --checkpointing, --optimizer adamw8bit or --lora, lower --token-budget or "
+            "--max-new-tokens, or take a smaller model (docs/memory.md)."
         )
     if config.top_p < 1:
         tell(f"--top-p {config.top_p:g}: completions come from a narrower policy than the one that is trained.")
@@ -295,47 +291,6 @@ def mean_size(model: PreTrainedModel) -> float:
     trained = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
     total = sum(float(torch.linalg.vector_norm(parameter, 1)) for parameter in trained)
     return total / sum(parameter.numel() for parameter in trained)
-
-
-def memory_estimate(
-    model: PreTrainedModel, *, sequences: int, max_new_tokens: int, token_budget: int, reference: bool
-) -> dict[str, float]:
-    """Gigabytes that the run will need, roughly: fp32 weights, gradients, AdamW states, activations, cache."""
-    config = text_config(model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    width = 4 if model.device.type == "cpu" else 2
-    # What the backward pass of a layer keeps of a token: about 14 vectors of the hidden and 4 of the inner size.
-    layers = 14 * config.hidden_size * config.num_hidden_layers
-    for number, layer in enumerate(layer_configs(model)):
-        inner = getattr(layer, "intermediate_size", None) or 4 * config.hidden_size
-        layers += 4 * (inner[number] if isinstance(inner, list) else inner)  # Gemma 3n has one for each layer
-    length = max_new_tokens + 256  # with a prompt of middling length
-    tokens = min(token_budget, sequences * length)
-    logits = 4 * 4 * min(chunk_elements(model), tokens * config.vocab_size)
-    estimate = {
-        "weights": 4 * parameters * (2 if reference else 1),
-        "gradients": 4 * parameters,
-        "optimizer": 8 * parameters,
-        "activations": tokens * layers * width + logits,
-        "autocast": 2 * parameters if model.device.type == "cuda" else 0,  # bf16 copies of the weights
-        "decoder": width * parameters,  # joined copies of them, while sampling
-        "cache": cache_bytes(model, length) * min(sequences, rows_at_once(model, length)),
-    }
-    estimate = {name: value / 1e9 for name, value in estimate.items()}
-    updating = estimate["gradients"] + estimate["autocast"] + estimate["activations"]
-    sampling = estimate["decoder"] + estimate["cache"]
-    estimate["total"] = estimate["weights"] + estimate["optimizer"] + max(updating, sampling)
-    estimate["available"] = total_memory_gb(model)
-    return estimate
-
-
-def total_memory_gb(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":
-        return torch.cuda.get_device_properties(model.device).total_memory / 1e9
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    except (AttributeError, ValueError, OSError):  # not every system tells
-        return 0.0
 
 
 def peak_memory_gb(model: PreTrainedModel) -> float:

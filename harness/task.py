@@ -20,10 +20,12 @@ from harness.mapping import first_question, names_of
 from harness.report import append_json, evaluation_line, say, tell
 from harness.rewards import load_reward
 from harness.runs import Run
-from questions import DataError, Question, Reward, fitting, read_data, split_questions, values_of
-from rollout import Rollouts, stop_ids
+from questions import DataError, Question, Reward, fitting, prompt_of, read_data, split_questions, values_of
+from rollout import Rollouts, encode_prompt, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
 from scoring import SCORERS
+
+SOME = 256  # questions that tell how long prompts are
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,13 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
         tell(note)
     say(first_question(tokenizer, questions[0], style))
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
+
+
+def longest_prompt(task: Task, tokenizer: PreTrainedTokenizerBase, config: Config) -> int:
+    """Tokens of the longest of some prompts, evenly spaced: files are often ordered by level."""
+    some = task.questions[:: -(-len(task.questions) // SOME)]
+    prompts = [prompt_of(tokenizer, question, config.prompt_style) for question in some]
+    return max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
 
 
 def fingerprint(task: Task) -> str:

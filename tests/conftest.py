@@ -23,16 +23,12 @@ torch.set_num_threads(1)  # models this small gain nothing from more, and lose m
 def random_model(vocab_size: int = 64, seed: int = 0, **changes: object) -> PreTrainedModel:
     """A Qwen2 with two layers, an untied head, and logits that are far from uniform."""
     torch.manual_seed(seed)
-    options = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "tie_word_embeddings": False}
+    options = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "tie_word_embeddings": False,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    }  # fmt: skip
     config = Qwen2Config(
-        vocab_size=vocab_size,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-        **{**options, **changes},
+        vocab_size=vocab_size, bos_token_id=None, eos_token_id=1, pad_token_id=0, **{**options, **changes}
     )
     model = Qwen2ForCausalLM(config).eval()
     with torch.no_grad():

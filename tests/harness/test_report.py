@@ -12,7 +12,6 @@ from conftest import small_rollouts
 from harness import report
 from harness.config import Config
 from harness.runs import Run
-from policy.decoding import cache_bytes
 from scoring import Rectified, rectified_advantages
 
 NAN = math.nan
@@ -240,56 +239,23 @@ def test_there_are_no_bars_in_a_file(capsys):
 
 # --- memory ------------------------------------------------------------------------------------------------------
 
-ROOM = {"sequences": 4, "max_new_tokens": 44, "token_budget": 100_000, "reference": False}
-
-
-def test_memory_by_hand(model):
-    """The model of conftest: two layers of hidden size 32 and inner size 48, a vocabulary of 64, fp32 on a CPU.
-
-    Four sequences of 44 + 256 tokens: 14·32 + 4·48 numbers of each token and layer, and four times its logits.
-    """
-    count = sum(parameter.numel() for parameter in model.parameters())
-    estimate = report.memory_estimate(model, **ROOM)
-    activations = 4 * (1_200 * 2 * (14 * 32 + 4 * 48) + 4 * 1_200 * 64)
-    cache = 4 * cache_bytes(model, 300)
-    found = {name: round(value * 1e9) for name, value in estimate.items() if name != "available"}
-    assert found == {
-        "weights": 4 * count, "gradients": 4 * count, "optimizer": 8 * count, "activations": activations,
-        "autocast": 0, "decoder": 4 * count, "cache": cache, "total": 16 * count + activations,
-    }  # fmt: skip
-    assert activations > cache
-
-
-def test_memory_of_sampling_counts_where_it_is_the_larger_part(model):
-    estimate = report.memory_estimate(model, **{**ROOM, "token_budget": 1})
-    sampling = estimate["decoder"] + estimate["cache"]
-    assert sampling > estimate["gradients"] + estimate["activations"]
-    assert estimate["total"] == pytest.approx(estimate["weights"] + estimate["optimizer"] + sampling)
-
-
-def test_a_reference_is_another_copy_of_the_weights(model):
-    without, with_it = (report.memory_estimate(model, **{**ROOM, "reference": flag}) for flag in (False, True))
-    assert with_it["weights"] == 2 * without["weights"]
-
 
 def announced(model, tmp_path, monkeypatch, capsys, available=1e3, **flags):
     """What a run says at its start, and the arguments of its memory estimate."""
     asked = {}
 
-    def estimate(model, **options):
-        asked.update(options)
+    def estimate(model, config, **lengths):
+        asked.update(lengths, config=config)
         return {"total": 2.0, "available": available}
 
     monkeypatch.setattr(report, "memory_estimate", estimate)
-    report.announce(model, Config(model="m", data=["d"], questions=3, group_size=4, **flags), Run(tmp_path))
+    report.announce(model, Config(model="m", data=["d"], questions=3, group_size=4, **flags), Run(tmp_path), 20, 5)
     return asked, capsys.readouterr().out
 
 
-def test_the_estimate_is_of_all_completions_and_of_a_reference_where_there_is_one(model, tmp_path, monkeypatch, capsys):
-    asked, _ = announced(model, tmp_path, monkeypatch, capsys, kl=0.1, max_new_tokens=50, token_budget=60)
-    assert asked == {"sequences": 12, "max_new_tokens": 50, "token_budget": 60, "reference": True}
-    asked, _ = announced(model, tmp_path, monkeypatch, capsys)
-    assert not asked["reference"]
+def test_the_estimate_is_of_the_settings_and_of_the_lengths(model, tmp_path, monkeypatch, capsys):
+    asked, _ = announced(model, tmp_path, monkeypatch, capsys, kl=0.1)
+    assert (asked["prompt"], asked["held_out"], asked["config"].kl) == (20, 5, 0.1)
 
 
 @pytest.mark.parametrize(("available", "too_much"), [(1.0, True), (3.0, False), (0.0, False)])

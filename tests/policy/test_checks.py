@@ -9,7 +9,8 @@ import torch
 from architectures import ARCHITECTURES, config_of, model_of
 
 import rollout
-from harness import report
+from harness.config import Config
+from harness.estimate import memory_estimate
 from policy import checks, decoding
 from policy.model import ModelError
 
@@ -29,7 +30,7 @@ def test_an_architecture_is_refused_in_a_sentence_or_sampled_and_trained_alike(n
             checks.check_model(model)
         return
     checks.check_model(model)
-    report.memory_estimate(model, sequences=4, max_new_tokens=8, token_budget=1_000, reference=False)
+    assert memory_estimate(model, Config(model="m", data=["d"]), prompt=9, held_out=2)["total"] > 0
     sampled = rollout.sample(model, tokenizer, ["a+b=", "what is 2?", "x"], 2, max_new_tokens=16, seed=0)
     (batch,) = rollout.micro_batches(model, sampled, torch.arange(6), 10_000)
     part = sampled.rows(batch.rows)
