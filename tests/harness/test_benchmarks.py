@@ -202,7 +202,7 @@ def test_samples_are_those_of_the_papers_unless_a_flag_says_otherwise(tmp_path):
         (["--bench", "aime24=none.jsonl"], "--bench aime24=none.jsonl: there is no such file"),
         (["--bench", "aime24", "--bench-dir", "none"], "--bench-dir none: there is no such folder"),
         (["--data", "d", "--bench-dir", "none"], "--bench-dir none: without --bench nothing is read from it"),
-        ([], "--data is missing: name the JSONL files or Hub sets to measure it on, or benchmarks by --bench"),
+        ([], "--data is missing: name the files or Hub sets to measure it on, or benchmarks by --bench"),
     ],
 )
 def test_a_benchmark_that_cannot_be_had_is_told_before_a_model_is_looked_for(flags, message):
