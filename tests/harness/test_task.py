@@ -6,7 +6,7 @@ import pytest
 from conftest import SOLVED, write_questions
 
 from harness.config import Config
-from harness.task import read_task, verified_task
+from harness.task import Task, longest_prompt, read_task, verified_task
 
 BARE = [{"problem": f"{number}+0?", "answer": str(number)} for number in range(3, 9)]
 UNREADABLE = {"problem": "?", "answer": "\\frac{1"}
@@ -91,3 +91,10 @@ def test_whatever_is_left_out_is_said(tmp_path, model, tokenizer, capsys):
     said = capsys.readouterr().out
     assert said.count("1 questions left out: with a completion they exceed") == 2
     assert "Anchors: 0 of 1 questions have one; 1 solutions left out." in said
+
+
+def test_the_longest_prompt_is_looked_for_in_the_whole_file(tokenizer):
+    """Files are often ordered by level: the first questions alone are the short ones. One token a character."""
+    questions = [{"problem": "1" * (1 + number // 100)} for number in range(2_000)]
+    task = Task(questions, [], [], None, None)
+    assert longest_prompt(task, tokenizer, Config(model="m", data=["d"])) == 21, "twenty, and the end of the line"
