@@ -94,12 +94,10 @@ def run(command: str, folder: Path, forked: bool = False) -> Outcome:
             ) as process:
                 code = ended(process.pid)
                 process.returncode = code  # it is known, and nobody need wait for it
-        texts = []
-        for file in (out, errors):
-            file.seek(0)
-            texts.append(file.read().decode("utf-8", "replace"))
-    printed, said = texts
-    return Outcome(code, printed, said)
+        out.seek(0)
+        errors.seek(0)
+        printed, complained = (file.read().decode("utf-8", "replace") for file in (out, errors))
+    return Outcome(code, printed, complained)
 
 
 def ended(process: int) -> int:
@@ -276,7 +274,10 @@ def closed_pipe(folder: Path) -> Outcome:
     """The whole line in a shell, whose status is that of the program."""
     line = f"{shlex.join(words_of(LONG_RUN, folder))} | head -2; exit ${{PIPESTATUS[0]}}"
     shell = subprocess.run(["bash", "-c", line], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
-    return Outcome(shell.returncode, shell.stdout, shell.stderr, goes_on(folder, 6).lost)
+    outcome = Outcome(shell.returncode, shell.stdout, shell.stderr)
+    if (folder / "new").exists() or run(LONG_RUN, folder).code:  # those two lines come before the run begins
+        outcome.lost.append("the same command does not run any more")
+    return outcome
 
 
 # ---------------------------------------------------------------------------------------------------------------------

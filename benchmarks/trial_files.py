@@ -123,7 +123,7 @@ import re
 
 SUMS = [{"question": f"{n} and {n}?", "answer": str(2 * n)} for n in range(15)]
 ARC = [{"question": "Which?", "choices": {"text": ["1", "2"], "label": ["A", "B"]}, "answerKey": "B"}] * 9
-MATH = [{"problem": "1+1", "solution": "so 2", "level": "Level 1", "type": "Algebra"}] * 9
+MATH = [{"problem": f"{n}+1", "solution": f"so \\\\boxed{{{n + 1}}}", "level": "Level 1"} for n in range(9)]
 SETS = {
     "zoo/animals": {"algebra": SUMS, "zoology": [{**row, "question": "How many " + row["question"]} for row in SUMS]},
     "zoo/arc": {"default": ARC},
