@@ -579,6 +579,14 @@ def test_a_completion_with_withheld_tokens_has_an_advantage_though_its_pairs_bal
     assert rectified.token_advantages[1].tolist() == [0.0, 0.0, -0.5, 0.0, 0.0]
 
 
+def test_distances_that_are_given_stay_with_their_groups(model, tokenizer):
+    """The first group has no signal, and is not scored: the others must not move up."""
+    rollouts, rewards = small_rollouts(model, tokenizer), torch.tensor([[1.0] * 4, [1, 0, 0, 1], [0, 1, 0, 0]])
+    distances = torch.rand(3, 4, 4)
+    found = scoring.rectify(model, rollouts, rewards, how_of(scorer="judge", threshold=0.5), distances)
+    assert torch.equal(found.distinctiveness[1:], distances[1:]) and bool(found.distinctiveness[0].isnan().all())
+
+
 @pytest.mark.parametrize("anchors", [(), (1, 4)])
 @pytest.mark.parametrize("rule", ["threshold", "pair", "token"])
 def test_kept_hidden_states_spare_the_model(model, tokenizer, monkeypatch, rule, anchors):

@@ -173,10 +173,11 @@ def test_distances_take_the_place_of_the_scorers(model, tokenizer, monkeypatch):
     d = torch.full((3, 4, 4), 0.5)
     d[0, 0, 1] = d[0, 1, 0] = 0.05
     d[0, 2, 3] = d[0, 3, 2] = math.nan
+    d[2, 0, 1] = d[2, 1, 0] = 0.05
     how = Config(model="m", data=["d"], scorer="judge", judge_model="m").rectification
     rectified = scoring.rectify(model, rollouts, rewards, how, d)
     expected = torch.ones(3, 4, 4, dtype=torch.bool)
-    expected[0, 0, 1] = expected[0, 1, 0] = False
+    expected[0, 0, 1] = expected[0, 1, 0] = expected[2, 0, 1] = expected[2, 1, 0] = False
     assert torch.equal(rectified.pair_mask, expected) and rectified.distinctiveness[1].isnan().all()
     assert torch.equal(rectified.advantages, scoring.rectified_advantages(rewards, expected))
 
