@@ -21,7 +21,7 @@ def load_function(flag: str, source: str) -> Callable[..., Any]:
     """
     path, _, name = source.rpartition(":")
     if not os.path.isfile(path) or not name.isidentifier():
-        absent = "" if os.path.isfile(path) else f", and there is no file {path or source!r}"
+        absent = "" if os.path.isfile(path or source) else f", and there is no file {path or source!r}"
         raise DataError(f"{flag} {source}: it must be file.py:function{absent}.")
     spec = importlib.util.spec_from_file_location(f"{flag.strip('-')}_{Path(path).stem}", path)
     if spec is None or spec.loader is None or Path(path).suffix != ".py":

@@ -683,7 +683,7 @@ value = 3
 REWARDS = [  # before the model is loaded
     ("mine.py:nowhere", "mine.py has no function 'nowhere'. It has good, few, more, nan, infinite."),
     ("mine.py:value", "mine.py has no function 'value'."),
-    ("mine.py", "--reward mine.py: it must be file.py:function"),
+    ("mine.py", "--reward mine.py: it must be file.py:function."),
     ("missing.py:f", "--reward missing.py:f: it must be file.py:function, and there is no file 'missing.py'."),
     ("notes.txt:f", "--reward notes.txt:f: notes.txt is no Python file"),
     ("run:f", "--reward run:f: it must be file.py:function"),
