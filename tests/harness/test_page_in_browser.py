@@ -176,6 +176,7 @@ def test_an_answer_tells_why_it_is_right_or_wrong(evaluation, opened):
     assert card.locator(".verdict").all_text_contents() == ["✓ right", "✗ wrong"]
     assert card.locator("details[open]").count() == 0
     card.locator("summary").nth(1).click()
+    card.locator("dl.why").wait_for()  # it is filled when the browser says that it was opened, a moment later
     assert card.locator("dl.why dt").all_text_contents() == ["extracted", "read as", "compared with"]
     assert card.locator("dl.why dd").all_text_contents() == ["6", "6", "5"]
     assert card.locator("details .text").text_content() == "Thinking of 5. So it is 6"
