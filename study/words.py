@@ -29,9 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluate import bootstrap
 from harness import checkpoint
-from harness.compare import sign_flip
+from harness.compare import interval_text, mean_difference, points
 from harness.results import question_scores, read_results
 from questions import read_questions
 from study.cells import append_kept, commit, curves, read_kept, rounded
@@ -280,19 +279,14 @@ def shares(line: dict[str, Any], name: str) -> np.ndarray:
     return np.array(line["right"][name]) / line["samples"]
 
 
-def points(values: np.ndarray) -> str:
-    """A mean difference in points with its 95 % interval over questions, and p of the sign-flip test."""
-    low, high = bootstrap(values, resamples=10_000)
-    return f"{100 * values.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), p = {sign_flip(values):.2g}"
+def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+    """Ours minus others in points, all sets of one weight, paired by question, each the mean over its seeds."""
 
+    def of(lines: list[dict[str, Any]], name: str) -> np.ndarray:
+        return np.mean([shares(line, name) for line in lines], axis=0)
 
-def question_differences(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> np.ndarray:
-    """Ours minus others for every held-out question, each the mean over its seeds, all sets in one row. (4 · Q,)"""
-
-    def of(lines: list[dict[str, Any]]) -> np.ndarray:
-        return np.concatenate([np.mean([shares(line, name) for line in lines], axis=0) for name in HELD_OUT])
-
-    return of(ours) - of(others)
+    found = mean_difference([of(ours, name) - of(others, name) for name in HELD_OUT])
+    return f"{points(found.mean, True)} ({interval_text(found, True)}), p = {found.p:.2g}"
 
 
 def report(arguments: argparse.Namespace, size: Size) -> None:
@@ -318,7 +312,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
     pairs += [("dagrpo", "grpo"), ("dagrpo", "sft-grpo")]
     for ours, others in pairs:
         if ours in by_variant and others in by_variant:
-            said.append(f"{ours} minus {others}: {points(question_differences(by_variant[ours], by_variant[others]))}")
+            said.append(f"{ours} minus {others}: {difference(by_variant[ours], by_variant[others])}")
     return "\n\n".join(said)
 
 
