@@ -20,6 +20,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 import rollout
+from evaluate import default_limit
 from harness.command import printable
 from harness.evaluation import style_of
 from harness.prompting import told
@@ -32,7 +33,6 @@ from verify import read_answer
 HELP = "Type a question; behind => the right answer, where you know it. Ctrl-D ends, Ctrl-C stops an answer."
 OF_A_RUN = " /samples shows what the run kept of its last step, /samples 20 of step 20."
 PROMPT = "> "
-LONGEST = 1024  # tokens of an answer, where neither a flag nor the model says less
 WIDTH = 80
 
 
@@ -106,7 +106,8 @@ def answer(
     It is sampled as evaluate.py samples: --temperature, --top-p, and no other cut. One sequence needs no batches, so
     that it is made by transformers' `generate`, which hands out its tokens one by one.
     """
-    prompt = rollout.encode_prompt(tokenizer, prompt_of(tokenizer, {"problem": problem}, style))
+    question = {"problem": problem}
+    prompt = rollout.encode_prompt(tokenizer, prompt_of(tokenizer, question, style))
     room = (position_limit(model) or sys.maxsize) - len(prompt)
     if room < 1:
         print(f"The question has {len(prompt)} tokens: more than the model has room for.")
@@ -114,7 +115,7 @@ def answer(
     sampled = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
     # In place of the model's own, whose penalties and cuts `generate` would add where another one is only handed to it.
     model.generation_config = GenerationConfig(
-        max_new_tokens=min(options.max_new_tokens or LONGEST, room),
+        max_new_tokens=min(options.max_new_tokens or default_limit(model, tokenizer, [question], style), room),
         eos_token_id=rollout.stop_ids(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         **(sampled if options.temperature > 0 else {"do_sample": False}),
