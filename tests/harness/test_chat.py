@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 
 import pytest
 import torch
@@ -102,6 +103,25 @@ def test_the_verdict_says_what_was_found(text, gold, said):
 )
 def test_what_stands_behind_the_last_arrow_is_right(line, problem, gold):
     assert chat.question_of(line) == (problem, gold)
+
+
+def test_without_a_flag_the_limit_is_that_of_an_evaluation_and_what_the_model_has_room_for(monkeypatch):
+    model, tokenizer = rollout.load(MODEL, "cpu")
+    limits = []
+
+    def generate(ids, **_):
+        limits.append((model.generation_config.max_new_tokens, ids.shape[1]))
+        assert model.generation_config.top_p == 0.9
+        return ids.repeat(1, 2)
+
+    monkeypatch.setattr(model, "generate", generate)
+    for positions, flags in ((None, ""), (5_000, ""), (40, ""), (40, "--max-new-tokens 500")):
+        monkeypatch.setattr(chat, "position_limit", lambda _, positions=positions: positions)
+        monkeypatch.setattr(sys.modules["evaluate"], "position_limit", lambda _, positions=positions: positions)
+        options = options_of(["--model", MODEL, "--chat", "--top-p", "0.9", *flags.split()])
+        chat.answer(model, tokenizer, "1 + 1", chat.PLAIN, options)
+    (endless, _), (wide, _), (narrow, prompt), (asked, _) = limits
+    assert (endless, wide, narrow, asked) == (1024, 1024, 40 - prompt, 40 - prompt)
 
 
 def test_a_question_that_does_not_fit_the_model_is_said_and_not_fatal(typed, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,15 @@ def test_no_held_out_question_has_a_sibling_in_training():
     assert kept, "those whose sibling is not held out stay"
 
 
+def test_a_sibling_of_a_held_out_question_is_no_anchor_either():
+    found = sets()
+    found["gsm8k_train"] += [
+        {**question, "problem": question["problem"] + " more", "solution": "s"} for question in found["gsm8k_test"]
+    ]
+    drawn = draw(found, replace(TINY, held_out=12, with_solutions=100))
+    assert drawn["solved"] and not [q for q in drawn["solved"] if q["problem"].endswith(" more")]
+
+
 def test_a_question_that_stands_in_two_sets_is_there_once():
     drawn = draw(sets(asdiv=problems("mawps", 12) + problems("asdiv", 6)), TINY)
     every = [question["problem"] for name in (*HELD_OUT, "training", "validation") for question in drawn[name]]
@@ -81,6 +91,11 @@ def test_only_short_solutions_are_trained_on():
     drawn = draw(found, TINY)
     assert drawn["solved"] and {question["solution"] for question in drawn["solved"]} == {"short"}
     assert all(question in drawn["training"] for question in drawn["solved"])
+
+
+def test_validation_has_questions_of_every_set_that_is_trained_on():
+    problems = [question["problem"] for question in draw(sets(), replace(TINY, validation=8))["validation"]]
+    assert all(any(problem.startswith(name) for problem in problems) for name in ("mawps", "asdiv", "g"))
 
 
 def test_the_same_questions_are_drawn_again():
@@ -184,6 +199,14 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(typed, tmp_path
     assert resumed == ["dagrpo.py", "--resume", str(tmp_path / "dagrpo-500")] and measuring[0] == "evaluate.py"
 
 
+def test_a_training_that_has_ended_is_only_measured(typed, tmp_path):
+    typed("grpo")
+    (tmp_path / "w.jsonl").unlink()  # as if it had been stopped in the evaluation
+    (tmp_path / "grpo-500.json").unlink()
+    (measuring,) = typed("grpo")
+    assert measuring[0] == "evaluate.py"
+
+
 def test_fine_tuning_and_grpo_share_the_steps(typed, tmp_path):
     first, second, measuring = typed("sft-grpo")
     assert flags_of(first)["method"] == "sft" and flags_of(second)["method"] == "grpo"
@@ -193,6 +216,22 @@ def test_fine_tuning_and_grpo_share_the_steps(typed, tmp_path):
     assert flags_of(first)["data"] == [str(tmp_path / "questions" / "solved.jsonl")]
     (kept,) = read_lines(tmp_path / "w.jsonl")
     assert kept["steps"] == 3 and kept["training_seconds"] == 90 and kept["curves"]["displaced"] == [0.25] * 3
+
+
+def test_a_training_that_ended_before_its_first_checkpoint_begins_anew(typed, tmp_path):
+    (tmp_path / "grpo-500").mkdir()
+    (tmp_path / "grpo-500" / "config.json").write_text("{}")
+    training, _ = typed("grpo")
+    assert "--resume" not in training and flags_of(training)["out"] == str(tmp_path / "grpo-500")
+    assert not (tmp_path / "grpo-500" / "config.json").exists(), "dagrpo.py would refuse a folder with a run"
+
+
+def test_training_and_evaluation_show_the_same_examples_and_have_one_limit(typed):
+    training, measuring = typed("dagrpo")
+    flags, options = flags_of(training), options_of(measuring[1 : measuring.index("--out")])
+    assert flags["examples"] == options.examples == str(words.EXAMPLES)
+    assert flags["max_new_tokens"] == options.max_new_tokens == TINY.max_new_tokens and options.samples == TINY.samples
+    assert [Path(file).stem for file in options.data] == list(HELD_OUT)
 
 
 def test_methods_differ_by_nothing_else(typed):
