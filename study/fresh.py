@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, budget: Budget) -> None:
     requests = [
         Request("run", variant, seed, picked[variant], budget)
         for seed in arguments.seeds or budget.seeds
-        for variant in VARIANTS  # all of a seed before the next seed: an unfinished comparison is still paired
+        for variant in arguments.only or VARIANTS  # a seed's before the next's: an unfinished comparison is paired
     ]
     run_cells(requests, arguments.cells, arguments.workers)
 
@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--cells", type=Path, metavar="FILE", help="where cells are kept")
     parser.add_argument("--workers", type=int, default=2, help="cells at once; they share the cores")
     parser.add_argument("--seeds", nargs="+", type=int, help="some of them only")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", help=f"of run: {', '.join(VARIANTS)}")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: it must be at least 1.")

@@ -56,6 +56,14 @@ def test_fine_tuning_and_grpo_share_the_steps_the_warm_up_and_the_questions(trai
     assert sft.learning_rate == grpo.learning_rate == 4e-4 and sft.seed == grpo.seed == 400
 
 
+def test_the_variants_that_are_named_are_run_with_every_seed_and_no_others(monkeypatch, tmp_path):
+    asked: list[Request] = []
+    monkeypatch.setattr(fresh, "run_cells", lambda requests, cells, workers: asked.extend(requests))
+    fresh.main(["run", "--only", "dagrpo", "sft-grpo-10-10"])
+    assert [(one.variant, one.seed) for one in asked[:3]] == [("dagrpo", 400), ("sft-grpo-10-10", 400), ("dagrpo", 401)]
+    assert len(asked) == 2 * 16
+
+
 def test_another_seed_fine_tunes_on_other_questions(trained):
     (_, first), (_, second) = (trained("sft-grpo-10-10", seed)[0] for seed in (400, 401))
     assert set(first) != set(second)
