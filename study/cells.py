@@ -377,7 +377,7 @@ def in_workers(run: Callable[[Any], dict[str, Any]], missing: list[Any], file: P
     if not missing:
         return
     failed = []
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, torch.get_num_threads() // workers)  # of those that OMP_NUM_THREADS allows
     pool = ProcessPoolExecutor(
         min(workers, len(missing)), multiprocessing.get_context("spawn"), start_worker, (threads,)
     )

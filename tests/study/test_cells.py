@@ -245,3 +245,19 @@ def is_running(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_workers_share_the_threads_that_the_environment_allows(monkeypatch, tmp_path):
+    given = []
+
+    class Pool:
+        def __init__(self, workers, context, initializer, arguments):
+            given.append((workers, *arguments))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells, "ProcessPoolExecutor", Pool)
+    for allowed, workers in ((8, 2), (1, 1), (2, 4)):
+        monkeypatch.setattr(cells.torch, "get_num_threads", lambda allowed=allowed: allowed)
+        with pytest.raises(KeyboardInterrupt):
+            cells.in_workers(lambda wanted: {}, [object()] * 4, tmp_path / "cells.jsonl", workers)
+    assert given == [(2, 4), (1, 1), (4, 1)]
