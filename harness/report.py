@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import sys
 import textwrap
 import time
@@ -34,6 +35,7 @@ from scoring import Rectified
 
 COLUMNS = 80  # of a terminal
 NOTABLE = 0.2  # shares above this get a line of their own
+CROWDED = 1e-3  # seconds of an operation that takes some 0.02 ms where its threads run, and 12 ms where they wait
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files of a run
@@ -264,6 +266,12 @@ def announce(model: PreTrainedModel, config: Config, run: Run, prompt: int, held
     for note in run.notes:
         tell(note)
     run.notes.clear()
+    if model.device.type == "cpu" and is_crowded():
+        tell(
+            "Other programs keep the processors busy, and the threads of this one wait for each other: a step may take "
+            "20 times as long. Stop it, and begin it with OMP_WAIT_POLICY=passive in the environment, or on fewer "
+            "threads (OMP_NUM_THREADS), or without the other programs (docs/speed.md)."
+        )
     if run.start:
         tell(f"Resumed after step {run.start}: {run.out}")
         return
@@ -284,6 +292,16 @@ def announce(model: PreTrainedModel, config: Config, run: Run, prompt: int, held
             f"--learning-rate {config.learning_rate:g}: a step of AdamW moves a weight by about this much, and the "
             f"weights are {size:.2g} on average: what the model knows will be gone after one."
         )
+
+
+def is_crowded() -> bool:
+    """Do the threads of an operation on a CPU wait for each other, as other programs have their processors?"""
+    seconds, numbers = [], torch.ones(2**17)  # so many numbers are shared among the threads
+    for _ in range(31):
+        start = time.perf_counter()
+        numbers.mul_(1.0)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) > CROWDED
 
 
 def mean_size(model: PreTrainedModel) -> float:

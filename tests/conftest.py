@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import string
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import rollout
 from harness.config import EXAMPLE
 
 torch.set_num_threads(1)  # models this small gain nothing from more, and lose much beside other work
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # so do the programs that tests start (docs/speed.md)
 
 
 def random_model(vocab_size: int = 64, seed: int = 0, **changes: object) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -276,6 +277,22 @@ def test_a_rate_above_the_size_of_the_weights_is_warned_of(model, tmp_path, monk
     for factor, warned in ((1.01, True), (0.99, False)):
         _, said = announced(model, tmp_path, monkeypatch, capsys, learning_rate=factor * size)
         assert (f"the weights are {size:.2g} on average" in " ".join(said.split())) == warned
+
+
+@pytest.mark.parametrize(("seconds", "crowded"), [(0.012, True), (2e-5, False)])
+def test_threads_that_wait_for_each_other_are_told_of_with_what_helps(
+    model, tmp_path, monkeypatch, capsys, seconds, crowded
+):
+    ticks = itertools.count(0.0, seconds)
+    monkeypatch.setattr(report.time, "perf_counter", lambda: next(ticks))
+    _, said = announced(model, tmp_path, monkeypatch, capsys)
+    assert ("OMP_WAIT_POLICY=passive" in said) == crowded
+
+
+def test_one_operation_that_was_interrupted_is_no_crowd(monkeypatch):
+    ends = iter([time for n in range(31) for time in (n, n + (0.1 if n < 10 else 2e-5))])
+    monkeypatch.setattr(report.time, "perf_counter", lambda: next(ends))
+    assert not report.is_crowded()
 
 
 def test_figures_that_are_not_finite_become_null(tmp_path):
