@@ -81,8 +81,9 @@ import scoring
 from evaluate import comparison_table
 from harness import report
 from harness.command import one_sentence
-from harness.config import Config, check_effects, check_packages, configure, not_defaults, parse
+from harness.config import Config, check_effects, configure, not_defaults, parse
 from harness.learner import Learner, new_learner
+from harness.limits import check_packages
 from harness.memory import with_room
 from harness.report import progress, say, tell, timed
 from harness.rewards import given_by_functions

@@ -103,6 +103,7 @@ TESTS: dict[str, list[str]] = {
     ],
     "harness/card.py": ["tests/harness/test_card.py"],
     "harness/tracking.py": ["tests/harness/test_tracking.py"],
+    "harness/limits.py": ["tests/harness/test_limits.py", "tests/harness/test_config.py"],
     "harness/config.py": ["tests/harness/test_config.py", "tests/test_independent_step.py"],
     "harness/compare.py": ["tests/harness/test_compare.py"],
     "harness/results.py": ["tests/harness/test_compare.py", "tests/harness/test_page.py"],

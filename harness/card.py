@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.config import METHODS, Config, flag_name, shown
+from harness.command import flag_name, shown
+from harness.config import METHODS, Config
 from policy.lora import is_adapter
 from policy.model import looks_like_path
 from rollout import turns_of, without_turns

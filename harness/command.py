@@ -14,7 +14,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
@@ -148,6 +148,17 @@ OF_EVALUATION = {
 
 class ConfigError(ValueError):
     """A command line that is wrong; the message names flag, value and what is allowed."""
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def shown(value: Any) -> str:
+    """The value as its flag takes it."""
+    if isinstance(value, list):
+        return " ".join(map(shown, value))
+    return "none" if value is None else str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from harness.checkpoint import records_of
+from harness.command import shown
 from harness.compare import Paired, difference_of, pairs
-from harness.config import METHODS, Config, shown
+from harness.config import METHODS, Config
 from harness.report import each_value, with_null
 from harness.results import RIGHT, Key, Result, question_keys, says_what_is_right, settings_of
 from harness.samples import all_groups, masking_of, sorted_by_reward, unmasked_advantages

@@ -33,7 +33,8 @@ from harness.checkpoint import (
     write_checkpoint,
     write_whole,
 )
-from harness.config import Config, ConfigError, flag_name, shown
+from harness.command import flag_name, shown
+from harness.config import Config, ConfigError
 from harness.prompting import changed_contents
 from harness.signals import Interrupted, complain, signals_to
 from questions import DataError

@@ -9,8 +9,8 @@ import torch
 
 import evaluate
 from harness import report
-from harness.command import OF_EVALUATION, OF_TRAINING, ConfigError, one_sentence, printable, unknown
-from harness.config import Config, flag_name, parse
+from harness.command import OF_EVALUATION, OF_TRAINING, ConfigError, flag_name, one_sentence, printable, unknown
+from harness.config import Config, parse
 from policy.model import ModelError
 from questions import DataError
 
