@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 
 import pytest
 
@@ -41,3 +42,29 @@ def test_every_word_of_the_questions_is_a_token(questions):
 
 def test_it_stays_small():
     assert sum(path.stat().st_size for path in EXAMPLE.iterdir() if path.is_file()) < 6_000_000
+
+
+# --- sums, for a language model -----------------------------------------------------------------------------------
+
+SUMS = EXAMPLE.parent / "sums"
+
+
+@pytest.mark.parametrize("name", ["train", "held_out", "examples"])
+def test_sums_are_what_their_script_makes(name):
+    script = runpy.run_path(str(SUMS / "make.py"))
+    assert (SUMS / f"{name}.jsonl").read_text() == script["as_lines"](script["parts"]()[name])
+
+
+def test_no_sum_stands_in_two_files_and_each_is_right():
+    seen = set()
+    for name in ("train", "held_out", "examples"):
+        for question in read_questions([str(SUMS / f"{name}.jsonl")]):
+            first, sign, second = question["problem"].removeprefix("What is ").removesuffix("?").split()
+            value = int(first) + int(second) if sign == "+" else int(first) - int(second)
+            assert (
+                question["answer"] == str(value)
+                and question["solution"] == f"{first} {sign} {second} = \\boxed{{{value}}}"
+            )
+            assert question["problem"] not in seen
+            seen.add(question["problem"])
+    assert len(seen) == 18 * 18 + 18 * 19 // 2
