@@ -359,3 +359,9 @@ def test_the_sketch_has_signs():
     sketched = gradients.sketch(ones, 4_096)
     assert float((sketched**2).sum()) == pytest.approx(8_192, rel=0.1)
     assert set(sketched.flatten().tolist()) == {-2.0, 0.0, 2.0}
+
+
+@pytest.mark.parametrize("width", [7, 16, 64, 100])
+def test_rows_are_sketched_as_columns_are(width):
+    matrix = torch.randn(64, 5)
+    torch.testing.assert_close(gradients.sketch_rows(matrix, width), gradients.sketch(matrix.T, width).T)
