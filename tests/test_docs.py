@@ -22,7 +22,7 @@ PAGES += [ROOT / room / "README.md" for room in ("verify", "study", "recipes")]
 ROOMS = ("policy", "verify", "sources", "scorers", "harness", "study", "benchmarks")  # scale/ needs TRL
 SOURCES = sorted(ROOT.glob("*.py")) + [path for room in ROOMS for path in sorted((ROOT / room).glob("*.py"))]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES]
-NOT_FLAGS = {"--index-url", "--check"}  # of pip and ruff
+NOT_FLAGS = {"--index-url", "--no-deps", "--check"}  # of pip and ruff
 # programs whose commands have flags of their own
 OTHERS = "accelerate launch|trl|trackio|tensorboard|wandb|vllm|lm_eval|lighteval|hf"
 OF_OTHERS = re.compile(rf"`(?:{OTHERS}) [^`]*`|^ {{4}}(?:{OTHERS}) (?:.*\\\n)*.*$", re.MULTILINE)
