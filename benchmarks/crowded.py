@@ -5,7 +5,7 @@
 Steps of the embedded run are timed alone and beside a process that keeps one processor busy, each with the settings of
 OpenMP as they are and with others. OpenMP's threads wait for each other in every operation; where one of them has lost
 its processor, the others spin, and what they spin on is the time of the other program too. Prints medians over
-alternating runs. Runs are stopped after --limit seconds: a step that takes longer is shown as that limit.
+alternating runs. A run is stopped after --limit seconds, which stand for its step where none was finished.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def busy() -> Iterator[None]:
 
 
 def seconds_a_step(setting: dict[str, str], steps: int, limit: float) -> float:
-    """The median over the steps but the first one, which also warms up; the limit where no second one was finished."""
+    """The median over the steps but the first, which warms up; where no other was finished, that one; or the limit."""
     environment = {name: value for name, value in os.environ.items() if name not in OWN} | setting
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
@@ -58,7 +58,7 @@ def seconds_a_step(setting: dict[str, str], steps: int, limit: float) -> float:
             for record in (read_lines(metrics) if metrics.is_file() else [])
             if "step" in record
         ]
-    return statistics.median(found[1:]) if len(found) > 1 else limit
+    return statistics.median(found[1:] or found or [limit])
 
 
 def main() -> None:
