@@ -269,7 +269,7 @@ def announce(model: PreTrainedModel, config: Config, run: Run, prompt: int, held
     if model.device.type == "cpu" and is_crowded():
         tell(
             "Other programs keep the processors busy, and the threads of this one wait for each other: a step may take "
-            "20 times as long. Stop it, and begin it with OMP_WAIT_POLICY=passive in the environment, or on fewer "
+            "many times as long. Stop it, and begin it with OMP_WAIT_POLICY=passive in the environment, or on fewer "
             "threads (OMP_NUM_THREADS), or without the other programs (docs/speed.md)."
         )
     if run.start:
