@@ -22,6 +22,7 @@ from pathlib import Path
 
 from measuring import ROOT, report, spread
 
+from study.cells import curves
 from study.tasks import read_lines
 
 SETTINGS = {
@@ -53,11 +54,8 @@ def seconds_a_step(setting: dict[str, str], steps: int, limit: float) -> float:
         with suppress(subprocess.TimeoutExpired):
             subprocess.run(line, env=environment, timeout=limit, check=True, capture_output=True)
         metrics = out / "metrics.jsonl"
-        found = [
-            sum(value for name, value in record.items() if name.startswith("seconds/"))
-            for record in (read_lines(metrics) if metrics.is_file() else [])
-            if "step" in record
-        ]
+        records = read_lines(metrics) if metrics.is_file() else []
+    found = curves([record for record in records if "step" in record]).get("seconds", [])
     return statistics.median(found[1:] or found or [limit])
 
 

@@ -243,7 +243,7 @@ def measured(variant: str, seed: int, arguments: argparse.Namespace, size: Size)
             "learning_rate": arguments.learning_rate,
             "flags": VARIANTS[variant],
             "steps": len(steps),
-            "training_seconds": sum(sum(v for k, v in step.items() if k.startswith("seconds/")) for step in steps),
+            "training_seconds": sum(curves(steps).get("seconds", [])),
             "peak_memory_gb": max((step["peak_memory_gb"] for step in steps), default=0.0),
             "curves": curves(steps) | witness(steps),
             "validation": [

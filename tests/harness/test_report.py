@@ -289,6 +289,12 @@ def test_threads_that_wait_for_each_other_are_told_of_with_what_helps(
     assert ("OMP_WAIT_POLICY=passive" in said) == crowded
 
 
+def test_a_run_on_a_gpu_does_not_look_for_a_crowd(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(type(model), "device", property(lambda _: torch.device("cuda")))
+    monkeypatch.setattr(report, "is_crowded", lambda: True)
+    assert "OMP_WAIT_POLICY" not in announced(model, tmp_path, monkeypatch, capsys)[1]
+
+
 def test_one_operation_that_was_interrupted_is_no_crowd(monkeypatch):
     ends = iter([time for n in range(31) for time in (n, n + (0.1 if n < 10 else 2e-5))])
     monkeypatch.setattr(report.time, "perf_counter", lambda: next(ends))
