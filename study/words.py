@@ -1,23 +1,29 @@
 """Does a language model learn? SmolLM2-135M-Instruct on word problems, by the commands that a user types.
 
-    python -m study.words questions --source FOLDER    draw the questions, from files in FOLDER/eval and FOLDER/train
+    python -m study.words questions --source FOLDER    draw the questions, from the benchmarks' files in FOLDER
+    python -m study.words grid --model MODEL           pick the learning rates
     python -m study.words run --model MODEL            train and measure what is not finished
     python -m study.words report                       the tables, as Markdown
 
 `run` takes up where it stopped: a training goes on from its last checkpoint, an evaluation from its last answer.
 
-Training questions are those of MAWPS and ASDiv, and GSM8K's, which alone have solutions. Held out are 200 questions
-each of MAWPS, ASDiv, SVAMP and the test part of GSM8K; a training question that shares half of its runs of four words
-with one of them is left out. Every variant takes the same number of steps of 8 questions × 8 completions, with the
-same learning rate, and every prompt shows two solved questions first: without them this model talks past the limit of
-a completion. `sft-grpo` fine-tunes on the solutions first, in a sixth of its steps, and goes on with GRPO and a new
-optimizer. What is measured is the model after the last step. Each training is one line of study/words.jsonl, with how
-many of the completions of each held-out question were right.
+The questions are those of MAWPS, ASDiv and SVAMP that this model can learn: two whole numbers up to 20, to be added or
+subtracted. The sets have answers and no solutions; here a solution follows from the two numbers and the answer, such as
+`7 + 5 = \\boxed{12}`, and is there for every method that uses one. Trained on are word problems of MAWPS and ASDiv, and
+as many bare sums (examples/sums), as the model cannot add at its start. Held out are 60 questions of each set; a
+training question that shares half of its runs of four words with one of them is left out, and nothing of SVAMP is
+trained on. Every variant takes the same number of steps of 8 questions, at the learning rate that a third of the steps
+picked for its method, and every prompt shows two solved questions first: without them this model talks past the limit
+of a completion. `sft` imitates the 8 solutions of a step, all others sample 8 completions of each question; `sft-grpo`
+fine-tunes in a sixth of its steps, and goes on with GRPO and a new optimizer. What is measured is the model after the
+last step. Each training is one line of study/words.jsonl, with how many of the completions of each held-out question
+were right. Seeds, variants and rates of the grid were fixed before the first run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import re
 import shutil
@@ -40,19 +46,32 @@ from study.tasks import ROOT, read_lines, write_sets
 FILE = ROOT / "study" / "words.jsonl"
 FOLDER = ROOT / "runs" / "words"
 EXAMPLES = ROOT / "study" / "words-examples.jsonl"
-HELD_OUT = ("mawps", "asdiv", "svamp", "gsm8k_test")
-WITHOUT_SOLUTIONS = ("mawps", "asdiv")  # what of the sets is not held out is trained on
-WITH_SOLUTIONS = "gsm8k_train"
+PROMPT = ROOT / "examples" / "sums" / "prompt.txt"  # the question alone: the examples show what is asked for
+SUMS = ROOT / "examples" / "sums" / "train.jsonl"
+HELD_OUT = ("mawps", "asdiv", "svamp")
+TRAINED_ON = ("mawps", "asdiv")  # what of these sets is not held out; SVAMP is a source that no training sees
 START = "start"  # the model as it is
 VARIANTS: dict[str, list[str]] = {
     START: [],
-    "grpo": ["--method", "grpo"],
     "dagrpo": ["--method", "dagrpo"],
+    "grpo": ["--method", "grpo"],
+    "sft": ["--method", "sft", "--group-size", "1"],  # the solution of each question, once
     "sft-grpo": ["--method", "grpo"],
+    "dagrpo-no-mask": ["--method", "dagrpo", "--rectify", "none"],
 }
-SEEDS = (500, 501)
+GRID = {"dagrpo": "dagrpo", "dagrpo-no-mask": "dagrpo", "grpo": "grpo", "sft-grpo": "grpo", "sft": "sft"}
+RATES = (3e-5, 1e-4)
+GRID_SEED, SEEDS = 499, (500, 501)
 SHINGLE, ALIKE = 4, 0.5  # words in a run, and the share of runs in both from which two questions are siblings
-LONGEST_SOLUTION = 250  # characters: about 80 tokens, so that an anchor is no longer than a completion may be
+LARGEST = 20  # number of a problem: before training, one sum in eight below it is right, and one in a hundred beyond
+NUMBER_WORDS = [  # without `one`, which is mostly a pronoun
+    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
+    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+]  # fmt: skip
+OTHER_NUMBERS = {  # a problem with one of these words needs more than the two numbers that are read
+    "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "dozen", "dozens",
+    "half", "twice", "double", "triple", "percent", "greatest",
+}  # fmt: skip
 
 Question = dict[str, Any]
 
@@ -61,20 +80,18 @@ Question = dict[str, Any]
 class Size:
     """How much is trained and measured."""
 
-    held_out: int = 200  # of each set
-    validation: int = 48
-    word_problems: int = 1_200
-    with_solutions: int = 400  # a quarter of the training questions: hard for this model, and anchors are for these
+    held_out: int = 60  # of each set
+    validation: int = 40
     steps: int = 60
     questions: int = 8
     group_size: int = 8
-    max_new_tokens: int = 96
+    max_new_tokens: int = 24  # a right completion has 11 tokens
     samples: int = 4
     eval_every: int = 20
 
 
 FULL = Size()
-TINY = Size(4, 4, 12, 4, 3, 2, 4, 8, 2, 2)  # to see that all of it runs
+TINY = Size(4, 4, 3, 2, 4, 8, 2, 2)  # to see that all of it runs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,7 +110,29 @@ def are_siblings(one: frozenset[Any], other: frozenset[Any]) -> bool:
     return len(one & other) >= ALIKE * min(len(one), len(other))
 
 
-def draw(sets: dict[str, list[Question]], size: Size) -> dict[str, list[Question]]:
+def numbers_of(problem: str) -> list[float]:
+    """The numbers of a problem in its order, in digits or as words from two to twenty."""
+    values = dict(zip(NUMBER_WORDS, range(2, 21), strict=True))
+    found = re.findall(r"\d[\d,]*(?:\.\d+)?|[a-z]+", problem.lower())
+    return [float(values.get(each, each.replace(",", ""))) for each in found if each in values or each[0].isdigit()]
+
+
+def solution_of(question: Question) -> str | None:
+    """The one sum or difference of the problem's two numbers that is its answer; None where it is no such problem."""
+    numbers = numbers_of(question["problem"])
+    words = re.findall(r"[a-z]+", question["problem"].lower())
+    if len(numbers) != 2 or any(number not in range(1, LARGEST + 1) for number in numbers):
+        return None
+    a, b = map(int, numbers)
+    ways = {f"{a} + {b}": a + b, f"{a} - {b}": a - b, f"{b} - {a}": b - a}
+    with contextlib.suppress(ValueError):  # of an answer that is no number
+        right = [way for way, value in ways.items() if value == float(question["answer"])]
+        if len(right) == 1 and not OTHER_NUMBERS.intersection(words):
+            return f"{right[0]} = \\boxed{{{ways[right[0]]}}}"
+    return None
+
+
+def draw(sets: dict[str, list[Question]], sums: list[Question], size: Size) -> dict[str, list[Question]]:
     """Held-out questions by set, and `training` and `validation`, in which no sibling of a held-out question is.
 
     Questions are drawn with a fixed seed. A problem that comes twice is there once.
@@ -101,44 +140,24 @@ def draw(sets: dict[str, list[Question]], size: Size) -> dict[str, list[Question
     rng = random.Random(0)
     drawn: dict[str, list[Question]] = {}
     seen: set[frozenset[Any]] = set()
-
-    def new_ones(questions: list[Question]) -> list[Question]:
-        found = []
-        for question in rng.sample(questions, len(questions)):
-            key = shingles(question["problem"])
-            if key not in seen:
-                seen.add(key)
-                found.append(question)
-        return found
-
-    rest = {}
+    rest: list[Question] = []
     for name in HELD_OUT:
-        every = new_ones(sets[name])
-        drawn[name], rest[name] = every[: size.held_out], every[size.held_out :]
+        every = []
+        for question in rng.sample(sets[name], len(sets[name])):
+            key, solution = shingles(question["problem"]), solution_of(question)
+            if solution and key not in seen:
+                seen.add(key)
+                every.append({**question, "answer": solution.split("{")[1][:-1], "solution": solution})
+        drawn[name] = every[: size.held_out]
+        if name in TRAINED_ON:
+            rest += every[size.held_out :]
     held_out = [shingles(question["problem"]) for name in HELD_OUT for question in drawn[name]]
-    by_run: dict[tuple[str, ...], list[int]] = {}
-    for place, runs in enumerate(held_out):
-        for run in runs:
-            by_run.setdefault(run, []).append(place)
-
-    def is_apart(question: Question) -> bool:
-        own = shingles(question["problem"])
-        near = {place for run in own for place in by_run.get(run, [])}
-        return not any(are_siblings(own, held_out[place]) for place in near)
-
-    words = [question for name in WITHOUT_SOLUTIONS for question in rest[name] if is_apart(question)]
-    solved = [
-        question
-        for question in new_ones(sets[WITH_SOLUTIONS])
-        if len(question["solution"]) <= LONGEST_SOLUTION and is_apart(question)
+    apart = [
+        question for question in rest if not any(are_siblings(shingles(question["problem"]), own) for own in held_out)
     ]
-    rng.shuffle(words)
-    share = size.word_problems / (size.word_problems + size.with_solutions)
-    of_words = round(size.validation * share)
-    drawn["validation"] = words[:of_words] + solved[: size.validation - of_words]
-    drawn["training"] = words[of_words:][: size.word_problems]
-    drawn["training"] += solved[size.validation - of_words :][: size.with_solutions]
-    drawn["solved"] = [question for question in drawn["training"] if question["solution"]]
+    rng.shuffle(apart)
+    drawn["validation"], words = apart[: size.validation], apart[size.validation :]
+    drawn["training"] = words + rng.sample(sums, min(len(words), len(sums)))
     return drawn
 
 
@@ -149,13 +168,12 @@ def without_place(question: Question) -> Question:
 
 def questions(arguments: argparse.Namespace, size: Size) -> None:
     """Draw the questions, write them, and say how many there are."""
-    files = {name: Path(arguments.source) / "eval" / f"{name}.jsonl" for name in HELD_OUT}
-    files[WITH_SOLUTIONS] = Path(arguments.source) / "train" / f"{WITH_SOLUTIONS}.jsonl"
+    files = {name: Path(arguments.source) / f"{name}.jsonl" for name in HELD_OUT}
     absent = [str(file) for file in files.values() if not file.is_file()]
     if absent:
         sys.exit(f"study.words: --source {arguments.source}: there is no {', no '.join(absent)}.")
-    sets = {name: read_questions([str(file)]) for name, file in files.items()}
-    drawn = draw({name: [without_place(question) for question in found] for name, found in sets.items()}, size)
+    sets = {name: [without_place(question) for question in read_questions([str(file)])] for name, file in files.items()}
+    drawn = draw(sets, read_lines(SUMS), size)
     folder = arguments.folder / "questions"
     folder.mkdir(parents=True, exist_ok=True)
     write_sets(folder, drawn)
@@ -187,39 +205,92 @@ def train(folder: Path, arguments: list[object], steps: int) -> None:
         command("dagrpo.py", "--out", folder, "--steps", steps, *arguments)
 
 
+def flags_of(variant: str, arguments: argparse.Namespace, size: Size, rate: float, steps: int) -> list[object]:
+    """The training of a variant, but for its seed. It warms up in a sixth of the steps that it takes."""
+    of_questions = arguments.folder / "questions"
+    sampled: list[object] = [] if variant == "sft" else ["--group-size", size.group_size]
+    return [
+        *VARIANTS[variant], *sampled, "--data", of_questions / "training.jsonl",
+        "--eval-data", of_questions / "validation.jsonl", "--questions", size.questions, "--learning-rate", rate,
+        "--warmup", max(1, steps // 6), "--max-new-tokens", size.max_new_tokens, "--examples", EXAMPLES,
+        "--prompt-file", PROMPT, "--save-every", 10, "--eval-every", size.eval_every, "--eval-samples", size.samples,
+        "--no-eval-at-start",
+    ]  # fmt: skip
+
+
+def grid(arguments: argparse.Namespace, size: Size) -> None:
+    """Train each method for a third of the steps at every learning rate, and show what the validation set picks."""
+    check_questions(arguments)
+    for rate in RATES:
+        for variant in of_grid(arguments.variants):
+            if (variant, rate) not in grid_accuracies(arguments.cells):
+                folder, steps = arguments.folder / f"grid-{variant}-{rate:g}", size.steps // 3
+                flags = flags_of(variant, arguments, size, rate, steps)
+                train(folder, ["--model", arguments.model, "--seed", GRID_SEED, *flags], steps)
+                last = read_lines(folder / "evaluations.jsonl")[-1]
+                line = {"kind": "grid", "variant": variant, "learning_rate": rate, "seed": GRID_SEED, "steps": steps}
+                append_kept(arguments.cells, rounded({**line, "commit": commit(), "accuracy": last["accuracy"]}))
+    found = grid_accuracies(arguments.cells)
+    print("Accuracy on the validation set after a third of the steps, in percent\n")
+    rows = [
+        [variant, *(number(100 * found[variant, rate]) if (variant, rate) in found else "–" for rate in RATES)]
+        for variant in of_grid(list(VARIANTS))
+    ]
+    print(table(["variant", *(f"{rate:g}" for rate in RATES)], rows))
+
+
+def of_grid(variants: list[str]) -> list[str]:
+    """The variants whose learning rate is searched: one of each method, as GRID names it."""
+    return list(dict.fromkeys(GRID[variant] for variant in variants if variant != START))
+
+
+def grid_accuracies(file: Path) -> dict[tuple[str, float], float]:
+    """Accuracy on the validation set by variant and learning rate."""
+    lines = [line for line in read_kept(file) if line["kind"] == "grid"]
+    return {(line["variant"], line["learning_rate"]): line["accuracy"] for line in lines}
+
+
+def picked_rate(variant: str, file: Path) -> float:
+    """The learning rate with the highest accuracy, of equal ones the smaller. Ends the program without a grid."""
+    found = grid_accuracies(file)
+    if any((GRID[variant], rate) not in found for rate in RATES):
+        sys.exit(f"study.words: the learning rate of {variant} is not picked yet: run study.words grid first.")
+    return max(sorted(RATES), key=lambda rate: found[GRID[variant], rate])
+
+
 def trained(variant: str, seed: int, arguments: argparse.Namespace, size: Size) -> tuple[str, list[Path]]:
     """The model after the training, and the folders of its runs, the first one first."""
     if variant == START:
         return arguments.model, []
-    of_questions = arguments.folder / "questions"
-    common: list[object] = [
-        "--eval-data", of_questions / "validation.jsonl", "--seed", seed, "--learning-rate", arguments.learning_rate,
-        "--questions", size.questions, "--max-new-tokens", size.max_new_tokens, "--save-every", 5,
-        "--eval-every", size.eval_every, "--examples", EXAMPLES,
-    ]  # fmt: skip
-    run, first, steps = arguments.folder / f"{variant}-{seed}", [], size.steps
-    model = arguments.model
+    model, folders, steps = arguments.model, [], size.steps
     if variant == "sft-grpo":
-        first = [arguments.folder / f"{variant}-{seed}-first"]
         of_first = max(1, size.steps // 6)
         steps -= of_first
-        flags = ["--method", "sft", "--model", model, "--data", of_questions / "solved.jsonl", *common]
-        train(first[0], flags, of_first)
-        model = str(first[0] / "model")
-    flags = ["--model", model, "--data", of_questions / "training.jsonl", "--group-size", size.group_size, *common]
-    train(run, [*VARIANTS[variant], *flags], steps)
-    return str(run / "model"), [*first, run]
+        folders.append(arguments.folder / f"{variant}-{seed}-first")
+        flags = flags_of("sft", arguments, size, picked_rate("sft", arguments.cells), of_first)
+        other_order = seed + 1_000  # so that GRPO does not begin with the questions that were just imitated
+        train(folders[0], ["--model", model, "--seed", other_order, *flags], of_first)
+        model = str(folders[0] / "model")
+    folders.append(arguments.folder / f"{variant}-{seed}")
+    flags = flags_of(variant, arguments, size, picked_rate(variant, arguments.cells), steps)
+    train(folders[-1], ["--model", model, "--seed", seed, *flags], steps)
+    return str(folders[-1] / "model"), folders
+
+
+def check_questions(arguments: argparse.Namespace) -> None:
+    """End the program where no questions were drawn."""
+    if not (arguments.folder / "questions" / "training.jsonl").is_file():
+        sys.exit("study.words: there are no questions yet: run study.words questions first.")
 
 
 def run(arguments: argparse.Namespace, size: Size) -> None:
     """Train and measure every variant with every seed that is not finished, all variants of a seed before the next."""
-    if not (arguments.folder / "questions" / "training.jsonl").is_file():
-        sys.exit("study.words: there are no questions yet: run study.words questions first.")
+    check_questions(arguments)
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            finished = {(line["variant"], line["seed"]) for line in read_kept(arguments.cells)}
+            lines = [line for line in read_kept(arguments.cells) if line["kind"] == "run"]
             key = (variant, SEEDS[0] if variant == START else seed)
-            if key not in finished:
+            if key not in {(line["variant"], line["seed"]) for line in lines}:
                 append_kept(arguments.cells, measured(*key, arguments, size))
 
 
@@ -230,17 +301,18 @@ def measured(variant: str, seed: int, arguments: argparse.Namespace, size: Size)
     files = [arguments.folder / "questions" / f"{name}.jsonl" for name in HELD_OUT]
     command(
         "evaluate.py", "--model", model, "--data", *files, "--samples", size.samples, "--max-new-tokens",
-        size.max_new_tokens, "--examples", EXAMPLES, "--out", result,
+        size.max_new_tokens, "--examples", EXAMPLES, "--prompt-file", PROMPT, "--out", result,
     )  # fmt: skip
     steps = [record for folder in folders for record in read_lines(folder / "metrics.jsonl") if "step" in record]
     results = read_results(result)
     return rounded(
         {
+            "kind": "run",
             "variant": variant,
             "seed": seed,
             "commit": commit(),
             "model": Path(arguments.model).name,
-            "learning_rate": arguments.learning_rate,
+            "learning_rate": 0.0 if variant == START else picked_rate(variant, arguments.cells),
             "flags": VARIANTS[variant],
             "steps": len(steps),
             "training_seconds": sum(curves(steps).get("seconds", [])),
@@ -291,7 +363,7 @@ def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
 
 def report(arguments: argparse.Namespace, size: Size) -> None:
     """Print accuracy by set, and differences paired by question."""
-    print(tables(read_kept(arguments.cells)))
+    print(tables([line for line in read_kept(arguments.cells) if line["kind"] == "run"]))
 
 
 def tables(lines: list[dict[str, Any]]) -> str:
@@ -309,7 +381,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
     head = ["variant", "seeds", *HELD_OUT, "mean", "no answer", "hours"]
     said = [table(head, rows)]
     pairs = [(name, START) for name in by_variant if name != START]
-    pairs += [("dagrpo", "grpo"), ("dagrpo", "sft-grpo")]
+    pairs += [("dagrpo", name) for name in by_variant if name not in (START, "dagrpo")]
     for ours, others in pairs:
         if ours in by_variant and others in by_variant:
             said.append(f"{ours} minus {others}: {difference(by_variant[ours], by_variant[others])}")
@@ -320,19 +392,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="study.words", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("questions", "run", "report"))
-    parser.add_argument("--source", default="data", help="folder of the sets that questions are drawn from")
+    parser.add_argument("command", choices=("questions", "grid", "run", "report"))
+    parser.add_argument("--source", default="data", help="folder of mawps.jsonl, asdiv.jsonl and svamp.jsonl")
     parser.add_argument("--model", help="Hub name, directory or .gguf file of SmolLM2-135M-Instruct")
-    parser.add_argument("--learning-rate", type=float, default=2e-5, help="of every variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of them only")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the trainings")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the runs")
     parser.add_argument("--cells", type=Path, default=FILE, help="where results are kept")
     parser.add_argument("--tiny", action="store_true", help="a few questions and steps, to see that all of it runs")
     options = parser.parse_args(arguments)
-    if options.command == "run" and not options.model:
+    if options.command in ("grid", "run") and not options.model:
         parser.error("--model is missing: name SmolLM2-135M-Instruct, as a Hub name, a directory or a .gguf file.")
-    commands = {"questions": questions, "run": run, "report": report}
+    commands = {"questions": questions, "grid": grid, "run": run, "report": report}
     commands[options.command](options, TINY if options.tiny else FULL)
 
 
