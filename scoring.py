@@ -8,16 +8,24 @@ The letters of shapes are in the docstring of dagrpo.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from policy.compiling import compiled
 from policy.logprobs import check_response_mask, token_logps
-from rollout import Rollouts, micro_batches
-from scorers.gradients import ROW_TOKENS, HeadMetric, Measure, Products, Sequences, gradient_products, token_gradients
+from rollout import Rollouts
+from scorers.gradients import (
+    ROW_TOKENS,
+    HeadMetric,
+    Measure,
+    Products,
+    Sequences,
+    completion_states,
+    gradient_products,
+    token_gradients,
+)
 from scorers.gradients import adam_metric as adam_metric  # names that others call
 from scorers.gradients import gradient_gram as gradient_gram
 from scorers.tokens import by_tokens
@@ -111,6 +119,8 @@ def rectify(
         part, pairs = rollouts.rows(rows), pair_advantages(rewards[scored], scale=how.scale)
         if how.scorer in BY_GRADIENT:
             measure = Measure(how.scorer, how.temperature, metric, how.token_budget)
+            states = completion_states(model, *part.tokens, part.hidden, how.token_budget)
+            part = replace(part, hidden=list(states))  # those of anchors are needed more than once
             products = products_of(model, part, how, measure)
             d[scored] = gradient_distinctiveness(products.gram)  # (2)
             pair_mask[scored] = pairs_by_gradient(products, d[scored], rewards[scored], pairs, how)  # (3), (5), (5')
@@ -176,24 +186,15 @@ def sequences_of(rollouts: Rollouts) -> Sequences:
 def push_weights(model: PreTrainedModel, rollouts: Rollouts, how: Rectification) -> torch.Tensor:
     """w_t of (5): how much a token's push is its gradient. 1 on-policy; ∂f/∂log π for a shaped anchor. -> (N, S)"""
     weights = torch.ones_like(rollouts.logps)
-    anchors = rollouts.anchor_mask.nonzero().squeeze(1)
+    anchors = rollouts.anchor_mask.nonzero().squeeze(1)  # (N,) -> (number of anchors,)
     if how.gamma is None or len(anchors) == 0:
         return weights
-    gamma: float = how.gamma
-
-    def weigh(rows: torch.Tensor, **options: Any) -> None:
-        part = rollouts.rows(rows)
-        logps, _ = token_logps(model, *part.tokens, temperature=how.temperature, **options)
-        slopes = gamma * logps.exp() / (logps.exp() + gamma) ** 2
-        for row, values, mask in zip(rows.tolist(), slopes, part.prediction_mask, strict=True):
-            weights[row, rollouts.prediction_mask[row]] = values[mask]
-
-    known = [state for i in anchors.tolist() if (state := rollouts.hidden[i]) is not None]
-    if len(known) == len(anchors):
-        weigh(anchors, states=torch.cat(known))
-    else:
-        for micro in micro_batches(model, rollouts, anchors, how.token_budget):
-            weigh(micro.rows, packing=micro.packing)
+    part = rollouts.rows(anchors)
+    states = torch.cat(completion_states(model, *part.tokens, part.hidden, how.token_budget))
+    logps, _ = token_logps(model, *part.tokens, temperature=how.temperature, states=states)
+    slopes = how.gamma * logps.exp() / (logps.exp() + how.gamma) ** 2
+    for row, values, mask in zip(anchors.tolist(), slopes, part.prediction_mask, strict=True):
+        weights[row, rollouts.prediction_mask[row]] = values[mask]
     return weights
 
 

@@ -136,30 +136,39 @@ def gradient_products(
     grams, crosses, drifts, narrow, narrow_pushes = [], [], [], [], {}
     momentum = None
     for first, (tokens, plain) in enumerate(token_gradients(model, sequences, measure)):
-        gradients = torch.stack([sketched.T @ h for sketched, h in tokens])  # G times (width, H) -> (G, width, H)
+        gradients = gradients_of(tokens)
         flat = gradients.flatten(1)
         crosses.append(flat @ flat.T)
         grams.append(crosses[-1].clone())
         if plain is not tokens:
-            unscaled = torch.stack([(sketched.T @ h).flatten() for sketched, h in plain])
+            unscaled = gradients_of(plain).flatten(1)
             grams[-1] = unscaled @ unscaled.T
         if measure.metric is not None and measure.metric.momentum is not None:
             if momentum is None:
                 momentum = sketched_momentum(measure.metric, gradients.shape[1])
             drifts.append(-flat @ momentum.flatten())  # of the loss, which the step lowers
-        narrow.append(narrowed(gradients, len(response_mask)))
-        for j, (sketched, h) in enumerate(tokens):
+        narrow_tokens = narrowed(tokens, len(response_mask))
+        narrow.append(flat if narrow_tokens is tokens else gradients_of(narrow_tokens).flatten(1))
+        for j in range(size):
             row = first * size + j
             if pushed[row]:
-                push = sketched.T @ (h * weights[row][:, None])  # (width, H)
-                crosses[-1][:, j] = flat @ push.flatten()
-                narrow_pushes[row] = narrowed(push[None], len(response_mask))[0]
+                push, narrow_push = (
+                    gradients_of([(of_tokens[j][0], of_tokens[j][1] * weights[row][:, None])]).flatten()
+                    for of_tokens in (tokens, narrow_tokens)
+                )
+                crosses[-1][:, j] = flat @ push
+                narrow_pushes[row] = narrow_push
     every = torch.cat(narrow)  # (N, elements)
     batch = every @ every.T
     for row, push in narrow_pushes.items():
         batch[:, row] = every @ push
     drift = torch.cat(drifts) if drifts else None
     return Products(torch.stack(grams), torch.stack(crosses), batch, drift)
+
+
+def gradients_of(tokens: Factors) -> torch.Tensor:
+    """G_i = Σ_t δ_t h_tᵀ of each completion. -> (G, width, H)"""
+    return torch.stack([sketched.T @ h for sketched, h in tokens])
 
 
 def sketched_momentum(metric: HeadMetric, width: int) -> torch.Tensor:
@@ -242,13 +251,17 @@ def token_sketches(
     return (torch.cat(scaled) if scaled else as_it_is), as_it_is
 
 
-def narrowed(gradients: torch.Tensor, count: int) -> torch.Tensor:
-    """Sketches of gradients on both sides, at most BATCH_ELEMENTS/count floats each. (G, width, H) -> (G, elements)"""
-    elements = BATCH_ELEMENTS // count
-    columns = min(gradients.shape[2], math.isqrt(elements))
-    folded = sketch(gradients.flatten(0, 1), columns).view(*gradients.shape[:2], -1)
-    rows = min(gradients.shape[1], elements // columns)
-    return sketch(folded.transpose(1, 2).flatten(0, 1), rows).reshape(len(gradients), -1)
+def narrowed(tokens: Factors, count: int) -> Factors:
+    """Both factors sketched, so that a gradient has at most BATCH_ELEMENTS/count floats; the same list where it has.
+
+    A sketch is linear: it is that of the gradient, of which it takes many entries fewer to make.
+    """
+    (rows, columns), elements = (tokens[0][0].shape[1], tokens[0][1].shape[1]), BATCH_ELEMENTS // count
+    if rows * columns <= elements:
+        return tokens
+    columns = min(columns, math.isqrt(elements))
+    rows = min(rows, elements // columns)
+    return [(sketch(sketched, rows), sketch(h, columns)) for sketched, h in tokens]
 
 
 def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:

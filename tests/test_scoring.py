@@ -602,6 +602,20 @@ def test_kept_hidden_states_spare_the_model(model, tokenizer, monkeypatch, rule,
     assert torch.equal(found.pair_mask, expected.pair_mask)
 
 
+@pytest.mark.parametrize("rule", ["threshold", "batch", "token"])
+def test_a_completion_whose_states_were_not_kept_goes_through_the_model_once(model, tokenizer, monkeypatch, rule):
+    """An anchor has states for its gradient, its push and its tokens: all of them are the same."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=(1, 4))
+    rollouts.hidden = gradients.completion_states(model, *rollouts.tokens, [None] * 12)
+    rollouts.hidden[1] = rollouts.hidden[4] = None
+    rows, plain = [], gradients.hidden_states
+    for module in (gradients, logprobs):
+        watched = lambda model, input_ids, *rest: rows.append(len(input_ids)) or plain(model, input_ids, *rest)  # noqa: E731
+        monkeypatch.setattr(module, "hidden_states", watched)
+    scoring.rectify(model, rollouts, rewards, how_of(rule=rule, gamma=0.05))
+    assert sum(rows) == 2
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_the_weights_of_an_anchors_pushes_by_hand(model, tokenizer, temperature):
     """w_t = γπ/(π+γ)² with π at the temperature of training; 1 for sampled completions, and without a γ."""

@@ -162,15 +162,15 @@ def test_anchors_go_through_the_model_within_the_budget(model, tokenizer, monkey
     rollouts = rollout.sample(model, tokenizer, ["1+1?\n", "2?\n"], 4, max_new_tokens=20, seed=0)
     rollouts.anchor_mask[[0, 2, 3, 5, 7]] = True
     how = replace(Config(model="m", data=["d"]).rectification, gamma=0.1)
-    whole, sizes, plain = scoring.push_weights(model, rollouts, how), [], scoring.token_logps
+    whole, sizes, plain = scoring.push_weights(model, rollouts, how), [], gradients.hidden_states
 
-    def watched(model, input_ids, *rest, **options):
+    def watched(model, input_ids, *rest):
         sizes.append(input_ids.numel())
-        return plain(model, input_ids, *rest, **options)
+        return plain(model, input_ids, *rest)
 
-    monkeypatch.setattr(scoring, "token_logps", watched)
+    monkeypatch.setattr(gradients, "hidden_states", watched)
     torch.testing.assert_close(scoring.push_weights(model, rollouts, replace(how, token_budget=60)), whole)
-    assert len(sizes) > 1 and max(sizes) <= 75 and bool((whole[0][rollouts.prediction_mask[0]] != 1).all())
+    assert len(sizes) > 1 and max(sizes) <= 60 and bool((whole[0][rollouts.prediction_mask[0]] != 1).all())
 
 
 # --- the end of a run, and what is kept --------------------------------------------------------------------------

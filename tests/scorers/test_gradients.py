@@ -330,13 +330,28 @@ def test_narrow_gradients_keep_products_within_the_error_of_both_sketches(model,
     errors = []
     for side in (8, 16, 32):
         monkeypatch.setattr(gradients, "BATCH_ELEMENTS", 64 * side * side)
-        shape = gradients.narrowed(torch.randn(2, 64, 32), 64).shape
-        assert shape == (2, side * side)
+        ((rows, columns),) = gradients.narrowed([(torch.randn(5, 64), torch.randn(5, 32))], 64)
+        assert rows.shape == columns.shape == (5, side)
         products = gradients.gradient_products(model, sequences_of(batch), gradients.Measure()).batch
         norms = products.diagonal().sqrt()
         cosines = products / (norms[:, None] * norms[None, :])
         errors.append(float(((cosines - exact) ** 2).mean().sqrt()))
     assert errors[0] < 0.3 and errors[1] < 0.15 and errors[2] < 0.1 and errors[2] < errors[0] / 2
+
+
+def test_narrowing_the_factors_is_narrowing_the_gradient(monkeypatch):
+    """64 × 32 floats to 20 × 20: what comes of the gradient itself, its rows and its columns sketched."""
+    tokens = [(torch.randn(5, 64), torch.randn(5, 32)), (torch.randn(3, 64), torch.randn(3, 32))]
+    monkeypatch.setattr(gradients, "BATCH_ELEMENTS", 2 * 400)
+    narrow = gradients.gradients_of(gradients.narrowed(tokens, 2))
+    for found, whole in zip(narrow, gradients.gradients_of(tokens), strict=True):
+        torch.testing.assert_close(found, gradients.sketch(gradients.sketch(whole, 20).T, 20).T)
+
+
+def test_a_batch_that_has_the_room_is_not_narrowed(monkeypatch):
+    tokens = [(torch.randn(5, 64), torch.randn(5, 32))]
+    monkeypatch.setattr(gradients, "BATCH_ELEMENTS", 2 * 64 * 32)
+    assert gradients.narrowed(tokens, 2) is tokens and gradients.narrowed(tokens, 3) is not tokens
 
 
 def test_pushes_are_looked_for_in_the_completions_alone(model, monkeypatch):
