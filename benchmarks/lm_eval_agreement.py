@@ -5,7 +5,8 @@ r"""Do evaluate.py and lm-eval come to the same verdicts, on the same model, pro
 The data have `problem` and a number as `answer` in each line, as GSM8K's. The model is loaded as training loads it and
 exported as a checkpoint is, so that this also shows that an exported folder loads there. lm-eval gets the questions
 through a task file that is written here, with the prompt of this project and the two ways in which its own GSM8K task
-finds an answer; it needs no network. lm-eval: pip install lm-eval, or --lm-eval PYTHON for that of another environment.
+finds an answer; it needs no network. With --prompt-file or --examples, as a run was trained with them, lm-eval gets the
+prompts as they are written here. lm-eval: pip install lm-eval, or --lm-eval PYTHON for that of another environment.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import rollout  # noqa: E402
-from rollout import INSTRUCTION  # noqa: E402
+from harness.prompting import contents_of  # noqa: E402
+from rollout import INSTRUCTION, PromptStyle  # noqa: E402
 from verify import extract_answer  # noqa: E402
 
 TASK = "gsm8k_here"
@@ -64,18 +66,31 @@ class Graded:
     found: str | None  # the answer in it
 
 
-def task_file(data: Path, limit: int, has_template: bool) -> str:
-    """The YAML of lm-eval's task: what is JSON in it is YAML too. The prompt is that of rollout.render_prompt."""
-    text = json.dumps("{{problem}}" + (f"\n\n{INSTRUCTION}" if has_template else "\n"))
-    return TASK_FILE.format(task=TASK, data=json.dumps(str(data)), text=text, limit=limit)
+@dataclass(frozen=True)
+class Asked:
+    """What both sides get: the same folder of a model, the same questions, the same limit."""
+
+    folder: Path  # with model/ and questions.jsonl
+    limit: int  # tokens of a completion
+    turn: str  # what lm-eval asks: a template over the fields of questions.jsonl
+    by_turns: bool  # lm-eval puts the chat template around it
+    flags: list[str]  # of evaluate.py: how prompts look
 
 
-def by_evaluate(model: Path, data: Path, limit: int, folder: Path) -> list[Graded]:
+def task_file(asked: Asked) -> str:
+    """The YAML of lm-eval's task: what is JSON in it is YAML too."""
+    data = json.dumps(str(asked.folder / "questions.jsonl"))
+    return TASK_FILE.format(task=TASK, data=data, text=json.dumps(asked.turn), limit=asked.limit)
+
+
+def by_evaluate(asked: Asked) -> list[Graded]:
     """The verdicts of evaluate.py, in the order of the file."""
+    folder = asked.folder
     result = folder / "here.json"
     run([
-        sys.executable, str(ROOT / "evaluate.py"), "--model", str(model), "--data", str(data), "--temperature", "0",
-        "--max-new-tokens", str(limit), "--out", str(result),
+        sys.executable, str(ROOT / "evaluate.py"), "--model", str(folder / "model"), "--data",
+        str(folder / "questions.jsonl"), "--temperature", "0", "--max-new-tokens", str(asked.limit), *asked.flags,
+        "--out", str(result),
     ])  # fmt: skip
     (named,) = json.loads(result.read_text(encoding="utf-8")).values()
     texts = [row["texts"][0] for row in named["rows"]]
@@ -85,16 +100,15 @@ def by_evaluate(model: Path, data: Path, limit: int, folder: Path) -> list[Grade
     ]
 
 
-def by_lm_eval(
-    python: str, model: Path, data: Path, limit: int, folder: Path, has_template: bool
-) -> tuple[dict[str, list[Graded]], list[str]]:
+def by_lm_eval(python: str, asked: Asked) -> tuple[dict[str, list[Graded]], list[str]]:
     """The verdicts of lm-eval by the name of its filter, and its prompts, in the order of the file."""
+    folder = asked.folder
     (folder / "tasks").mkdir()
-    (folder / "tasks" / f"{TASK}.yaml").write_text(task_file(data, limit, has_template), encoding="utf-8")
+    (folder / "tasks" / f"{TASK}.yaml").write_text(task_file(asked), encoding="utf-8")
     run([
-        python, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={model},dtype=float32",
+        python, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={folder / 'model'},dtype=float32",
         "--tasks", TASK, "--include_path", str(folder / "tasks"), "--batch_size", "10", "--device", "cpu",
-        "--log_samples", "--output_path", str(folder / "there"), *(["--apply_chat_template"] if has_template else []),
+        "--log_samples", "--output_path", str(folder / "there"), *(["--apply_chat_template"] if asked.by_turns else []),
     ])  # fmt: skip
     (log,) = (folder / "there").rglob(f"samples_{TASK}_*.jsonl")
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -129,7 +143,13 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50, help="only the first questions")
     parser.add_argument("--max-new-tokens", type=int, default=200)
     parser.add_argument("--lm-eval", default=sys.executable, help="the Python that has lm-eval")
+    parser.add_argument("--prompt-file", default="", help="as of dagrpo.py")
+    parser.add_argument("--examples", default="", help="as of dagrpo.py")
     options = parser.parse_args()
+    contents = contents_of(options.prompt_file, options.examples)
+    style = PromptStyle(template=contents.template, examples=contents.examples)
+    flags = ["--prompt-file", options.prompt_file] if options.prompt_file else []
+    flags += ["--examples", options.examples] if options.examples else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, tokenizer = rollout.load(options.model, "cpu")
@@ -137,17 +157,21 @@ def main() -> None:
         tokenizer.save_pretrained(folder / "model")
         lines = Path(options.data).read_text(encoding="utf-8").splitlines()[: options.limit]
         questions = [json.loads(line) for line in lines]
-        data = folder / "questions.jsonl"
-        kept = [{key: question[key] for key in ("problem", "answer")} for question in questions]
-        data.write_text("".join(json.dumps(each) + "\n" for each in kept), encoding="utf-8")
-        here = by_evaluate(folder / "model", data, options.max_new_tokens, folder)
+        rendered = [rollout.render_prompt(tokenizer, question["problem"], style=style) for question in questions]
+        kept = [
+            {"problem": question["problem"], "answer": question["answer"], "prompt": prompt}
+            for question, prompt in zip(questions, rendered, strict=True)
+        ]
+        (folder / "questions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in kept), encoding="utf-8")
         has_template = tokenizer.chat_template is not None
-        there, prompts = by_lm_eval(
-            options.lm_eval, folder / "model", data, options.max_new_tokens, folder, has_template
+        usual = "{{problem}}" + (f"\n\n{INSTRUCTION}" if has_template else "\n")
+        asked = Asked(
+            folder, options.max_new_tokens, "{{prompt}}" if flags else usual, has_template and not flags, flags
         )
-    asked = [rollout.render_prompt(tokenizer, question["problem"]) for question in questions]
+        here = by_evaluate(asked)
+        there, prompts = by_lm_eval(options.lm_eval, asked)
     print(f"{len(questions)} questions, greedy, at most {options.max_new_tokens} tokens")
-    print(f"prompts that are the same       {sum(a == b for a, b in zip(asked, prompts, strict=True))}")
+    print(f"prompts that are the same       {sum(a == b for a, b in zip(rendered, prompts, strict=True))}")
     same = sum(a.text.strip() == b.text.strip() for a, b in zip(here, there["flexible-extract"], strict=True))
     print(f"completions that are the same   {same}")
     print(f"\n{'':34} {'right':>6} {'same verdict as evaluate.py':>29}")
