@@ -832,6 +832,11 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("key=lambda i: (questions[i], completions[i])", "key=lambda i: completions[i]", "runs seldom share a prompt"),
     ],
     "policy/decoding.py": [
+        ("shared_prefix(prompt_ids) if takes_any_mask(model) else 0", "shared_prefix(prompt_ids)",
+         "a sliding window counts the padding behind a shared prefix"),
+        ("zip(*(ids[:-1] for ids in prompt_ids)", "zip(*prompt_ids", "a prompt is left without a token of its own"),
+        ("    prompt_mask[:, :shared] = True\n", "", "what prompts share is not looked at"),
+        ("width - len(ids) + shared :] = True", "width - len(ids) :] = True", "padding behind a shared prefix is read"),
         ("mixed = keys + (positions + 1) * -7046029254386353131",
          "mixed = keys + (positions * 0 + 1) * -7046029254386353131", "the same noise at every place"),
         ("    if temperature not in (0, 1):\n        logits = logits / temperature\n", "", "temperature is ignored"),

@@ -11,6 +11,7 @@ R rows to a prompt.
 from __future__ import annotations
 
 import functools
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from policy.model import (
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
 STOP_CHECK = 8  # tokens between two looks at which completions have ended: each look makes a GPU wait for the CPU
 SHARED_PROMPT = 64  # tokens from which on rows read one copy of their prompt's cache on a CPU: below, copies are faster
+SHARED_PREFIX = 32  # tokens that all prompts begin with, from which on they are computed once: a pass of their own
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
 NOT_FINITE = "the model gives NaN: its weights are damaged, or a learning rate too high has made them so."
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
@@ -503,17 +505,33 @@ class Decoded:
 
 
 def of_prompts(model: PreTrainedModel, prompt_ids: list[list[int]]) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-    """P prompts, padded on the left, through the model: cache, mask (P, W), and the states behind them (P, H)."""
+    """P prompts through the model: cache, mask (P, W), and the states behind them (P, H).
+
+    What all of them begin with, such as examples, is computed once; then each is padded on the left of what is its own.
+    """
+    shared = shared_prefix(prompt_ids) if takes_any_mask(model) else 0  # a sliding window would count the padding
+    shared = shared if shared >= SHARED_PREFIX else 0
     width = max(map(len, prompt_ids))
-    input_ids = torch.zeros(len(prompt_ids), width, dtype=torch.long)
+    input_ids = torch.zeros(len(prompt_ids), width - shared, dtype=torch.long)
     prompt_mask = torch.zeros(len(prompt_ids), width, dtype=torch.bool)
+    prompt_mask[:, :shared] = True
     for i, ids in enumerate(prompt_ids):
-        input_ids[i, width - len(ids) :] = torch.tensor(ids)
-        prompt_mask[i, width - len(ids) :] = True
+        input_ids[i, width - len(ids) :] = torch.tensor(ids[shared:])
+        prompt_mask[i, width - len(ids) + shared :] = True
     input_ids, prompt_mask = input_ids.to(model.device), prompt_mask.to(model.device)
     cache = new_cache(model)
     with autocast(model):  # closed before the steps: it keeps a bf16 copy of every weight until its end
+        if shared:
+            prefix = torch.tensor([prompt_ids[0][:shared]], device=model.device)
+            hidden_states(model, prefix, prompt_mask[:1, :shared], cache)
+            cache.batch_repeat_interleave(len(prompt_ids))  # (1, ...) -> (P, ...)
         return cache, prompt_mask, hidden_states(model, input_ids, prompt_mask, cache)[:, -1]
+
+
+def shared_prefix(prompt_ids: list[list[int]]) -> int:
+    """How many tokens all prompts begin with, but for the last of each; 0 of a single one, which shares with none."""
+    columns = zip(*(ids[:-1] for ids in prompt_ids), strict=False) if len(prompt_ids) > 1 else ()
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 @torch.no_grad()
