@@ -101,17 +101,19 @@ def questions_for(data: str, embedded: str, count: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:: max(1, len(lines) // count)][:count]]
 
 
-def prompts_for(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def prompts_for(
+    arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, style: rollout.PromptStyle = rollout.PLAIN
+) -> list[str]:
     """One prompt for each of --questions; a random model gets several problems in one, of --prompt tokens or more."""
     problems = [q["problem"] for q in questions_for(arguments.data, "held_out.jsonl", arguments.questions)]
     least = arguments.prompt if arguments.model.startswith("random:") else 1
     prompts = []
     for first in range(len(problems)):
         text, further = problems[first], first
-        while len(rollout.encode_prompt(tokenizer, rollout.render_prompt(tokenizer, text))) < least:
+        while len(rollout.encode_prompt(tokenizer, rollout.render_prompt(tokenizer, text, style=style))) < least:
             further += 1
             text += "\n" + problems[further % len(problems)]
-        prompts.append(rollout.render_prompt(tokenizer, text))
+        prompts.append(rollout.render_prompt(tokenizer, text, style=style))
     return prompts
 
 

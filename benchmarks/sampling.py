@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from measuring import EndingHead, load, name_of, prompts_for, report, seconds_of, spread
@@ -17,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.cache_utils import DynamicCache
 
 import rollout
+from harness.prompting import contents_of
 from policy import decoding
 from policy.model import autocast, hidden_states
 
@@ -26,7 +29,9 @@ Side = Callable[[], int]  # samples once, and gives the number of tokens
 def rollout_speed(arguments: argparse.Namespace) -> None:
     """Tokens a second of `rollout.sample` and of another sampler: same model, prompts, distribution and dtype."""
     model, tokenizer = load(arguments.model, arguments.weights)
-    prompts = prompts_for(arguments, tokenizer)
+    contents = contents_of(arguments.prompt_file, arguments.examples)
+    style = rollout.PromptStyle(template=contents.template, examples=contents.examples)
+    prompts = prompts_for(arguments, tokenizer, style)
     against = SIDES[arguments.against](model, tokenizer, prompts, arguments)  # before the head is another
     if arguments.mean:
         model.set_output_embeddings(EndingHead(model.get_output_embeddings(), tokenizer.eos_token_id, arguments.mean))
@@ -95,6 +100,19 @@ def side_of_sample(
         return int(rollouts.lengths.sum())
 
     return run
+
+
+def side_of_whole_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], arguments: argparse.Namespace
+) -> Side:
+    """The same, but what all prompts begin with is computed for each of them."""
+    run = side_of_sample(model, tokenizer, prompts, arguments)
+
+    def whole() -> int:
+        with mock.patch.object(decoding, "SHARED_PREFIX", sys.maxsize):
+            return run()
+
+    return whole
 
 
 def side_of_generate(
@@ -170,6 +188,7 @@ SIDES: dict[str, Callable[..., Side]] = {
     "generate": side_of_generate,
     "generate_batch": side_of_generate_batch,
     "vllm": side_of_vllm,
+    "whole-prompts": side_of_whole_prompts,
 }
 
 

@@ -12,8 +12,9 @@ r"""How fast and how large: sampling, update, scoring and the whole step, side b
 
 --model takes what dagrpo.py takes, and `random:1.5b`: random weights in the shape of Qwen2.5-1.5B, for which nothing is
 downloaded. Without it the embedded model runs. `rollout --against` compares with continuous batching (generate_batch),
-or with vLLM where it is installed. Each command prints a table of medians over alternating runs; --json FILE adds the
-figures to FILE as one line, with machine and versions. On a GPU, gpu.py runs them all.
+with vLLM where it is installed, or with this sampler where each prompt is computed by itself (whole-prompts). Each
+command prints a table of medians over alternating runs; --json FILE adds the figures to FILE as one line, with machine
+and versions. On a GPU, gpu.py runs them all.
 """
 
 from __future__ import annotations
@@ -466,6 +467,8 @@ def new_parser() -> argparse.ArgumentParser:
         flags.set_defaults(command=command)
         flags.add_argument("--model", default="")
         flags.add_argument("--data", default="")
+        flags.add_argument("--examples", default="", help="of rollout: as of dagrpo.py")
+        flags.add_argument("--prompt-file", default="", help="of rollout: as of dagrpo.py")
         flags.add_argument("--runs", type=int, default=5)
         flags.add_argument("--json", default="")
         flags.add_argument("--questions", type=int, default=8)
