@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import random
 import re
 import shutil
@@ -317,7 +318,7 @@ def measured(variant: str, seed: int, arguments: argparse.Namespace, size: Size)
             "steps": len(steps),
             "training_seconds": sum(curves(steps).get("seconds", [])),
             "peak_memory_gb": max((step["peak_memory_gb"] for step in steps), default=0.0),
-            "curves": curves(steps) | witness(steps),
+            "curves": curves(steps) | by_step(steps),
             "validation": [
                 [record["step"], record["accuracy"]]
                 for record in (read_lines(folders[-1] / "evaluations.jsonl") if folders else [])
@@ -333,12 +334,11 @@ def measured(variant: str, seed: int, arguments: argparse.Namespace, size: Size)
     )
 
 
-def witness(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """By step, what share of better completions their own group's update lowers, before masking and after."""
-    names = ("displaced", "displaced_left", "displaced_by_batch")
-    return {
-        name: [step[name] for step in steps if name in step] for name in names if any(name in step for step in steps)
-    }
+def by_step(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Reward, and what share of better completions the update lowers, before masking and after; NaN where a step has
+    none, as those of fine-tuning."""
+    names = ("reward", "displaced", "displaced_left", "displaced_by_batch", "displaced_by_batch_left")
+    return {name: [step.get(name, math.nan) for step in steps] for name in names if any(name in step for step in steps)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -181,7 +181,9 @@ def typed(monkeypatch, tmp_path):
         (place / "state.json").write_text(json.dumps({"step": ended, "taken": 0}))
         checkpoint.write_manifest(place)
         step = {"seconds/sampling": 30.0, "peak_memory_gb": 3.0, "grad_norm": 1.0, "trained_sequences": 1.0}
-        steps = [{"memory_estimate_gb": 1}, *[{"step": n + 1, **step, "displaced": 0.25} for n in range(ended)]]
+        if flags.get("method") != "sft":
+            step |= {"displaced": 0.25, "reward": 0.5}
+        steps = [{"memory_estimate_gb": 1}, *[{"step": n + 1, **step} for n in range(ended)]]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in steps))
         (folder / "evaluations.jsonl").write_text(json.dumps({"step": 0, "accuracy": 0.125}) + "\n")
         if ended == 2 and folder.name in stops:
@@ -248,7 +250,8 @@ def test_fine_tuning_and_grpo_share_the_steps(typed, tmp_path):
     assert measuring[measuring.index("--model") + 1] == str(tmp_path / "sft-grpo-500" / "model")
     assert flags_of(first)["seed"] != flags_of(second)["seed"], "the questions would come in the same order"
     (kept,) = runs_of(tmp_path / "w.jsonl")
-    assert kept["steps"] == 3 and kept["training_seconds"] == 90 and kept["curves"]["displaced"] == [0.25] * 3
+    assert kept["steps"] == 3 and kept["training_seconds"] == 90
+    assert kept["curves"]["displaced"] == [None, 0.25, 0.25] and kept["curves"]["reward"] == [None, 0.5, 0.5]
 
 
 def test_a_training_that_ended_before_its_first_checkpoint_begins_anew(typed, tmp_path):
