@@ -1,9 +1,11 @@
-"""What the cells of the study say, as figures: learning curves, variants by benchmarks, methods by task."""
+"""What the cells of the study say, as figures: learning curves, variants by benchmarks, methods by task, and the
+language model of study.words as it learns."""
 
 from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ SHOWN = {
     "dapo-4-updates": "DAPO", "luffy-2-updates": "LUFFY", "dagrpo": "DaGRPO",
 }  # fmt: skip
 
+SHOWN_WORDS = {**SHOWN, "sft-grpo": "SFT, then GRPO"}
+
 
 def band(cells: dict[int, Cell], curve: str) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
     """(steps, mean, low, high) of a validation curve, with 95 % bootstrap intervals over seeds. (S,) each
@@ -44,8 +48,8 @@ def band(cells: dict[int, Cell], curve: str) -> tuple[list[int], np.ndarray, np.
     return curves[0]["steps"], figures[:, 0], figures[:, 1], figures[:, 2]
 
 
-def draw(cells: Cells, folder: Path) -> list[Path]:
-    """Write the figures as PNG and SVG; returns their paths. Needs matplotlib."""
+def draw(of: Any, folder: Path, figures: Mapping[str, Callable[[Any, Any], None]]) -> list[Path]:
+    """Write figures as PNG and SVG; returns their paths. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -54,8 +58,8 @@ def draw(cells: Cells, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, figure in FIGURES.items():
-        figure(cells, pyplot)
+    for name, figure in figures.items():
+        figure(of, pyplot)
         for suffix in (".png", ".svg"):
             paths.append(folder / (name + suffix))
             metadata = {"Date": None} if suffix == ".svg" else None
@@ -145,4 +149,46 @@ def task_figure(cells: Cells, pyplot: Any) -> None:
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=7)
 
 
+LINES = {"dagrpo": "-", "grpo": "--", "sft-grpo": "-.", "sft": ":"}
+TOGETHER = 5  # steps of which a mean is shown: each has other questions
+
+
+def words_figure(lines: list[dict[str, Any]], pyplot: Any) -> None:
+    """Of a language model: reward by step, accuracy on the way, and displacement under DaGRPO. Means over seeds."""
+    _, (rewards, accuracies_of, shares) = pyplot.subplots(1, 3, figsize=(8, 2.6), layout="constrained")
+    for variant, style in LINES.items():
+        runs = [line for line in lines if line["variant"] == variant]
+        if not runs:
+            continue
+        shown = {"color": "black", "linewidth": 1.2, "label": SHOWN_WORDS[variant]}
+        if "reward" in runs[0]["curves"]:
+            rewards.plot(*smoothed(runs, "reward"), style, **shown)
+        points = np.array([run["validation"] for run in runs], dtype=float)  # (seeds, evaluations, 2)
+        accuracies_of.plot(points[0, :, 0], 100 * points[:, :, 1].mean(0), style, marker="o", markersize=3, **shown)
+    ours = [line for line in lines if line["variant"] == "dagrpo"]
+    for name, label, style in (
+        ("displaced_by_batch", "by the batch", "-"), ("displaced", "by their group", "--"),
+        ("displaced_left", "the same after masking", ":"),
+    ):  # fmt: skip
+        if ours and name in ours[0]["curves"]:
+            shares.plot(*smoothed(ours, name), style, color="black", linewidth=1.2, label=label)
+    rewards.set(xlabel="step", ylabel=f"reward, % (mean of {TOGETHER} steps)", ylim=(0, 100))
+    accuracies_of.set(xlabel="step", ylabel="validation accuracy, %", ylim=(0, 100))
+    shares.set(xlabel="step", ylabel="right answers that DaGRPO displaces, %", ylim=(0, 100))
+    for axis in (rewards, accuracies_of, shares):
+        axis.legend(frameon=False, fontsize=6)
+
+
+def smoothed(runs: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, percent): means over TOGETHER steps and over the runs, of the steps that have the figure."""
+    curves = np.array([run["curves"][name] for run in runs], dtype=float)  # (seeds, S)
+    steps = np.arange(1, curves.shape[1] + 1)
+    there = ~np.isnan(curves).all(0)
+    first = int(there.argmax())
+    windows = [slice(max(first, end - TOGETHER), end) for end in range(first + 1, len(steps) + 1)]
+    means = [np.nanmean(curves[:, window]) if there[window].any() else np.nan for window in windows]
+    return steps[first:], 100 * np.array(means)
+
+
+WORDS_FIGURES = {"words": words_figure}
 FIGURES = {"study-learning": learning_figure, "study-benchmarks": benchmark_figure, "study-tasks": task_figure}

@@ -41,7 +41,7 @@ from study.cells import (
     run_cells,
     warn_of_others,
 )
-from study.figures import draw
+from study.figures import FIGURES, draw
 from study.tables import TASKS, markdown, replication, settings_table
 from study.tasks import ROOT
 from study.variants import (
@@ -121,7 +121,8 @@ def report(arguments: argparse.Namespace, budget: Budget) -> None:
 
 def figures(arguments: argparse.Namespace, budget: Budget) -> None:
     """Draw the learning curves and the table of variants by benchmarks."""
-    for path in draw(of_seeds(load_cells(arguments.cells), budget.further_seeds, inside=False), arguments.out):
+    first = of_seeds(load_cells(arguments.cells), budget.further_seeds, inside=False)
+    for path in draw(first, arguments.out, FIGURES):
         print(path)
 
 

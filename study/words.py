@@ -4,6 +4,7 @@
     python -m study.words grid --model MODEL           pick the learning rates
     python -m study.words run --model MODEL            train and measure what is not finished
     python -m study.words report                       the tables, as Markdown
+    python -m study.words figure                       the trainings as they went, drawn into docs/
 
 `run` takes up where it stopped: a training goes on from its last checkpoint, an evaluation from its last answer.
 
@@ -40,7 +41,9 @@ from harness import checkpoint
 from harness.compare import interval_text, mean_difference, points
 from harness.results import question_scores, read_results
 from questions import read_questions
-from study.cells import append_kept, commit, curves, read_kept, rounded
+from study.cells import append_kept, commit, curves, read_kept, rounded, with_nan
+from study.figures import WORDS_FIGURES
+from study.figures import draw as draw_figures
 from study.tables import mean, number, table
 from study.tasks import ROOT, read_lines, write_sets
 
@@ -289,9 +292,8 @@ def run(arguments: argparse.Namespace, size: Size) -> None:
     check_questions(arguments)
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            lines = [line for line in read_kept(arguments.cells) if line["kind"] == "run"]
             key = (variant, SEEDS[0] if variant == START else seed)
-            if key not in {(line["variant"], line["seed"]) for line in lines}:
+            if key not in {(line["variant"], line["seed"]) for line in runs_of(arguments.cells)}:
                 append_kept(arguments.cells, measured(*key, arguments, size))
 
 
@@ -363,7 +365,18 @@ def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
 
 def report(arguments: argparse.Namespace, size: Size) -> None:
     """Print accuracy by set, and differences paired by question."""
-    print(tables([line for line in read_kept(arguments.cells) if line["kind"] == "run"]))
+    print(tables(runs_of(arguments.cells)))
+
+
+def figure(arguments: argparse.Namespace, size: Size) -> None:
+    """Draw the trainings as they went."""
+    for path in draw_figures([with_nan(line) for line in runs_of(arguments.cells)], arguments.out, WORDS_FIGURES):
+        print(path)
+
+
+def runs_of(file: Path) -> list[dict[str, Any]]:
+    """The finished trainings, and the model as it is."""
+    return [line for line in read_kept(file) if line["kind"] == "run"]
 
 
 def tables(lines: list[dict[str, Any]]) -> str:
@@ -392,18 +405,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="study.words", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("questions", "grid", "run", "report"))
+    parser.add_argument("command", choices=("questions", "grid", "run", "report", "figure"))
     parser.add_argument("--source", default="data", help="folder of mawps.jsonl, asdiv.jsonl and svamp.jsonl")
     parser.add_argument("--model", help="Hub name, directory or .gguf file of SmolLM2-135M-Instruct")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of them only")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the trainings")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the runs")
     parser.add_argument("--cells", type=Path, default=FILE, help="where results are kept")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the figure")
     parser.add_argument("--tiny", action="store_true", help="a few questions and steps, to see that all of it runs")
     options = parser.parse_args(arguments)
     if options.command in ("grid", "run") and not options.model:
         parser.error("--model is missing: name SmolLM2-135M-Instruct, as a Hub name, a directory or a .gguf file.")
-    commands = {"questions": questions, "grid": grid, "run": run, "report": report}
+    commands = {"questions": questions, "grid": grid, "run": run, "report": report, "figure": figure}
     commands[options.command](options, TINY if options.tiny else FULL)
 
 

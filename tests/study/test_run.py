@@ -35,7 +35,7 @@ def test_figures_are_of_the_first_seeds_alone(file, monkeypatch):
     for seed in (0, 1):  # --quick has 1 as its further seed
         cells.append_kept(file, cell("grpo", seed, 0.5, 0.5))
     drawn = []
-    monkeypatch.setattr(run, "draw", lambda by_variant, _: drawn.append(by_variant) or [])
+    monkeypatch.setattr(run, "draw", lambda by_variant, *_: drawn.append(by_variant) or [])
     run.main(["figures", "--quick", "--cells", str(file)])
     assert {variant: list(by_seed) for variant, by_seed in drawn[0].items()} == {"grpo": [0]}
 
