@@ -239,7 +239,9 @@ def masking(arguments: argparse.Namespace) -> None:
     count, size = arguments.rows, arguments.group_size
     batch = batch_of(model, count, arguments.length, arguments.prompt, size)
     sequences = scorer.Sequences(*batch, size)
-    sequences = replace(sequences, hidden=list(scorer.completion_states(model, *batch, [None] * count)))
+    tokens = arguments.length - arguments.prompt
+    states = torch.randn(count, tokens, text_config(model).hidden_size, device=model.device)
+    sequences = replace(sequences, hidden=list(states))  # those of a model would take as long to multiply
     products: dict[str, list[float]] = {"groups alone": [], "groups and batch": []}
     for _ in range(arguments.runs + 1):
         for name, elements in zip(products, (count, scorer.BATCH_ELEMENTS), strict=True):
@@ -247,9 +249,10 @@ def masking(arguments: argparse.Namespace) -> None:
                 spent, _ = seconds_of(model, lambda: scorer.gradient_products(model, sequences, scorer.Measure()))
             products[name].append(spent)
     medians = {name: statistics.median(spent[1:]) for name, spent in products.items()}  # the first is a warm-up
-    shape = (count, arguments.length, arguments.prompt, size)
+    rows += [(f"products of {name}, {count} answers", f"{second:.3f} s") for name, second in medians.items()]
+    arguments.rows = arguments.update_rows or count
+    shape = (arguments.rows, arguments.length, arguments.prompt, size)
     update, _ = seconds_of(model, functools.partial(update_once, model, tokenizer, "ours", *shape))
-    rows += [(f"products of {name}", f"{second:.3f} s") for name, second in medians.items()]
     rows.append((f"forward and backward of {batch_name(arguments)}", f"{update:.3f} s"))
     report(
         arguments, f"Rule (5') and its products: {name_of(arguments)}", rows, {**figures, **medians, "update": update}
@@ -476,6 +479,7 @@ def new_parser() -> argparse.ArgumentParser:
         flags.add_argument("--max-new-tokens", type=int, default=128)
         flags.add_argument("--mean", type=float, default=0, help="end answers after so many tokens on average")
         flags.add_argument("--rows", type=int, default=16)
+        flags.add_argument("--update-rows", type=int, default=0, help="of masking: answers of the update; 0: --rows")
         flags.add_argument("--length", type=int, default=201)
         flags.add_argument("--prompt", type=int, default=137, help="of the tokens of --length; of random: models too")
         flags.add_argument("--against", default="generate", choices=tuple(SIDES))
