@@ -566,6 +566,63 @@ def test_rule_5_uses_pushes_of_shaped_anchors_in_the_normalisation_of_the_loss(m
     assert not mask.all() and mask.any()
 
 
+def head_gradients(model, rollouts):
+    """Autograd's gradients of the log-likelihoods with respect to the head. (12, V, H)"""
+    found, head = [], model.get_output_embeddings().weight
+    for i in range(12):
+        ids = rollouts.input_ids[i][rollouts.attention_mask[i]]
+        answer = rollouts.response_mask[i][rollouts.attention_mask[i]][1:]
+        logps = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None]).squeeze(1)[answer]
+        found.append(torch.autograd.grad(logps.sum(), head)[0])
+    return torch.stack(found)
+
+
+def test_a_metric_says_which_better_completions_a_group_displaces(model, tokenizer):
+    """K_ij = g_i·P·g_j by autograd: with P's mask none is left with v_i < 0, with the mask without P some are."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
+    torch.manual_seed(6)
+    metric = scoring.HeadMetric((2 * torch.randn(64)).exp(), (2 * torch.randn(32)).exp())
+    g = head_gradients(model, rollouts)
+    p = (metric.rows[:, None] * metric.columns[None, :]) ** 2
+    k = torch.einsum("pivh,vh,pjvh->pij", g.view(3, 4, 64, 32), p, g.view(3, 4, 64, 32))
+    pairs = scoring.pair_advantages(rewards)
+
+    def left_displaced(found):
+        changes = (k @ (pairs * found.pair_mask).sum(2)[:, :, None]).squeeze(2)
+        return (changes < -1e-4 * k.diagonal(dim1=1, dim2=2)) & (pairs.sum(2) > 0)
+
+    how = how_of(rule="group")
+    assert not left_displaced(scoring.rectify(model, rollouts, rewards, how, metric=metric)).any()
+    assert left_displaced(scoring.rectify(model, rollouts, rewards, how)).any()
+    assert left_displaced(scoring.rectify(model, rollouts, rewards, how_of(rule="none"))).any()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rule_and_witness_of_a_batch_know_what_momentum_does_of_its_own(model, tokenizer, sign):
+    """Momentum that lifts every better completion far: nothing is displaced or masked. The other way: all are."""
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
+    g, better = head_gradients(model, rollouts), scoring.pair_advantages(rewards).sum(2).flatten() > 0
+    lifting = -100 * g[better].sum(0)  # of the loss, which a step goes against
+    assert bool((-(g[better] * lifting).sum((1, 2)) > 0).all())
+    plain = scoring.rectify(model, rollouts, rewards, how_of(rule="batch"))
+    metric = scoring.HeadMetric(torch.ones(64), torch.ones(32), sign * lifting)
+    found = scoring.rectify(model, rollouts, rewards, how_of(rule="batch"), metric=metric)
+    assert plain.witness.displaced_by_batch.any() and not plain.pair_mask.all()
+    by_batch = found.witness.displaced_by_batch.flatten()
+    if sign == 1:
+        assert not by_batch.any() and found.pair_mask.all()
+    else:
+        assert torch.equal(by_batch, better) and not torch.equal(found.pair_mask, plain.pair_mask)
+
+
+def test_what_tokens_lose_is_of_the_scale_of_the_advantages(model, tokenizer):
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
+    one, other = (scoring.rectify(model, rollouts, rewards, how_of(rule="token", scale=s)) for s in ("std", "none"))
+    assert bool((one.withheld != 0).any()) and not torch.allclose(one.withheld, other.withheld)
+    ratio = (other.advantages / one.advantages).flatten()[:, None]  # σ + ε of the group
+    torch.testing.assert_close(other.withheld, one.withheld * ratio)
+
+
 # --- what is left of a batch -------------------------------------------------------------------------------------
 
 
