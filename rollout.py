@@ -539,5 +539,16 @@ def micro_batches(
     """The given rows in micro-batches of at most `token_budget` padded tokens: policy.logprobs.micro_batches. (B,)"""
     prompts, completions = rollouts.prompt_lengths[rows].tolist(), rollouts.lengths[rows].tolist()
     questions = (rows // rollouts.group_size).tolist()
-    for batch in logprobs.micro_batches(model, prompts, completions, questions, token_budget):
+    shared = logprobs.shared_prefix(prompts_of(rollouts, rows))
+    for batch in logprobs.micro_batches(model, prompts, completions, questions, token_budget, shared):
         yield replace(batch, rows=rows[batch.rows.to(rows.device)])
+
+
+def prompts_of(rollouts: Rollouts, rows: torch.Tensor) -> list[list[int]]:
+    """The tokens of the prompt of each question that the given rows are of. (B,)"""
+    first = {row // rollouts.group_size: row for row in rows.tolist()}
+    members = torch.tensor(list(first.values()), dtype=torch.long, device=rows.device)
+    starts = rollouts.attention_mask[members].int().argmax(1).tolist()
+    lengths = rollouts.prompt_lengths[members].tolist()
+    ids = rollouts.input_ids[members].tolist()
+    return [row[start : start + n] for row, start, n in zip(ids, starts, lengths, strict=True)]

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache
 
 import rollout
 from harness.prompting import contents_of
-from policy import decoding
+from policy import decoding, logprobs
 from policy.model import autocast, hidden_states
 
 Side = Callable[[], int]  # samples once, and gives the number of tokens
@@ -109,7 +109,7 @@ def side_of_whole_prompts(
     run = side_of_sample(model, tokenizer, prompts, arguments)
 
     def whole() -> int:
-        with mock.patch.object(decoding, "SHARED_PREFIX", sys.maxsize):
+        with mock.patch.object(logprobs, "SHARED_PREFIX", sys.maxsize):
             return run()
 
     return whole

@@ -30,15 +30,16 @@ def by_rows(model: PreTrainedModel) -> bool:
 def rows_as_mask(rows: list[list[torch.Tensor]]) -> torch.Tensor:  # (1, 1, N, T) int64
     """Which places of the sequences make each row, in a form that transformers hands to every layer as it is.
 
-    Of each row come the places of its prompt and of its completion, (n,) each, counted through all sequences. Rows that
-    follow each other and have one prompt share its places; the first of them computes what the prompt's tokens see. In
-    the others these places stand as −1 − place, and so does padding.
+    Of each row come the places of its pieces in order, (n,) each, counted through all sequences: what its prompt shares
+    with others, its prompt, its completion. The first row with a piece computes what the tokens of that piece see. In
+    others these places stand as −1 − place, and so does padding.
     """
-    listed, shared = [], torch.zeros(0, dtype=torch.long)
-    for prompt, completion in rows:
-        again = len(shared) > 0 and int(shared[0]) == int(prompt[0])
-        listed.append(torch.cat([-1 - prompt if again else prompt, completion]))
-        shared = prompt
+    listed: list[torch.Tensor] = []
+    seen: set[int] = set()  # the first places of pieces
+    for pieces in rows:
+        known = [len(piece) > 0 and int(piece[0]) in seen for piece in pieces]
+        listed.append(torch.cat([-1 - piece if again else piece for piece, again in zip(pieces, known, strict=True)]))
+        seen.update(int(piece[0]) for piece in pieces if len(piece))
     return torch.nn.utils.rnn.pad_sequence(listed, batch_first=True, padding_value=-1)[None, None]
 
 

@@ -11,7 +11,6 @@ R rows to a prompt.
 from __future__ import annotations
 
 import functools
-import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from policy.compiling import compiled, is_compiled
 from policy.graphs import GraphMemory, NoGraphError, captured
+from policy.logprobs import shared_prefix
 from policy.lora import is_plain, whole_weight
 from policy.model import (
     autocast,
@@ -39,7 +39,6 @@ from policy.model import (
 FAST_MODELS = ("llama", "mistral", "qwen2", "qwen3")  # values of config.model_type that `decoder_layer` computes
 STOP_CHECK = 8  # tokens between two looks at which completions have ended: each look makes a GPU wait for the CPU
 SHARED_PROMPT = 64  # tokens from which on rows read one copy of their prompt's cache on a CPU: below, copies are faster
-SHARED_PREFIX = 32  # tokens that all prompts begin with, from which on they are computed once: a pass of their own
 CACHE_BYTES = 2**31  # key-value cache held at one time while sampling on a CPU; a GPU gives half of what is free
 NOT_FINITE = "the model gives NaN: its weights are damaged, or a learning rate too high has made them so."
 GRAPH_PLACES = 256  # a CUDA graph reads the cache in multiples of this: few graphs, little read in vain
@@ -510,7 +509,6 @@ def of_prompts(model: PreTrainedModel, prompt_ids: list[list[int]]) -> tuple[Dyn
     What all of them begin with, such as examples, is computed once; then each is padded on the left of what is its own.
     """
     shared = shared_prefix(prompt_ids) if takes_any_mask(model) else 0  # a sliding window would count the padding
-    shared = shared if shared >= SHARED_PREFIX else 0
     width = max(map(len, prompt_ids))
     input_ids = torch.zeros(len(prompt_ids), width - shared, dtype=torch.long)
     prompt_mask = torch.zeros(len(prompt_ids), width, dtype=torch.bool)
@@ -526,12 +524,6 @@ def of_prompts(model: PreTrainedModel, prompt_ids: list[list[int]]) -> tuple[Dyn
             hidden_states(model, prefix, prompt_mask[:1, :shared], cache)
             cache.batch_repeat_interleave(len(prompt_ids))  # (1, ...) -> (P, ...)
         return cache, prompt_mask, hidden_states(model, input_ids, prompt_mask, cache)[:, -1]
-
-
-def shared_prefix(prompt_ids: list[list[int]]) -> int:
-    """How many tokens all prompts begin with, but for the last of each; 0 of a single one, which shares with none."""
-    columns = zip(*(ids[:-1] for ids in prompt_ids), strict=False) if len(prompt_ids) > 1 else ()
-    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 @torch.no_grad()

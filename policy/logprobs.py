@@ -7,6 +7,7 @@ together. The letters of shapes are in the docstring of dagrpo.py.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +34,12 @@ from policy.model import (
 
 CHUNK_ELEMENTS = 2**25  # logits held at one time: 128 MB in fp32, small beside any model that has a large vocabulary
 GPU_CHUNKS = 4  # so many times more on a GPU: `chunk_elements` says why
+SHARED_PREFIX = (
+    32  # tokens that prompts begin with, from which on they are computed once: a piece, or a pass, of its own
+)
 SMALL_BATCH = 512  # padded tokens; below, another micro-batch costs more time than the padding it saves
 
+ALL_RUNS = -2  # in the place of a run's number, for what every run of a sequence sees; -1 is padding
 Packing = list[list[int]]  # sequences of runs; a run is the number of rows that share one prompt
 
 
@@ -123,38 +128,48 @@ def packed_states(
     """The hidden states that predict the completions' tokens, in order; B sequences of L tokens hold all rows.
 
     A run reads: the prompt, then the completions without their last tokens, which predict nothing. Each completion
-    follows the prompt in its positions, and attends to the prompt and to itself.
+    follows the prompt in its positions, and attends to the prompt and to itself. What all prompts of a sequence begin
+    with, such as examples, stands once at its beginning.
     """
     width = input_ids.shape[1]
     starts = attention_mask.int().argmax(1).tolist()  # of the real tokens of each row
     prompts = (attention_mask & ~response_mask).sum(1).tolist()
     completions = response_mask.sum(1).tolist()
     assert sum(map(sum, packing)) == len(completions), "every row must be in the packing once"
+    ids = input_ids.tolist()
+    asked = [row[start : start + prompt] for row, start, prompt in zip(ids, starts, prompts, strict=True)]
+    begins = [shared_prefix([asked[rows[0]] for rows in sequence]) for sequence in rows_by_run(packing)]
     length = max(
-        sum(run_length(prompts[rows[0]], [completions[i] for i in rows]) for rows in sequence)
-        for sequence in rows_by_run(packing)
+        begin + sum(run_length(prompts[rows[0]], [completions[i] for i in rows]) - begin for rows in sequence)
+        for begin, sequence in zip(begins, rows_by_run(packing), strict=True)
     )
-    # For each piece, a prompt or a completion: where its tokens are, where they go, and what they are there.
+    # For each piece (a beginning, a prompt, a completion): where its tokens are, where they go, what they are there.
     sources, targets, positions, runs, pieces, predicting = [], [], [], [], [], []
-    members: list[list[torch.Tensor]] = []  # of each row the places of its prompt and of its completion
-    run = 0
-    for number, sequence in enumerate(rows_by_run(packing)):
+    members: list[list[torch.Tensor]] = []  # of each row the places of its pieces
+    run = end = 0
+
+    def add(size: int, row: int, first: int, of_run: int, piece: int) -> torch.Tensor:
+        """Lay `size` tokens of a row, from its `first` on, behind what there is. -> their places"""
+        nonlocal end
+        sources.append(torch.arange(size) + row * width + starts[row] + first)
+        targets.append(torch.arange(size) + end)
+        positions.append(torch.arange(size) + first)
+        runs.append(torch.full((size,), of_run))
+        pieces.append(torch.full((size,), piece))
+        end += size
+        return targets[-1]
+
+    for number, (begin, sequence) in enumerate(zip(begins, rows_by_run(packing), strict=True)):
         end = number * length
+        of_all = [add(begin, sequence[0][0], 0, ALL_RUNS, 0)] if begin else []
         for rows in sequence:
             prompt = prompts[rows[0]]
             assert all(prompts[i] == prompt for i in rows), "the rows of a run must have one prompt"
-            prompt_places = torch.arange(prompt) + end
-            for piece, i in enumerate([rows[0], *rows]):  # piece 0 is the prompt
-                size, first = (completions[i] - 1, prompt) if piece else (prompt, 0)
-                sources.append(torch.arange(size) + i * width + starts[i] + first)
-                targets.append(torch.arange(size) + end)
-                positions.append(torch.arange(size) + first)
-                runs.append(torch.full((size,), run))
-                pieces.append(torch.full((size,), piece))
-                if piece:
-                    predicting += [prompt_places[-1:], targets[-1]]
-                    members.append([prompt_places, targets[-1]])
-                end += size
+            own = add(prompt - begin, rows[0], begin, run, 0)
+            for piece, i in enumerate(rows, start=1):
+                completion = add(completions[i] - 1, i, prompt, run, piece)
+                predicting += [own[-1:], completion]
+                members.append([*of_all, own, completion])
             run += 1
     device = input_ids.device
     target = torch.cat(targets).to(device)
@@ -171,7 +186,8 @@ def packed_states(
         run_of, piece_of = packed(torch.cat(runs), -1), packed(torch.cat(pieces), 0)
         same_run = run_of[:, :, None] == run_of[:, None, :]  # (B, L) -> (B, L, L)
         same_piece = piece_of[:, :, None] == piece_of[:, None, :]
-        allowed = (same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
+        of_all_runs = (run_of == ALL_RUNS)[:, None, :]
+        allowed = (of_all_runs | same_run & (same_piece | (piece_of == 0)[:, None, :])).tril()[:, None]  # (B, 1, L, L)
     output = backbone(model)(
         input_ids=packed(input_ids.flatten()[torch.cat(sources).to(device)], 0),
         attention_mask=allowed,
@@ -184,6 +200,14 @@ def packed_states(
 def run_length(prompt: int, completions: list[int]) -> int:
     """Tokens of a run: the prompt once, and the completions without their last tokens."""
     return prompt + sum(completions) - len(completions)
+
+
+def shared_prefix(prompt_ids: list[list[int]]) -> int:
+    """How many tokens different prompts all begin with, but for the last of each; 0 where they are too few to pay."""
+    different = set(map(tuple, prompt_ids))
+    columns = zip(*(ids[:-1] for ids in different), strict=False) if len(different) > 1 else ()
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    return shared if shared >= SHARED_PREFIX else 0
 
 
 def rows_by_run(packing: Packing) -> Iterator[list[list[int]]]:
@@ -248,42 +272,55 @@ class MicroBatch:
 
 
 def micro_batches(
-    model: PreTrainedModel, prompts: list[int], completions: list[int], questions: list[int], token_budget: int
+    model: PreTrainedModel,
+    prompts: list[int],
+    completions: list[int],
+    questions: list[int],
+    token_budget: int,
+    shared: int = 0,
 ) -> Iterator[MicroBatch]:
     """Cut rows into micro-batches of at most `token_budget` padded tokens, the longest first.
 
     Given are, row by row, the tokens of the prompt and of the completion, and the number of the question. Completions
     of one question share their prompt in runs, and short runs fill the sequences up to the length of the longest one.
+    Where all prompts begin with the same `shared` tokens, sequences are longer, so that these stand in few of them.
     A run longer than the budget is a micro-batch of its own. A model that does not take any mask gets a sequence for
     each row.
     """
-    packable = takes_any_mask(model)
+    packable, hidden_size = takes_any_mask(model), text_config(model).hidden_size
     if packable:
-        runs = shared_prompt_runs(prompts, completions, questions, token_budget, text_config(model).hidden_size)
+        runs = shared_prompt_runs(prompts, completions, questions, token_budget, hidden_size)
     else:
         runs = [[row] for row in range(len(prompts))]
     # Where rows are not packed, their last token goes through the model too.
     extra = 0 if packable else 1
     lengths = {run[0]: run_length(prompts[run[0]], [completions[i] for i in run]) + extra for run in runs}
     left = sorted(runs, key=lambda run: lengths[run[0]], reverse=True)
+    shared = shared if packable else 0
     while left:
         width = lengths[left[0][0]]
+        if shared:  # as in shared_prompt_runs
+            width = max(width, int(min(token_budget, shared + math.sqrt(6 * hidden_size * shared))))
         sequences: list[list[list[int]]] = []
         filled: list[int] = []
         waiting = []
-        for run in left:  # into the first sequence with room, or else into a new one that it nearly fills
+        to_come = sum(lengths[run[0]] - shared for run in left)
+        for run in left:  # into the first sequence with room, or else into a new one that is nearly filled
             length = lengths[run[0]]
-            place = next((i for i, used in enumerate(filled) if packable and used + length <= width), len(filled))
+            own = length - shared  # what it adds to a sequence that has begun
+            to_come -= own
+            place = next((i for i, used in enumerate(filled) if packable and used + own <= width), len(filled))
             if place == len(filled):
                 padded = len(filled) * width
-                wasteful = length < 0.85 * width and padded >= SMALL_BATCH
+                fill = min(width, length + to_come) if shared else length
+                wasteful = fill < 0.85 * width and padded >= SMALL_BATCH
                 if filled and (padded + width > token_budget or wasteful):
                     waiting.append(run)
                     continue
                 sequences.append([])
-                filled.append(0)
+                filled.append(shared)
             sequences[place].append(run)
-            filled[place] += length
+            filled[place] += own
         left = waiting
         members = [row for sequence in sequences for run in sequence for row in run]
         packing = [[len(run) for run in sequence] for sequence in sequences] if packable else None

@@ -256,7 +256,8 @@ def narrowed(tokens: Factors, count: int) -> Factors:
 
     A sketch is linear: it is that of the gradient, of which it takes many entries fewer to make.
     """
-    (rows, columns), elements = (tokens[0][0].shape[1], tokens[0][1].shape[1]), BATCH_ELEMENTS // count
+    elements = BATCH_ELEMENTS // count
+    rows, columns = (factor.shape[1] for factor in tokens[0])
     if rows * columns <= elements:
         return tokens
     columns = min(columns, math.isqrt(elements))

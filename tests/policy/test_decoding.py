@@ -20,7 +20,7 @@ from transformers import (
 from transformers.cache_utils import DynamicCache
 
 import rollout
-from policy import decoding
+from policy import decoding, logprobs
 
 SIZES = {
     "vocab_size": 64,
@@ -186,21 +186,6 @@ def test_answers_of_the_own_forward_pass_are_those_of_the_models_own(name, token
     torch.testing.assert_close(fast.logps, plain.logps, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("prompts", "shared"),
-    [
-        ([[1, 2, 3, 4], [1, 2, 5]], 2),
-        ([[1, 2, 3], [1, 2, 3, 4, 5]], 2),  # a prompt that others begin with keeps its last token
-        ([[1, 2, 3], [1, 2, 3]], 2),
-        ([[1, 2], [3, 2]], 0),
-        ([[1], [1, 2]], 0),
-        ([[1, 2, 3]], 0),
-    ],
-)
-def test_the_tokens_that_all_prompts_begin_with(prompts, shared):
-    assert decoding.shared_prefix(prompts) == shared
-
-
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_beginning_that_prompts_share_changes_no_answer_and_is_computed_once(name, fast, tokenizer, monkeypatch):
@@ -211,7 +196,7 @@ def test_a_beginning_that_prompts_share_changes_no_answer_and_is_computed_once(n
     begin = "1+1=2 2+2=4 "
     prompts, options = [begin, begin + "9*9=", begin + "a"], {"max_new_tokens": 20, "temperature": 0.9, "seed": 3}
     expected = rollout.sample(model, tokenizer, prompts, 4, **options)
-    monkeypatch.setattr(decoding, "SHARED_PREFIX", 5)
+    monkeypatch.setattr(logprobs, "SHARED_PREFIX", 5)
     sizes, plain = [], decoding.hidden_states
     watched = lambda model, ids, *rest: sizes.append(tuple(ids.shape)) or plain(model, ids, *rest)  # noqa: E731
     monkeypatch.setattr(decoding, "hidden_states", watched)
@@ -227,7 +212,7 @@ def test_under_a_sliding_window_each_prompt_is_computed_whole(tokenizer, monkeyp
     torch.manual_seed(0)
     model = far_from_uniform(MistralForCausalLM(config))
     prompts, options = ["1+1=2 2+2=4 9", "1+1=2 2+2=4 9*9*9*9="], {"max_new_tokens": 10, "seed": 3}
-    monkeypatch.setattr(decoding, "SHARED_PREFIX", 5)
+    monkeypatch.setattr(logprobs, "SHARED_PREFIX", 5)
     together = rollout.sample(model, tokenizer, prompts, 2, **options)
     alone = [text for prompt in prompts for text in rollout.sample(model, tokenizer, [prompt], 2, **options).texts]
     assert together.texts == alone

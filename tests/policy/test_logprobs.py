@@ -281,15 +281,15 @@ def test_a_response_mask_that_is_not_bool_is_an_error_that_says_so(model):
 # --- micro-batches -----------------------------------------------------------------------------------------------
 
 
-def drawn_rollouts(model, tokenizer, questions=6, size=5, seed=0):
-    """Groups of answers of 1 to 60 tokens to prompts of 2 to 20, without a sampler."""
+def drawn_rollouts(model, tokenizer, questions=6, size=5, seed=0, begin=()):
+    """Groups of answers of 1 to 60 tokens to prompts of 2 to 20 behind what all begin with, without a sampler."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(least, most):
         length = int(torch.randint(least, most + 1, (), generator=generator))
         return torch.randint(2, 64, (length,), generator=generator).tolist()
 
-    prompts = [draw(2, 20) for _ in range(questions)]
+    prompts = [[*begin, *draw(2, 20)] for _ in range(questions)]
     return rollout.assemble(
         model,
         tokenizer,
@@ -298,9 +298,32 @@ def drawn_rollouts(model, tokenizer, questions=6, size=5, seed=0):
     )
 
 
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 5]], 2),
+        ([[1, 2, 3], [1, 2, 3, 4, 5]], 2),  # a prompt that others begin with keeps its last token
+        ([[1, 2, 3], [1, 2, 3]], 0),  # one prompt twice has a cache or a run of its own
+        ([[1, 2, 3], [1, 2, 3], [1, 4]], 1),
+        ([[1, 2], [3, 2]], 0),
+        ([[1], [1, 2]], 0),
+        ([[1, 2, 3]], 0),
+    ],
+)
+def test_the_tokens_that_different_prompts_begin_with(prompts, shared, monkeypatch):
+    monkeypatch.setattr(logprobs, "SHARED_PREFIX", 1)
+    assert logprobs.shared_prefix(prompts) == shared
+    monkeypatch.setattr(logprobs, "SHARED_PREFIX", 3)
+    assert logprobs.shared_prefix(prompts) == 0
+
+
+BEGIN = [7, 8, 9, 10] * 10  # what all prompts begin with
+
+
+@pytest.mark.parametrize("begin", [(), BEGIN], ids=["prompts that differ", "prompts that begin alike"])
 @pytest.mark.parametrize("budget", [1, 64, 300, 100_000])
-def test_micro_batches_hold_every_row_once_within_the_budget(model, tokenizer, budget):
-    record = drawn_rollouts(model, tokenizer)
+def test_micro_batches_hold_every_row_once_within_the_budget(model, tokenizer, budget, begin):
+    record = drawn_rollouts(model, tokenizer, begin=begin)
     rows = torch.arange(30)[torch.arange(30) % 4 != 1]
     batches = list(rollout.micro_batches(model, record, rows, budget))
     assert sorted(row for batch in batches for row in batch.rows.tolist()) == rows.tolist()
@@ -328,6 +351,24 @@ def test_shared_prompts_save_most_of_the_prompts_tokens(model, tokenizer):
     assert batch.tokens == 100 + 5 * 9 and batch.packing == [[5]]
 
 
+def test_what_all_prompts_begin_with_stands_once_in_a_sequence(model, tokenizer):
+    """40 tokens, and behind them three prompts of 4 further ones with an answer of 6, whose last predicts nothing."""
+    answers = [rollout.Completion([*BEGIN, n, 5, 5, 5], [4] * 5 + [1]) for n in (11, 12, 13)]
+    record = rollout.assemble(model, tokenizer, answers, 1)
+    (batch,) = rollout.micro_batches(model, record, torch.arange(3), 10_000)
+    assert batch.packing == [[1, 1, 1]] and batch.tokens == batch.padded_tokens == 40 + 3 * (4 + 5)
+
+
+def test_sequences_that_share_a_beginning_end_where_attention_costs_more_than_it(model, tokenizer):
+    """√(6·32·40) is 88: behind 40 tokens, nine runs of 9 would fit, and a tenth begins another sequence."""
+    answers = [rollout.Completion([*BEGIN, n, 5, 5, 5], [4] * 5 + [1]) for n in range(11, 29)]
+    record = rollout.assemble(model, tokenizer, answers, 1)
+    (batch,) = rollout.micro_batches(model, record, torch.arange(18), 10_000)
+    assert batch.packing == [[1] * 9] * 2 and batch.tokens == batch.padded_tokens == 2 * (40 + 9 * 9)
+    apart = list(rollout.micro_batches(model, record, torch.arange(18), 130))
+    assert [each.packing for each in apart] == [[[1] * 9]] * 2, "the second does not fit into the budget"
+
+
 def test_runs_of_a_shared_prompt_end_where_attention_costs_more_than_the_prompt(model, tokenizer):
     """√(6·32·20) is 62: beside a prompt of 20 tokens, three answers of 20 further tokens make a run, not four."""
     record = rollout.assemble(model, tokenizer, [rollout.Completion([3] * 20, [4] * 20 + [1]) for _ in range(8)], 8)
@@ -336,17 +377,22 @@ def test_runs_of_a_shared_prompt_end_where_attention_costs_more_than_the_prompt(
     assert [len(run) for run in runs] == [3, 3, 2]
 
 
+@pytest.mark.parametrize("begin", [(), BEGIN], ids=["prompts that differ", "prompts that begin alike"])
 @pytest.mark.parametrize("devices", [(), ("cpu",)], ids=["by a mask", "by rows"])
 @pytest.mark.parametrize("budget", [40, 300, 100_000])
 def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradients(
-    model, tokenizer, monkeypatch, budget, devices
+    model, tokenizer, monkeypatch, budget, devices, begin
 ):
-    """As on a CPU, and as on a GPU."""
+    """As on a CPU, and as on a GPU; and the model sees as many tokens as was said."""
     monkeypatch.setattr(attention, "DEVICES", devices)
-    record = drawn_rollouts(model, tokenizer)
+    record = drawn_rollouts(model, tokenizer, begin=begin)
+    sizes = []
+    model.base_model.register_forward_pre_hook(
+        lambda module, arguments, options: sizes.append(options["input_ids"].numel()), with_kwargs=True
+    )
     weights = torch.randn(record.input_ids.shape)
     packed_share = 0
-    for batch in rollout.micro_batches(model, record, torch.arange(30), budget):
+    for batch in rollout.micro_batches(model, record, torch.arange(30), budget + len(begin)):
         part = record.rows(batch.rows)
         some_weights = weights[batch.rows][:, : part.input_ids.shape[1] - 1]
         results = []
@@ -356,6 +402,7 @@ def test_packed_log_probabilities_equal_those_of_single_rows_values_and_gradient
             ((logps + 0.3 * entropies) * some_weights).sum().backward()
             gradients = [parameter.grad.clone() for parameter in model.parameters()]
             results.append((logps.detach(), entropies.detach(), gradients))
+        assert sizes[-1] == batch.padded_tokens
         (logps, entropies, gradients), (packed_logps, packed_entropies, packed_gradients) = results
         torch.testing.assert_close(packed_logps, logps, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(packed_entropies, entropies, atol=1e-4, rtol=1e-4)
