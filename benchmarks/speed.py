@@ -45,6 +45,7 @@ import dagrpo
 import rollout
 import scoring
 from harness.config import EXAMPLE, configure
+from policy import logprobs
 from policy.logprobs import checkpointed
 from policy.model import autocast, text_config
 from scorers import gradients as scorer
@@ -55,12 +56,16 @@ from scorers import gradients as scorer
 
 
 def batch_of(
-    model: PreTrainedModel, rows: int, length: int, prompt: int, group_size: int
+    model: PreTrainedModel, rows: int, length: int, prompt: int, group_size: int, begin: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random token ids: answers behind prompts of `prompt` tokens, shared by groups. -> (rows, length) three times"""
+    """Random token ids: answers behind prompts of `prompt` tokens, shared by groups. -> (rows, length) three times
+
+    All prompts begin with the same `begin` tokens.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, text_config(model).vocab_size, (rows, length), generator=generator)
     ids[:, :prompt] = ids[::group_size, :prompt].repeat_interleave(group_size, dim=0)[:rows]
+    ids[:, :begin] = ids[0, :begin]
     response_mask = torch.zeros_like(ids, dtype=torch.bool)
     response_mask[:, prompt:] = True
     return ids.to(model.device), torch.ones_like(response_mask).to(model.device), response_mask.to(model.device)
@@ -74,9 +79,14 @@ def update_once(
     length: int,
     prompt: int,
     group_size: int,
+    begin: int = 0,
 ) -> None:
     """Forward and backward of all rows at once: as a training does it, or by full logits as one writes it first."""
-    input_ids, attention_mask, response_mask = batch_of(model, rows, length, prompt, group_size)
+    input_ids, attention_mask, response_mask = batch_of(model, rows, length, prompt, group_size, begin)
+    if side == "whole prompts":
+        with mock.patch.object(logprobs, "SHARED_PREFIX", sys.maxsize):
+            update_once(model, tokenizer, "ours", rows, length, prompt, group_size, begin)
+        return
     if side != "full":
         completions = [rollout.Completion(ids[:prompt], ids[prompt:]) for ids in input_ids.tolist()]
         record = rollout.assemble(model, tokenizer, completions, group_size)
@@ -92,11 +102,14 @@ def update_once(
         (logps * response_mask[:, 1:]).sum().backward()
 
 
+OTHERS = {"full": "full logits", "whole prompts": "with each prompt by itself"}
+
+
 def log_probabilities(arguments: argparse.Namespace) -> None:
-    """Seconds of forward and backward of one micro-batch, ours and with full logits."""
+    """Seconds of forward and backward of one micro-batch, ours and with full logits; with --begin ours in two ways."""
     model, tokenizer = load(arguments.model, arguments.weights)
-    shape = (arguments.rows, arguments.length, arguments.prompt, arguments.group_size)
-    seconds: dict[str, list[float]] = {"ours": [], "full": []}
+    shape = (arguments.rows, arguments.length, arguments.prompt, arguments.group_size, arguments.begin)
+    seconds: dict[str, list[float]] = {"ours": [], "whole prompts" if arguments.begin else "full": []}
     for turn in range(arguments.runs + 1):
         for side in seconds:
             spent, _ = seconds_of(model, functools.partial(update_once, model, tokenizer, side, *shape))
@@ -104,13 +117,14 @@ def log_probabilities(arguments: argparse.Namespace) -> None:
             if turn:  # the first run of each is a warm-up
                 seconds[side].append(spent)
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    other = list(seconds)[1]
     report(
         arguments,
         f"Forward and backward of {batch_name(arguments)}: {name_of(arguments)}",
         [
             (f"token_logps, seconds (median of {arguments.runs})", f"{statistics.median(seconds['ours']):9.3f}"),
-            ("full logits", f"{statistics.median(seconds['full']):9.3f}"),
-            ("full logits / token_logps", spread(ratios)),
+            (OTHERS[other], f"{statistics.median(seconds[other]):9.3f}"),
+            (f"{OTHERS[other]} / token_logps", spread(ratios)),
         ],
         {"seconds": seconds, "ratio": statistics.median(ratios)},
     )
@@ -118,7 +132,8 @@ def log_probabilities(arguments: argparse.Namespace) -> None:
 
 def batch_name(arguments: argparse.Namespace) -> str:
     answer = arguments.length - arguments.prompt
-    return f"{arguments.rows} answers of {answer} tokens, {arguments.group_size} behind a prompt of {arguments.prompt}"
+    text = f"{arguments.rows} answers of {answer} tokens, {arguments.group_size} behind a prompt of {arguments.prompt}"
+    return f"{text}, {arguments.begin} of them the same in all" if arguments.begin else text
 
 
 def measure_memory(arguments: argparse.Namespace) -> None:
@@ -482,6 +497,7 @@ def new_parser() -> argparse.ArgumentParser:
         flags.add_argument("--update-rows", type=int, default=0, help="of masking: answers of the update; 0: --rows")
         flags.add_argument("--length", type=int, default=201)
         flags.add_argument("--prompt", type=int, default=137, help="of the tokens of --length; of random: models too")
+        flags.add_argument("--begin", type=int, default=0, help="of logps: tokens that all prompts begin with")
         flags.add_argument("--against", default="generate", choices=tuple(SIDES))
         flags.add_argument("--weights", default="fp32", choices=tuple(WEIGHTS))
         flags.add_argument("--steps", type=int, default=4)
