@@ -1,7 +1,6 @@
 """Does a language model learn? SmolLM2-135M-Instruct on word problems, by the commands that a user types.
 
     python -m study.words questions --source FOLDER    draw the questions, from the benchmarks' files in FOLDER
-    python -m study.words grid --model MODEL           pick the learning rates
     python -m study.words run --model MODEL            train and measure what is not finished
     python -m study.words report                       the tables, as Markdown
     python -m study.words figure                       the trainings as they went, drawn into docs/
@@ -13,12 +12,12 @@ subtracted. The sets have answers and no solutions; here a solution follows from
 `7 + 5 = \\boxed{12}`, and is there for every method that uses one. Trained on are word problems of MAWPS and ASDiv, and
 as many bare sums (examples/sums), as the model cannot add at its start. Held out are 60 questions of each set; a
 training question that shares half of its runs of four words with one of them is left out, and nothing of SVAMP is
-trained on. Every variant takes the same number of steps of 8 questions, at the learning rate that a third of the steps
-picked for its method, and every prompt shows two solved questions first: without them this model talks past the limit
-of a completion. `sft` imitates the 8 solutions of a step, all others sample 8 completions of each question; `sft-grpo`
+trained on. Every variant takes the same number of steps of 8 questions, and every prompt shows two solved questions
+first: without them this model talks past the limit of a completion. `sft` imitates the 8 solutions of a step, all others sample 8 completions of each question; `sft-grpo`
 fine-tunes in a sixth of its steps, and goes on with GRPO and a new optimizer. What is measured is the model after the
 last step. Each training is one line of study/words.jsonl, with how many of the completions of each held-out question
-were right. Seeds, variants and rates of the grid were fixed before the first run.
+were right. `--learning-rates` runs at others too; `report` then takes, of each variant, the one that ends best on the
+validation set.
 """
 
 from __future__ import annotations
@@ -63,9 +62,8 @@ VARIANTS: dict[str, list[str]] = {
     "sft-grpo": ["--method", "grpo"],
     "dagrpo-no-mask": ["--method", "dagrpo", "--rectify", "none"],
 }
-GRID = {"dagrpo": "dagrpo", "dagrpo-no-mask": "dagrpo", "grpo": "grpo", "sft-grpo": "grpo", "sft": "sft"}
-RATES = (3e-5, 1e-4)
-GRID_SEED, SEEDS = 499, (500, 501)
+RATE = 1e-5  # at 3e-5 both GRPO and DaGRPO are at their best after 20 steps, on the validation set, and fall from then
+SEEDS = (500, 501)
 SHINGLE, ALIKE = 4, 0.5  # words in a run, and the share of runs in both from which two questions are siblings
 LARGEST = 20  # number of a problem: before training, one sum in eight below it is right, and one in a hundred beyond
 NUMBER_WORDS = [  # without `one`, which is mostly a pronoun
@@ -92,6 +90,19 @@ class Size:
     max_new_tokens: int = 24  # a right completion has 11 tokens
     samples: int = 4
     eval_every: int = 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One training."""
+
+    variant: str
+    seed: int
+    rate: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-{self.rate:g}-{self.seed}" if self.rate else self.variant
 
 
 FULL = Size()
@@ -222,85 +233,42 @@ def flags_of(variant: str, arguments: argparse.Namespace, size: Size, rate: floa
     ]  # fmt: skip
 
 
-def grid(arguments: argparse.Namespace, size: Size) -> None:
-    """Train each method for a third of the steps at every learning rate, and show what the validation set picks."""
-    check_questions(arguments)
-    for rate in RATES:
-        for variant in of_grid(arguments.variants):
-            if (variant, rate) not in grid_accuracies(arguments.cells):
-                folder, steps = arguments.folder / f"grid-{variant}-{rate:g}", size.steps // 3
-                flags = flags_of(variant, arguments, size, rate, steps)
-                train(folder, ["--model", arguments.model, "--seed", GRID_SEED, *flags], steps)
-                last = read_lines(folder / "evaluations.jsonl")[-1]
-                line = {"kind": "grid", "variant": variant, "learning_rate": rate, "seed": GRID_SEED, "steps": steps}
-                append_kept(arguments.cells, rounded({**line, "commit": commit(), "accuracy": last["accuracy"]}))
-    found = grid_accuracies(arguments.cells)
-    print("Accuracy on the validation set after a third of the steps, in percent\n")
-    rows = [
-        [variant, *(number(100 * found[variant, rate]) if (variant, rate) in found else "–" for rate in RATES)]
-        for variant in of_grid(list(VARIANTS))
-    ]
-    print(table(["variant", *(f"{rate:g}" for rate in RATES)], rows))
-
-
-def of_grid(variants: list[str]) -> list[str]:
-    """The variants whose learning rate is searched: one of each method, as GRID names it."""
-    return list(dict.fromkeys(GRID[variant] for variant in variants if variant != START))
-
-
-def grid_accuracies(file: Path) -> dict[tuple[str, float], float]:
-    """Accuracy on the validation set by variant and learning rate."""
-    lines = [line for line in read_kept(file) if line["kind"] == "grid"]
-    return {(line["variant"], line["learning_rate"]): line["accuracy"] for line in lines}
-
-
-def picked_rate(variant: str, file: Path) -> float:
-    """The learning rate with the highest accuracy, of equal ones the smaller. Ends the program without a grid."""
-    found = grid_accuracies(file)
-    if any((GRID[variant], rate) not in found for rate in RATES):
-        sys.exit(f"study.words: the learning rate of {variant} is not picked yet: run study.words grid first.")
-    return max(sorted(RATES), key=lambda rate: found[GRID[variant], rate])
-
-
-def trained(variant: str, seed: int, arguments: argparse.Namespace, size: Size) -> tuple[str, list[Path]]:
+def trained(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> tuple[str, list[Path]]:
     """The model after the training, and the folders of its runs, the first one first."""
-    if variant == START:
+    if wanted.variant == START:
         return arguments.model, []
     model, folders, steps = arguments.model, [], size.steps
-    if variant == "sft-grpo":
+    if wanted.variant == "sft-grpo":
         of_first = max(1, size.steps // 6)
         steps -= of_first
-        folders.append(arguments.folder / f"{variant}-{seed}-first")
-        flags = flags_of("sft", arguments, size, picked_rate("sft", arguments.cells), of_first)
-        other_order = seed + 1_000  # so that GRPO does not begin with the questions that were just imitated
+        folders.append(arguments.folder / f"{wanted.name}-first")
+        flags = flags_of("sft", arguments, size, wanted.rate, of_first)
+        other_order = wanted.seed + 1_000  # so that GRPO does not begin with the questions that were just imitated
         train(folders[0], ["--model", model, "--seed", other_order, *flags], of_first)
         model = str(folders[0] / "model")
-    folders.append(arguments.folder / f"{variant}-{seed}")
-    flags = flags_of(variant, arguments, size, picked_rate(variant, arguments.cells), steps)
-    train(folders[-1], ["--model", model, "--seed", seed, *flags], steps)
+    folders.append(arguments.folder / wanted.name)
+    flags = flags_of(wanted.variant, arguments, size, wanted.rate, steps)
+    train(folders[-1], ["--model", model, "--seed", wanted.seed, *flags], steps)
     return str(folders[-1] / "model"), folders
-
-
-def check_questions(arguments: argparse.Namespace) -> None:
-    """End the program where no questions were drawn."""
-    if not (arguments.folder / "questions" / "training.jsonl").is_file():
-        sys.exit("study.words: there are no questions yet: run study.words questions first.")
 
 
 def run(arguments: argparse.Namespace, size: Size) -> None:
     """Train and measure every variant with every seed that is not finished, all variants of a seed before the next."""
-    check_questions(arguments)
+    if not (arguments.folder / "questions" / "training.jsonl").is_file():
+        sys.exit("study.words: there are no questions yet: run study.words questions first.")
     for seed in arguments.seeds:
-        for variant in arguments.variants:
-            key = (variant, SEEDS[0] if variant == START else seed)
-            if key not in {(line["variant"], line["seed"]) for line in runs_of(arguments.cells)}:
-                append_kept(arguments.cells, measured(*key, arguments, size))
+        for rate in arguments.learning_rates:
+            for variant in arguments.variants:
+                wanted = Wanted(START, SEEDS[0], 0.0) if variant == START else Wanted(variant, seed, rate)
+                kept = {(line["variant"], line["seed"], line["learning_rate"]) for line in read_kept(arguments.cells)}
+                if (wanted.variant, wanted.seed, wanted.rate) not in kept:
+                    append_kept(arguments.cells, measured(wanted, arguments, size))
 
 
-def measured(variant: str, seed: int, arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
+def measured(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
     """The line of a training: what made it, how it went by step, and the right completions of each question."""
-    model, folders = trained(variant, seed, arguments, size)
-    result = arguments.folder / f"{variant}-{seed}.json"
+    model, folders = trained(wanted, arguments, size)
+    result = arguments.folder / f"{wanted.name}.json"
     files = [arguments.folder / "questions" / f"{name}.jsonl" for name in HELD_OUT]
     command(
         "evaluate.py", "--model", model, "--data", *files, "--samples", size.samples, "--max-new-tokens",
@@ -310,13 +278,12 @@ def measured(variant: str, seed: int, arguments: argparse.Namespace, size: Size)
     results = read_results(result)
     return rounded(
         {
-            "kind": "run",
-            "variant": variant,
-            "seed": seed,
+            "variant": wanted.variant,
+            "seed": wanted.seed,
             "commit": commit(),
             "model": Path(arguments.model).name,
-            "learning_rate": 0.0 if variant == START else picked_rate(variant, arguments.cells),
-            "flags": VARIANTS[variant],
+            "learning_rate": wanted.rate,
+            "flags": VARIANTS[wanted.variant],
             "steps": len(steps),
             "training_seconds": sum(curves(steps).get("seconds", [])),
             "peak_memory_gb": max((step["peak_memory_gb"] for step in steps), default=0.0),
@@ -365,34 +332,51 @@ def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
 
 def report(arguments: argparse.Namespace, size: Size) -> None:
     """Print accuracy by set, and differences paired by question."""
-    print(tables(runs_of(arguments.cells)))
+    print(tables(read_kept(arguments.cells)))
 
 
 def figure(arguments: argparse.Namespace, size: Size) -> None:
     """Draw the trainings as they went."""
-    for path in draw_figures([with_nan(line) for line in runs_of(arguments.cells)], arguments.out, WORDS_FIGURES):
+    lines = at_picked_rates(read_kept(arguments.cells))
+    for path in draw_figures([with_nan(line) for line in lines], arguments.out, WORDS_FIGURES):
         print(path)
 
 
-def runs_of(file: Path) -> list[dict[str, Any]]:
-    """The finished trainings, and the model as it is."""
-    return [line for line in read_kept(file) if line["kind"] == "run"]
+def at_picked_rates(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each variant the trainings at the rate with which it ended best on the validation set; of equal, the lower."""
+    found = [line for line in lines if line["variant"] == START]
+    for name in VARIANTS:
+        own = [line for line in lines if line["variant"] == name != START]
+        rates = sorted({line["learning_rate"] for line in own})
+        ends = {
+            rate: mean([line["validation"][-1][1] for line in own if line["learning_rate"] == rate]) for rate in rates
+        }
+        found += [line for line in own if line["learning_rate"] == max(rates, key=lambda rate: ends[rate])]
+    return found
 
 
 def tables(lines: list[dict[str, Any]]) -> str:
-    """As Markdown: accuracies in percent, then differences in points, all sets of one weight."""
-    by_variant = {name: [line for line in lines if line["variant"] == name] for name in VARIANTS}
+    """As Markdown: validation by rate and step, then held-out accuracy and differences in points at the picked rates.
+
+    Accuracies are in percent; all sets have one weight.
+    """
+    rows = []
+    for name, rate in sorted({(line["variant"], line["learning_rate"]) for line in lines if line["learning_rate"]}):
+        found = [line for line in lines if (line["variant"], line["learning_rate"]) == (name, rate)]
+        by_step = np.mean([[accuracy for _, accuracy in line["validation"]] for line in found], axis=0)
+        rows.append([name, f"{rate:g}", str(len(found)), ", ".join(number(100 * value) for value in by_step)])
+    said = [table(["variant", "rate", "seeds", "validation accuracy, on the way"], rows)]
+    picked = at_picked_rates(lines)
+    by_variant = {name: [line for line in picked if line["variant"] == name] for name in VARIANTS}
     by_variant = {name: found for name, found in by_variant.items() if found}
     rows = []
     for name, found in by_variant.items():
         own = [100 * mean([float(shares(line, each).mean()) for line in found]) for each in HELD_OUT]
         absent = [100 * mean(list(line["no_answer"].values())) for line in found]
         hours = [line["training_seconds"] / 3600 for line in found]
-        rows.append(
-            [name, str(len(found)), *map(number, own), number(mean(own)), number(mean(absent)), f"{mean(hours):.1f}"]
-        )
-    head = ["variant", "seeds", *HELD_OUT, "mean", "no answer", "hours"]
-    said = [table(head, rows)]
+        figures = [*map(number, own), number(mean(own)), number(mean(absent)), f"{mean(hours):.1f}"]
+        rows.append([name, f"{found[0]['learning_rate']:g}", str(len(found)), *figures])
+    said.append(table(["variant", "rate", "seeds", *HELD_OUT, "mean", "no answer", "hours"], rows))
     pairs = [(name, START) for name in by_variant if name != START]
     pairs += [("dagrpo", name) for name in by_variant if name not in (START, "dagrpo")]
     for ours, others in pairs:
@@ -405,9 +389,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="study.words", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("questions", "grid", "run", "report", "figure"))
+    parser.add_argument("command", choices=("questions", "run", "report", "figure"))
     parser.add_argument("--source", default="data", help="folder of mawps.jsonl, asdiv.jsonl and svamp.jsonl")
     parser.add_argument("--model", help="Hub name, directory or .gguf file of SmolLM2-135M-Instruct")
+    parser.add_argument("--learning-rates", nargs="+", type=float, default=[RATE], help="each with every variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of them only")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the trainings")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the runs")
@@ -415,9 +400,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the figure")
     parser.add_argument("--tiny", action="store_true", help="a few questions and steps, to see that all of it runs")
     options = parser.parse_args(arguments)
-    if options.command in ("grid", "run") and not options.model:
+    if options.command == "run" and not options.model:
         parser.error("--model is missing: name SmolLM2-135M-Instruct, as a Hub name, a directory or a .gguf file.")
-    commands = {"questions": questions, "grid": grid, "run": run, "report": report, "figure": figure}
+    commands = {"questions": questions, "run": run, "report": report, "figure": figure}
     commands[options.command](options, TINY if options.tiny else FULL)
 
 

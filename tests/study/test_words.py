@@ -14,7 +14,7 @@ from harness.config import configure, parse
 from harness.evaluation import options_of
 from study import words
 from study.tasks import read_lines
-from study.words import HELD_OUT, RATES, TINY, are_siblings, draw, shingles, solution_of, tables
+from study.words import HELD_OUT, RATE, TINY, are_siblings, draw, shingles, solution_of, tables
 
 SUMS = [
     {"problem": f"What is {n} + 2?", "answer": str(n + 2), "solution": f"{n} + 2 = \\boxed{{{n + 2}}}"}
@@ -36,8 +36,10 @@ def sets(**changes: list[dict]) -> dict[str, list[dict]]:
 
 def line(variant: str, seed: int, right: list[int], **changes: object) -> dict:
     """A kept training in which every held-out set has the same right completions, of 4."""
+    is_start = variant == "start"
     return {
-        "kind": "run", "variant": variant, "seed": seed, "samples": 4, "right": dict.fromkeys(HELD_OUT, right),
+        "variant": variant, "seed": seed, "learning_rate": 0.0 if is_start else 1e-5, "samples": 4,
+        "validation": [] if is_start else [[20, 0.25], [40, 0.5]], "right": dict.fromkeys(HELD_OUT, right),
         "no_answer": dict.fromkeys(HELD_OUT, 0.25), "training_seconds": 1_800.0, **changes,
     }  # fmt: skip
 
@@ -140,13 +142,6 @@ def test_a_source_without_the_sets_is_named(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-PICKED = {"dagrpo": (0.25, 0.5), "grpo": (0.5, 0.25), "sft": (0.5, 0.5)}  # accuracies of the grid by rate
-
-
-def runs_of(file: Path) -> list[dict]:
-    return [line for line in read_lines(file) if line["kind"] == "run"]
-
-
 @pytest.fixture
 def typed(monkeypatch, tmp_path):
     """The commands that `run` types. What they would write is written: logs, a checkpoint, a result."""
@@ -196,16 +191,12 @@ def typed(monkeypatch, tmp_path):
     words.write_sets(tmp_path / "questions", drawn)
 
     cells = tmp_path / "w.jsonl"
-    for method, accuracies in PICKED.items():
-        for rate, accuracy in zip(RATES, accuracies, strict=True):
-            grid_line = {"kind": "grid", "variant": method, "learning_rate": rate, "accuracy": accuracy}
-            words.append_kept(cells, grid_line)
 
-    def typed(*variants: str, stop: str = "", word: str = "run") -> list[list[str]]:
+    def typed(*variants: str, stop: str = "", rates: tuple[float, ...] = (RATE,)) -> list[list[str]]:
         commands.clear()
         stops[:] = [stop]
-        arguments = [word, "--model", "m.gguf", "--tiny", "--folder", str(tmp_path), "--cells", str(cells)]
-        words.main([*arguments, "--seeds", "500", "--variants", *variants])
+        arguments = ["run", "--model", "m.gguf", "--tiny", "--folder", str(tmp_path), "--cells", str(cells)]
+        words.main([*arguments, "--seeds", "500", "--learning-rates", *map(str, rates), "--variants", *variants])
         return list(commands)
 
     return typed
@@ -218,7 +209,7 @@ def flags_of(command: list[str]) -> dict:
 def test_the_start_is_measured_and_not_trained(typed, tmp_path):
     (measuring,) = typed("start")
     assert measuring[0] == "evaluate.py" and measuring[measuring.index("--model") + 1] == "m.gguf"
-    (kept,) = runs_of(tmp_path / "w.jsonl")
+    (kept,) = read_lines(tmp_path / "w.jsonl")
     assert kept["right"]["svamp"] == [1] * 4 and kept["steps"] == 0 and kept["training_seconds"] == 0
 
 
@@ -228,16 +219,16 @@ def test_what_is_finished_is_not_done_again(typed):
 
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(typed, tmp_path):
     with pytest.raises(SystemExit, match="stopped"):
-        typed("dagrpo", stop="dagrpo-500")
+        typed("dagrpo", stop="dagrpo-1e-05-500")
     resumed, measuring = typed("dagrpo")
-    assert resumed == ["dagrpo.py", "--resume", str(tmp_path / "dagrpo-500")] and measuring[0] == "evaluate.py"
+    assert resumed == ["dagrpo.py", "--resume", str(tmp_path / "dagrpo-1e-05-500")] and measuring[0] == "evaluate.py"
 
 
 def test_a_training_that_has_ended_is_only_measured(typed, tmp_path):
     typed("grpo")
     lines = (tmp_path / "w.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "w.jsonl").write_text("".join(lines[:-1]))  # as if it had been stopped in the evaluation
-    (tmp_path / "grpo-500.json").unlink()
+    (tmp_path / "grpo-1e-05-500.json").unlink()
     (measuring,) = typed("grpo")
     assert measuring[0] == "evaluate.py"
 
@@ -246,20 +237,20 @@ def test_fine_tuning_and_grpo_share_the_steps(typed, tmp_path):
     first, second, measuring = typed("sft-grpo")
     assert flags_of(first)["method"] == "sft" and flags_of(second)["method"] == "grpo"
     assert flags_of(first)["steps"] + flags_of(second)["steps"] == TINY.steps == 3
-    assert flags_of(second)["model"] == str(tmp_path / "sft-grpo-500-first" / "model")
-    assert measuring[measuring.index("--model") + 1] == str(tmp_path / "sft-grpo-500" / "model")
+    assert flags_of(second)["model"] == str(tmp_path / "sft-grpo-1e-05-500-first" / "model")
+    assert measuring[measuring.index("--model") + 1] == str(tmp_path / "sft-grpo-1e-05-500" / "model")
     assert flags_of(first)["seed"] != flags_of(second)["seed"], "the questions would come in the same order"
-    (kept,) = runs_of(tmp_path / "w.jsonl")
+    (kept,) = read_lines(tmp_path / "w.jsonl")
     assert kept["steps"] == 3 and kept["training_seconds"] == 90
     assert kept["curves"]["displaced"] == [None, 0.25, 0.25] and kept["curves"]["reward"] == [None, 0.5, 0.5]
 
 
 def test_a_training_that_ended_before_its_first_checkpoint_begins_anew(typed, tmp_path):
-    (tmp_path / "grpo-500").mkdir()
-    (tmp_path / "grpo-500" / "config.json").write_text("{}")
+    (tmp_path / "grpo-1e-05-500").mkdir()
+    (tmp_path / "grpo-1e-05-500" / "config.json").write_text("{}")
     training, _ = typed("grpo")
-    assert "--resume" not in training and flags_of(training)["out"] == str(tmp_path / "grpo-500")
-    assert not (tmp_path / "grpo-500" / "config.json").exists(), "dagrpo.py would refuse a folder with a run"
+    assert "--resume" not in training and flags_of(training)["out"] == str(tmp_path / "grpo-1e-05-500")
+    assert not (tmp_path / "grpo-1e-05-500" / "config.json").exists(), "dagrpo.py would refuse a folder with a run"
 
 
 def test_training_and_evaluation_show_the_same_examples_and_have_one_limit(typed):
@@ -270,16 +261,15 @@ def test_training_and_evaluation_show_the_same_examples_and_have_one_limit(typed
     assert [Path(file).stem for file in options.data] == list(HELD_OUT)
 
 
-def test_methods_differ_by_nothing_but_their_learning_rate(typed):
+def test_methods_differ_by_nothing_else(typed):
     (grpo, _), (dagrpo, _), (bare, _), (sft, _) = map(typed, ("grpo", "dagrpo", "dagrpo-no-mask", "sft"))
     base = flags_of(dagrpo)
 
     def changes(command: list[str]) -> dict:
         return {name: value for name, value in flags_of(command).items() if base.get(name) != value and name != "out"}
 
-    assert changes(grpo) == {"method": "grpo", "learning_rate": RATES[0]} and base["learning_rate"] == RATES[1]
-    assert changes(bare) == {"rectify": "none"}
-    assert changes(sft) == {"method": "sft", "group_size": 1, "learning_rate": RATES[0]}, "of equal ones the smaller"
+    assert base["learning_rate"] == RATE and changes(grpo) == {"method": "grpo"}
+    assert changes(bare) == {"rectify": "none"} and changes(sft) == {"method": "sft", "group_size": 1}
 
 
 def test_each_part_of_a_training_warms_up_in_the_same_share_of_its_steps(typed):
@@ -289,22 +279,13 @@ def test_each_part_of_a_training_warms_up_in_the_same_share_of_its_steps(typed):
     assert parse(list(map(str, of_sixty)))["warmup"] == 10
 
 
-def test_no_learning_rate_is_taken_that_the_grid_has_not_picked(typed, tmp_path):
-    (tmp_path / "w.jsonl").unlink()
-    with pytest.raises(SystemExit, match=r"learning rate of dagrpo is not picked yet: run study\.words grid first"):
-        typed("dagrpo")
-
-
-def test_the_grid_trains_a_third_of_the_steps_at_every_rate_and_keeps_what_is_finished(typed, tmp_path, capsys):
-    (tmp_path / "w.jsonl").unlink()
-    commands = typed("grpo", "sft-grpo", "dagrpo-no-mask", word="grid")
-    assert [(flags_of(each)["method"], flags_of(each)["learning_rate"]) for each in commands] == [
-        (method, rate) for rate in RATES for method in ("grpo", "dagrpo")
-    ]
-    assert all(flags_of(each)["steps"] == TINY.steps // 3 for each in commands)
-    kept = read_lines(tmp_path / "w.jsonl")
-    assert [line["accuracy"] for line in kept] == [0.125] * 4 and {line["kind"] for line in kept} == {"grid"}
-    assert typed("grpo", word="grid") == [] and "| grpo | 12.5 | 12.5 |" in capsys.readouterr().out
+def test_other_learning_rates_are_other_trainings_and_the_start_is_measured_once(typed, tmp_path):
+    commands = typed("start", "sft-grpo", rates=(1e-5, 3e-5))
+    rates = [flags_of(each)["learning_rate"] for each in commands if each[0] == "dagrpo.py"]
+    assert rates == [1e-5, 1e-5, 3e-5, 3e-5], "both parts of a training have one"
+    kept = [(line["variant"], line["learning_rate"]) for line in read_lines(tmp_path / "w.jsonl")]
+    assert kept == [("start", 0.0), ("sft-grpo", 1e-5), ("sft-grpo", 3e-5)]
+    assert typed("start", "sft-grpo", rates=(3e-5,)) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -315,11 +296,25 @@ def test_the_grid_trains_a_third_of_the_steps_at_every_rate_and_keeps_what_is_fi
 def test_the_table_has_the_mean_of_the_seeds_and_differences_by_question():
     lines = [line("start", 500, [0, 0]), line("grpo", 500, [4, 0]), line("grpo", 501, [2, 2])]
     said = tables([*lines, line("dagrpo", 500, [4, 4]), line("dagrpo", 501, [4, 4])])
-    row = next(each for each in said.splitlines() if each.startswith("| grpo"))
+    on_the_way, row = (each for each in said.splitlines() if each.startswith("| grpo"))
+    assert on_the_way == "| grpo | 1e-05 | 2 | 25.0, 50.0 |"
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
-        "grpo", "2", "50.0", "50.0", "50.0", "50.0", "25.0", "0.5",
+        "grpo", "1e-05", "2", "50.0", "50.0", "50.0", "50.0", "25.0", "0.5",
     ]  # fmt: skip
     # Of each of 6 questions GRPO has 3/4 or 1/4 right, the mean of its seeds: 1/2 on average, and DaGRPO all.
     assert "dagrpo minus start: +100.0 (+100.0 to +100.0), p = 0.031" in said
     assert "dagrpo minus grpo: +50.0 (+" in said and "grpo minus start: +50.0 (+" in said
     assert "sft-grpo" not in said
+
+
+def test_each_variant_is_shown_at_the_rate_that_ends_best_on_the_validation_set():
+    """Over its seeds; of equal rates at the lower one."""
+    lines = [
+        line("grpo", seed, [1, 1], learning_rate=rate, validation=[[20, 0.75], [40, end]])
+        for seed, rate, end in [(500, 1e-5, 0.5), (501, 1e-5, 0.5), (500, 3e-5, 0.625), (501, 3e-5, 0.25)]
+    ]
+    lines += [line("sft", 500, [1, 1], learning_rate=rate, validation=[[20, 0.5]]) for rate in (3e-5, 1e-5)]
+    picked = words.at_picked_rates([line("start", 500, [0, 0]), *lines])
+    assert [(each["variant"], each["seed"], each["learning_rate"]) for each in picked] == [
+        ("start", 500, 0.0), ("grpo", 500, 1e-5), ("grpo", 501, 1e-5), ("sft", 500, 1e-5),
+    ]  # fmt: skip
