@@ -12,12 +12,14 @@ subtracted. The sets have answers and no solutions; here a solution follows from
 `7 + 5 = \\boxed{12}`, and is there for every method that uses one. Trained on are word problems of MAWPS and ASDiv, and
 as many bare sums (examples/sums), as the model cannot add at its start. Held out are 60 questions of each set; a
 training question that shares half of its runs of four words with one of them is left out, and nothing of SVAMP is
-trained on. Every variant takes the same number of steps of 8 questions, and every prompt shows two solved questions
-first: without them this model talks past the limit of a completion. `sft` imitates the 8 solutions of a step, all others sample 8 completions of each question; `sft-grpo`
-fine-tunes in a sixth of its steps, and goes on with GRPO and a new optimizer. What is measured is the model after the
-last step. Each training is one line of study/words.jsonl, with how many of the completions of each held-out question
-were right. `--learning-rates` runs at others too; `report` then takes, of each variant, the one that ends best on the
-validation set.
+trained on.
+
+Every variant takes the same number of steps of 8 questions, and every prompt shows two solved questions first: without
+them this model talks past the limit of a completion. `sft` imitates the 8 solutions of a step, all others sample 8
+completions of each question; `sft-grpo` fine-tunes in a sixth of its steps, and goes on with GRPO and a new optimizer.
+What is measured is the model after the last step. Each training is one line of study/words.jsonl, with how many of the
+completions of each held-out question were right. `--learning-rates` runs at others too; `report` then takes, of each
+variant, the one that ends best on the validation set.
 """
 
 from __future__ import annotations
