@@ -938,9 +938,8 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
     ],
     "policy/attention.py": [
         ("-1 - piece if again else piece", "piece", "each row computes what its prompt sees"),
-        ("        seen.update(int(piece[0]) for piece in pieces if len(piece))\n",
-         "        seen = {int(piece[0]) for piece in pieces if len(piece)}\n",
-         "what a prompt shares with others is computed for each of them"),
+        ("        seen.update(int(piece[0]) for piece in pieces if len(piece))\n", "",
+         "each row computes what its prompt, and what it shares with others, sees"),
         ("is_causal=True", "is_causal=False", "tokens see those behind them"),
         ("scale=scaling,", "scale=None,", "attention of another scale than the model's"),
         ("torch.where(rows < 0, batch * length, rows)", "rows.clamp(min=0)", "padding is written to the first place"),
