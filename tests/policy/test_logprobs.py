@@ -362,10 +362,10 @@ def test_what_all_prompts_begin_with_stands_once_in_a_sequence(model, tokenizer)
 def test_sequences_that_share_a_beginning_end_where_attention_costs_more_than_it(model, tokenizer):
     """√(6·32·40) is 88: behind 40 tokens, nine runs of 9 fit, and a tenth begins another sequence, which is no waste
     as long as others will fill it."""
-    answers = [rollout.Completion([*BEGIN, n, 5, 5, 5], [4] * 5 + [1]) for n in range(11, 56)]
+    answers = [rollout.Completion([*BEGIN, n, 5, 5, 5], [4] * 5 + [1]) for n in range(2, 56)]
     record = rollout.assemble(model, tokenizer, answers, 1)
-    (batch,) = rollout.micro_batches(model, record, torch.arange(45), 10_000)
-    assert batch.packing == [[1] * 9] * 5 and batch.tokens == batch.padded_tokens == 5 * (40 + 9 * 9)
+    (batch,) = rollout.micro_batches(model, record, torch.arange(54), 10_000)
+    assert batch.packing == [[1] * 9] * 6 and batch.tokens == batch.padded_tokens == 6 * (40 + 9 * 9)
     apart = list(rollout.micro_batches(model, record, torch.arange(18), 130))
     assert [each.packing for each in apart] == [[[1] * 9]] * 2, "the second does not fit into the budget"
 
