@@ -64,7 +64,7 @@ VARIANTS: dict[str, list[str]] = {
     "sft-grpo": ["--method", "grpo"],
     "dagrpo-no-mask": ["--method", "dagrpo", "--rectify", "none"],
 }
-RATE = 1e-5  # at 3e-5 both GRPO and DaGRPO are at their best after 20 steps, on the validation set, and fall from then
+RATE = 1e-5  # at 3e-5, validation accuracy falls from 75.0 % after 20 steps to 38.8 % after 60 (GRPO)
 SEEDS = (500, 501)
 SHINGLE, ALIKE = 4, 0.5  # words in a run, and the share of runs in both from which two questions are siblings
 LARGEST = 20  # number of a problem: before training, one sum in eight below it is right, and one in a hundred beyond
