@@ -167,14 +167,14 @@ def words_figure(lines: list[dict[str, Any]], pyplot: Any) -> None:
         accuracies_of.plot(points[0, :, 0], 100 * points[:, :, 1].mean(0), style, marker="o", markersize=3, **shown)
     ours = [line for line in lines if line["variant"] == "dagrpo"]
     for name, label, style in (
-        ("displaced_by_batch", "by the batch", "-"), ("displaced", "by their group", "--"),
-        ("displaced_left", "the same after masking", ":"),
+        ("displaced_by_batch", "DaGRPO, by the batch", "-"), ("displaced", "by their group", "--"),
+        ("displaced_left", "by it after masking", ":"),
     ):  # fmt: skip
         if ours and name in ours[0]["curves"]:
             shares.plot(*smoothed(ours, name), style, color="black", linewidth=1.2, label=label)
     rewards.set(xlabel="step", ylabel=f"reward, % (mean of {TOGETHER} steps)", ylim=(0, 100))
     accuracies_of.set(xlabel="step", ylabel="validation accuracy, %", ylim=(0, 100))
-    shares.set(xlabel="step", ylabel="right answers that DaGRPO displaces, %", ylim=(0, 100))
+    shares.set(xlabel="step", ylabel="right answers displaced, %", ylim=(0, 100))
     for axis in (rewards, accuracies_of, shares):
         axis.legend(frameon=False, fontsize=6)
 

@@ -329,7 +329,7 @@ def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
         return np.mean([shares(line, name) for line in lines], axis=0)
 
     found = mean_difference([of(ours, name) - of(others, name) for name in HELD_OUT])
-    return f"{points(found.mean, True)} ({interval_text(found, True)}), p = {found.p:.2g}"
+    return f"{points(found.mean, True)} ({interval_text(found, True)})"
 
 
 def report(arguments: argparse.Namespace, size: Size) -> None:
@@ -374,16 +374,15 @@ def tables(lines: list[dict[str, Any]]) -> str:
     rows = []
     for name, found in by_variant.items():
         own = [100 * mean([float(shares(line, each).mean()) for line in found]) for each in HELD_OUT]
-        absent = [100 * mean(list(line["no_answer"].values())) for line in found]
-        hours = [line["training_seconds"] / 3600 for line in found]
-        figures = [*map(number, own), number(mean(own)), number(mean(absent)), f"{mean(hours):.1f}"]
+        minutes = mean([line["training_seconds"] / 60 for line in found])
+        ahead = difference(found, by_variant[START]) if START in by_variant and name != START else "–"
+        figures = [*map(number, own), number(mean(own)), ahead, f"{minutes:.0f}"]
         rows.append([name, f"{found[0]['learning_rate']:g}", str(len(found)), *figures])
-    said.append(table(["variant", "rate", "seeds", *HELD_OUT, "mean", "no answer", "hours"], rows))
-    pairs = [(name, START) for name in by_variant if name != START]
-    pairs += [("dagrpo", name) for name in by_variant if name not in (START, "dagrpo")]
-    for ours, others in pairs:
-        if ours in by_variant and others in by_variant:
-            said.append(f"{ours} minus {others}: {difference(by_variant[ours], by_variant[others])}")
+    said.append(table(["variant", "rate", "seeds", *HELD_OUT, "mean", "minus start", "minutes"], rows))
+    if "dagrpo" in by_variant:
+        for name, found in by_variant.items():
+            if name not in (START, "dagrpo"):
+                said.append(f"dagrpo minus {name}: {difference(by_variant['dagrpo'], found)}")
     return "\n\n".join(said)
 
 
