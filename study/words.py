@@ -357,17 +357,28 @@ def at_picked_rates(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def tables(lines: list[dict[str, Any]]) -> str:
-    """As Markdown: validation by rate and step, then held-out accuracy and differences in points at the picked rates.
+def mean_of(curves_of: list[dict[str, Any]], name: str) -> float:
+    """Of a figure over the steps that have it, and the trainings; NaN where none has."""
+    values = np.array([value for each in curves_of for value in each.get(name, [])], dtype=float)
+    return float(np.nanmean(values)) if (~np.isnan(values)).any() else math.nan
 
-    Accuracies are in percent; all sets have one weight.
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    """As Markdown: each training as it went, then held-out accuracy and differences in points at the picked rates.
+
+    Accuracies and shares of displaced completions are in percent, entropies in nats; all sets have one weight.
     """
     rows = []
     for name, rate in sorted({(line["variant"], line["learning_rate"]) for line in lines if line["learning_rate"]}):
         found = [line for line in lines if (line["variant"], line["learning_rate"]) == (name, rate)]
         by_step = np.mean([[accuracy for _, accuracy in line["validation"]] for line in found], axis=0)
-        rows.append([name, f"{rate:g}", str(len(found)), ", ".join(number(100 * value) for value in by_step)])
-    said = [table(["variant", "rate", "seeds", "validation accuracy, on the way"], rows)]
+        on_the_way = ", ".join(number(100 * value) for value in by_step)
+        curves_of = [with_nan(line["curves"]) for line in found]
+        shown = [mean_of(curves_of, key) for key in ("displaced", "displaced_left", "displaced_by_batch", "entropy")]
+        figures = [*(number(100 * share) for share in shown[:3]), f"{shown[3]:.2f}"]
+        rows.append([name, f"{rate:g}", str(len(found)), on_the_way, *figures])
+    head = ["variant", "rate", "seeds", "validation on the way", "displaced", "left", "by the batch", "entropy"]
+    said = [table(head, rows)]
     picked = at_picked_rates(lines)
     by_variant = {name: [line for line in picked if line["variant"] == name] for name in VARIANTS}
     by_variant = {name: found for name, found in by_variant.items() if found}
