@@ -137,8 +137,10 @@ def packed_states(
     completions = response_mask.sum(1).tolist()
     assert sum(map(sum, packing)) == len(completions), "every row must be in the packing once"
     ids = input_ids.tolist()
-    asked = [row[start : start + prompt] for row, start, prompt in zip(ids, starts, prompts, strict=True)]
-    begins = [shared_prefix([asked[rows[0]] for rows in sequence]) for sequence in rows_by_run(packing)]
+    begins = [  # tokens that all prompts of a sequence share
+        shared_prefix([ids[first][starts[first] : starts[first] + prompts[first]] for first, *_ in sequence])
+        for sequence in rows_by_run(packing)
+    ]
     length = max(
         begin + sum(run_length(prompts[rows[0]], [completions[i] for i in rows]) - begin for rows in sequence)
         for begin, sequence in zip(begins, rows_by_run(packing), strict=True)

@@ -435,11 +435,12 @@ def test_a_model_that_does_not_take_any_mask_gets_a_sequence_for_each_row(model,
 def test_a_sequence_for_each_row_also_where_short_ones_would_fit_beside_each_other(model):
     """Rows of 30, 10 and 10 tokens under a budget of two times 30."""
     model.config._attn_implementation = "eager"
-    batches = list(logprobs.micro_batches(model, [5, 5, 5], [25, 5, 5], [0, 1, 2], 60))
-    assert [(batch.rows.tolist(), batch.tokens, batch.padded_tokens) for batch in batches] == [
-        ([0, 1], 40, 60),
-        ([2], 10, 10),
-    ]
+    for shared in (0, 4):  # what prompts begin with is in each of such rows
+        batches = list(logprobs.micro_batches(model, [5, 5, 5], [25, 5, 5], [0, 1, 2], 60, shared))
+        assert [(batch.rows.tolist(), batch.tokens, batch.padded_tokens) for batch in batches] == [
+            ([0, 1], 40, 60),
+            ([2], 10, 10),
+        ]
 
 
 def test_rows_of_a_model_with_alibi_are_not_packed(tokenizer):
