@@ -10,16 +10,13 @@ number, and else in their *words*.
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from study.tables import table
-from study.tasks import read_lines
+from study.tasks import lines_of_run
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 KINDS = ("result", "numbers", "words")
@@ -68,14 +65,7 @@ def counted(samples: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="study.pairs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="folder of the run")
-    path = parser.parse_args(arguments).run / "samples.jsonl"
-    if not path.is_file():
-        sys.exit(f"study.pairs: {path} does not exist; name the folder of a run (--out of dagrpo.py).")
-    print(counted(read_lines(path)))
+    print(counted(lines_of_run("study.pairs", __doc__, "samples.jsonl", arguments)))
 
 
 if __name__ == "__main__":

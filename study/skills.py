@@ -12,13 +12,9 @@ sums of two quantities whose addends the completion itself has found before, eac
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
-from pathlib import Path
 
-from study.tasks import make
+from study.tasks import lines_of_run, make
 
 FIRST_SUM = re.compile(rf"(?:{'|'.join(make.JOINS)})(\d+) \+ (\d+) = ")
 RESULT = re.compile(r"= (\d+)\.")
@@ -39,16 +35,9 @@ def share(values: list[bool]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="study.skills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="folder of the run")
-    path = parser.parse_args(arguments).run / "evaluations.jsonl"
-    if not path.is_file():
-        sys.exit(f"study.skills: {path} does not exist; name the folder of a run (--out of dagrpo.py).")
+    evaluations = lines_of_run("study.skills", __doc__, "evaluations.jsonl", arguments)
     print("| step | right answers | right single steps | sums of values found before |\n| --- | ---: | ---: | ---: |")
-    for line in path.read_text(encoding="utf-8").splitlines():
-        evaluation = json.loads(line)
+    for evaluation in evaluations:
         texts = [text for question in evaluation["rows"] for text in question["texts"]]
         steps = [right for text in texts for right in make.right_steps(text)]
         sums = [found for text in texts for found in sums_of_found(text)]

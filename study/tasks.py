@@ -15,9 +15,11 @@ operations at once wherever they can be, which the embedded model seldom tries.
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The object of each line."""
     with path.open(encoding="utf-8") as lines:  # which end at newlines alone: a string may hold other separators
         return [json.loads(line) for line in lines]
+
+
+def lines_of_run(program: str, purpose: str, file: str, arguments: list[str] | None) -> list[dict[str, Any]]:
+    """The objects in a file of the run that a command line names. Ends the program where there is no such file."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of the run")
+    path = parser.parse_args(arguments).run / file
+    if not path.is_file():
+        sys.exit(f"{program}: {path} does not exist; name the folder of a run (--out of dagrpo.py).")
+    return read_lines(path)
 
 
 def write_sets(folder: Path, sets: dict[str, list[Question]]) -> None:

@@ -42,11 +42,12 @@ from harness import checkpoint
 from harness.compare import interval_text, mean_difference, points
 from harness.results import question_scores, read_results
 from questions import read_questions
-from study.cells import append_kept, commit, curves, read_kept, rounded, with_nan
+from study.cells import append_kept, commit, curves, read_kept, rounded
 from study.figures import WORDS_FIGURES
 from study.figures import draw as draw_figures
 from study.tables import mean, number, table
 from study.tasks import ROOT, read_lines, write_sets
+from verify import extract_answer
 
 FILE = ROOT / "study" / "words.jsonl"
 FOLDER = ROOT / "runs" / "words"
@@ -164,7 +165,7 @@ def draw(sets: dict[str, list[Question]], sums: list[Question], size: Size) -> d
             key, solution = shingles(question["problem"]), solution_of(question)
             if solution and key not in seen:
                 seen.add(key)
-                every.append({**question, "answer": solution.split("{")[1][:-1], "solution": solution})
+                every.append({**question, "answer": extract_answer(solution), "solution": solution})
         drawn[name] = every[: size.held_out]
         if name in TRAINED_ON:
             rest += every[size.held_out :]
@@ -339,8 +340,7 @@ def report(arguments: argparse.Namespace, size: Size) -> None:
 
 def figure(arguments: argparse.Namespace, size: Size) -> None:
     """Draw the trainings as they went."""
-    lines = at_picked_rates(read_kept(arguments.cells))
-    for path in draw_figures([with_nan(line) for line in lines], arguments.out, WORDS_FIGURES):
+    for path in draw_figures(at_picked_rates(read_kept(arguments.cells)), arguments.out, WORDS_FIGURES):
         print(path)
 
 
@@ -358,7 +358,7 @@ def at_picked_rates(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mean_of(curves_of: list[dict[str, Any]], name: str) -> float:
-    """Of a figure over the steps that have it, and the trainings; NaN where none has."""
+    """Of a figure over the steps that have it (None: it has not), and the trainings; NaN where none has."""
     values = np.array([value for each in curves_of for value in each.get(name, [])], dtype=float)
     return float(np.nanmean(values)) if (~np.isnan(values)).any() else math.nan
 
@@ -371,9 +371,9 @@ def tables(lines: list[dict[str, Any]]) -> str:
     rows = []
     for name, rate in sorted({(line["variant"], line["learning_rate"]) for line in lines if line["learning_rate"]}):
         found = [line for line in lines if (line["variant"], line["learning_rate"]) == (name, rate)]
-        by_step = np.mean([[accuracy for _, accuracy in line["validation"]] for line in found], axis=0)
-        on_the_way = ", ".join(number(100 * value) for value in by_step)
-        curves_of = [with_nan(line["curves"]) for line in found]
+        accuracies = np.mean([[accuracy for _, accuracy in line["validation"]] for line in found], axis=0)
+        on_the_way = ", ".join(number(100 * value) for value in accuracies)
+        curves_of = [line["curves"] for line in found]
         shown = [mean_of(curves_of, key) for key in ("displaced", "displaced_left", "displaced_by_batch", "entropy")]
         figures = [*(number(100 * share) for share in shown[:3]), f"{shown[3]:.2f}"]
         rows.append([name, f"{rate:g}", str(len(found)), on_the_way, *figures])
