@@ -12,26 +12,25 @@ subtracted. The sets have answers and no solutions; here a solution follows from
 `7 + 5 = \\boxed{12}`, and is there for every method that uses one. Trained on are word problems of MAWPS and ASDiv, and
 as many bare sums (examples/sums), as the model cannot add at its start. Held out are 60 questions of each set; a
 training question that shares half of its runs of four words with one of them is left out, and nothing of SVAMP is
-trained on.
+trained on. Measured too are 200 questions of each set and of GSM8K's test set as they are, whatever they ask; of these
+sets those are left out that share as much with a question that is trained on.
 
 Every variant takes the same number of steps of 8 questions, and every prompt shows two solved questions first: without
 them this model talks past the limit of a completion. `sft` imitates the 8 solutions of a step, all others sample 8
 completions of each question; `sft-grpo` fine-tunes in a sixth of its steps, and goes on with GRPO and a new optimizer.
 What is measured is the model after the last step. Each training is one line of study/words.jsonl, with how many of the
-completions of each held-out question were right. `--learning-rates` runs at others too; `report` then takes, of each
-variant, the one that ends best on the validation set.
+completions of each question that was measured were right. `--learning-rates` runs at others too; `report` then takes,
+of each variant, the one that ends best on the validation set.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-import random
-import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,22 +39,20 @@ import numpy as np
 
 from harness import checkpoint
 from harness.compare import interval_text, mean_difference, points
-from harness.results import question_scores, read_results
+from harness.results import Result, question_scores, read_results
 from questions import read_questions
 from study.cells import append_kept, commit, curves, read_kept, rounded
 from study.figures import WORDS_FIGURES
 from study.figures import draw as draw_figures
 from study.tables import mean, number, table
-from study.tasks import ROOT, read_lines, write_sets
-from verify import extract_answer
+from study.tasks import ROOT, Question, read_lines, write_sets
+from study.word_questions import HELD_OUT, WHOLE, draw, draw_whole
 
 FILE = ROOT / "study" / "words.jsonl"
 FOLDER = ROOT / "runs" / "words"
 EXAMPLES = ROOT / "study" / "words-examples.jsonl"
 PROMPT = ROOT / "examples" / "sums" / "prompt.txt"  # the question alone: the examples show what is asked for
 SUMS = ROOT / "examples" / "sums" / "train.jsonl"
-HELD_OUT = ("mawps", "asdiv", "svamp")
-TRAINED_ON = ("mawps", "asdiv")  # what of these sets is not held out; SVAMP is a source that no training sees
 START = "start"  # the model as it is
 VARIANTS: dict[str, list[str]] = {
     START: [],
@@ -67,18 +64,6 @@ VARIANTS: dict[str, list[str]] = {
 }
 RATE = 1e-5  # at 3e-5, validation accuracy falls from 75.0 % after 20 steps to 38.8 % after 60 (GRPO)
 SEEDS = (500, 501)
-SHINGLE, ALIKE = 4, 0.5  # words in a run, and the share of runs in both from which two questions are siblings
-LARGEST = 20  # number of a problem: before training, one sum in eight below it is right, and one in a hundred beyond
-NUMBER_WORDS = [  # without `one`, which is mostly a pronoun
-    "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen",
-    "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-]  # fmt: skip
-OTHER_NUMBERS = {  # a problem with one of these words needs more than the two numbers that are read
-    "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand", "dozen", "dozens",
-    "half", "twice", "double", "triple", "percent", "greatest",
-}  # fmt: skip
-
-Question = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -86,11 +71,13 @@ class Size:
     """How much is trained and measured."""
 
     held_out: int = 60  # of each set
+    whole: int = 200  # of each set as it is
     validation: int = 40
     steps: int = 60
     questions: int = 8
     group_size: int = 8
     max_new_tokens: int = 24  # a right completion has 11 tokens
+    whole_tokens: int = 64  # of questions that may need more
     samples: int = 4
     eval_every: int = 20
 
@@ -109,74 +96,12 @@ class Wanted:
 
 
 FULL = Size()
-TINY = Size(4, 4, 3, 2, 4, 8, 2, 2)  # to see that all of it runs
+TINY = Size(4, 4, 4, 3, 2, 4, 8, 8, 2, 2)  # to see that all of it runs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Questions
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def shingles(problem: str) -> frozenset[tuple[str, ...]]:
-    """The runs of four words of a problem, in lower case; a shorter one is a run by itself."""
-    words = re.findall(r"\w+", problem.lower())
-    return frozenset(tuple(words[n : n + SHINGLE]) for n in range(max(1, len(words) - SHINGLE + 1)))
-
-
-def are_siblings(one: frozenset[Any], other: frozenset[Any]) -> bool:
-    """Do two questions share half of their runs of words? The shorter one counts."""
-    return len(one & other) >= ALIKE * min(len(one), len(other))
-
-
-def numbers_of(problem: str) -> list[float]:
-    """The numbers of a problem in its order, in digits or as words from two to twenty."""
-    values = dict(zip(NUMBER_WORDS, range(2, 21), strict=True))
-    found = re.findall(r"\d[\d,]*(?:\.\d+)?|[a-z]+", problem.lower())
-    return [float(values.get(each, each.replace(",", ""))) for each in found if each in values or each[0].isdigit()]
-
-
-def solution_of(question: Question) -> str | None:
-    """The one sum or difference of the problem's two numbers that is its answer; None where it is no such problem."""
-    numbers = numbers_of(question["problem"])
-    words = re.findall(r"[a-z]+", question["problem"].lower())
-    if len(numbers) != 2 or any(number not in range(1, LARGEST + 1) for number in numbers):
-        return None
-    a, b = map(int, numbers)
-    ways = {f"{a} + {b}": a + b, f"{a} - {b}": a - b, f"{b} - {a}": b - a}
-    with contextlib.suppress(ValueError):  # of an answer that is no number
-        right = [way for way, value in ways.items() if value == float(question["answer"])]
-        if len(right) == 1 and not OTHER_NUMBERS.intersection(words):
-            return f"{right[0]} = \\boxed{{{ways[right[0]]}}}"
-    return None
-
-
-def draw(sets: dict[str, list[Question]], sums: list[Question], size: Size) -> dict[str, list[Question]]:
-    """Held-out questions by set, and `training` and `validation`, in which no sibling of a held-out question is.
-
-    Questions are drawn with a fixed seed. A problem that comes twice is there once.
-    """
-    rng = random.Random(0)
-    drawn: dict[str, list[Question]] = {}
-    seen: set[frozenset[Any]] = set()
-    rest: list[Question] = []
-    for name in HELD_OUT:
-        every = []
-        for question in rng.sample(sets[name], len(sets[name])):
-            key, solution = shingles(question["problem"]), solution_of(question)
-            if solution and key not in seen:
-                seen.add(key)
-                every.append({**question, "answer": extract_answer(solution), "solution": solution})
-        drawn[name] = every[: size.held_out]
-        if name in TRAINED_ON:
-            rest += every[size.held_out :]
-    held_out = [shingles(question["problem"]) for name in HELD_OUT for question in drawn[name]]
-    apart = [
-        question for question in rest if not any(are_siblings(shingles(question["problem"]), own) for own in held_out)
-    ]
-    rng.shuffle(apart)
-    drawn["validation"], words = apart[: size.validation], apart[size.validation :]
-    drawn["training"] = words + rng.sample(sums, min(len(words), len(sums)))
-    return drawn
 
 
 def without_place(question: Question) -> Question:
@@ -186,12 +111,14 @@ def without_place(question: Question) -> Question:
 
 def questions(arguments: argparse.Namespace, size: Size) -> None:
     """Draw the questions, write them, and say how many there are."""
-    files = {name: Path(arguments.source) / f"{name}.jsonl" for name in HELD_OUT}
+    files = {name: Path(arguments.source) / f"{name}.jsonl" for name in WHOLE}
     absent = [str(file) for file in files.values() if not file.is_file()]
     if absent:
         sys.exit(f"study.words: --source {arguments.source}: there is no {', no '.join(absent)}.")
     sets = {name: [without_place(question) for question in read_questions([str(file)])] for name, file in files.items()}
-    drawn = draw(sets, read_lines(SUMS), size)
+    drawn = draw(sets, read_lines(SUMS), size.held_out, size.validation)
+    whole = draw_whole(sets, drawn["training"] + drawn["validation"], size.whole)
+    drawn |= {f"whole-{name}": own for name, own in whole.items()}
     folder = arguments.folder / "questions"
     folder.mkdir(parents=True, exist_ok=True)
     write_sets(folder, drawn)
@@ -271,14 +198,11 @@ def run(arguments: argparse.Namespace, size: Size) -> None:
 def measured(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
     """The line of a training: what made it, how it went by step, and the right completions of each question."""
     model, folders = trained(wanted, arguments, size)
-    result = arguments.folder / f"{wanted.name}.json"
-    files = [arguments.folder / "questions" / f"{name}.jsonl" for name in HELD_OUT]
-    command(
-        "evaluate.py", "--model", model, "--data", *files, "--samples", size.samples, "--max-new-tokens",
-        size.max_new_tokens, "--examples", EXAMPLES, "--prompt-file", PROMPT, "--out", result,
-    )  # fmt: skip
+    results = evaluated(model, wanted.name, HELD_OUT, size.max_new_tokens, arguments, size)
+    whole = evaluated(
+        model, f"{wanted.name}-whole", [f"whole-{name}" for name in WHOLE], size.whole_tokens, arguments, size
+    )
     steps = [record for folder in folders for record in read_lines(folder / "metrics.jsonl") if "step" in record]
-    results = read_results(result)
     return rounded(
         {
             "variant": wanted.variant,
@@ -295,15 +219,31 @@ def measured(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> dict[
                 [record["step"], record["accuracy"]]
                 for record in (read_lines(folders[-1] / "evaluations.jsonl") if folders else [])
             ],
-            "right": {
-                name: [round(score * size.samples) for score in question_scores(results[name]).tolist()]
-                for name in HELD_OUT
-            },
+            "right": {name: right_of(results[name], size) for name in HELD_OUT},
+            "whole": {name: right_of(whole[f"whole-{name}"], size) for name in WHOLE},
             "no_answer": {name: results[name]["no_answer"] for name in HELD_OUT},
             "length": {name: results[name]["length"] for name in HELD_OUT},
             "samples": size.samples,
         }
     )
+
+
+def evaluated(
+    model: str, name: str, sets: Sequence[str], max_new_tokens: int, arguments: argparse.Namespace, size: Size
+) -> dict[str, Result]:
+    """The model's result on sets of questions, by set; kept in the folder of the runs under the given name."""
+    result = arguments.folder / f"{name}.json"
+    files = [arguments.folder / "questions" / f"{each}.jsonl" for each in sets]
+    command(
+        "evaluate.py", "--model", model, "--data", *files, "--samples", size.samples, "--max-new-tokens",
+        max_new_tokens, "--examples", EXAMPLES, "--prompt-file", PROMPT, "--out", result,
+    )  # fmt: skip
+    return read_results(result)
+
+
+def right_of(result: Result, size: Size) -> list[int]:
+    """Of each question, how many completions are right. (Q,)"""
+    return [round(score * size.samples) for score in question_scores(result).tolist()]
 
 
 def by_step(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -318,18 +258,14 @@ def by_step(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def shares(line: dict[str, Any], name: str) -> np.ndarray:
-    """Of each question of a held-out set the share of right completions. (Q,)"""
-    return np.array(line["right"][name]) / line["samples"]
+def shares(lines: list[dict[str, Any]], name: str, kind: str) -> np.ndarray:
+    """Of each question of a set the share of right completions, over the seeds; `kind` is right or whole. (Q,)"""
+    return np.mean([np.array(line[kind][name]) / line["samples"] for line in lines], axis=0)
 
 
-def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]], kind: str = "right") -> str:
     """Ours minus others in points, all sets of one weight, paired by question, each the mean over its seeds."""
-
-    def of(lines: list[dict[str, Any]], name: str) -> np.ndarray:
-        return np.mean([shares(line, name) for line in lines], axis=0)
-
-    found = mean_difference([of(ours, name) - of(others, name) for name in HELD_OUT])
+    found = mean_difference([shares(ours, name, kind) - shares(others, name, kind) for name in ours[0][kind]])
     return f"{points(found.mean, True)} ({interval_text(found, True)})"
 
 
@@ -382,19 +318,38 @@ def tables(lines: list[dict[str, Any]]) -> str:
     picked = at_picked_rates(lines)
     by_variant = {name: [line for line in picked if line["variant"] == name] for name in VARIANTS}
     by_variant = {name: found for name, found in by_variant.items() if found}
-    rows = []
-    for name, found in by_variant.items():
-        own = [100 * mean([float(shares(line, each).mean()) for line in found]) for each in HELD_OUT]
-        minutes = mean([line["training_seconds"] / 60 for line in found])
-        ahead = difference(found, by_variant[START]) if START in by_variant and name != START else "–"
-        figures = [*map(number, own), number(mean(own)), ahead, f"{minutes:.0f}"]
-        rows.append([name, f"{found[0]['learning_rate']:g}", str(len(found)), *figures])
-    said.append(table(["variant", "rate", "seeds", *HELD_OUT, "mean", "minus start", "minutes"], rows))
+    said.append(accuracy_table(by_variant, "right"))
     if "dagrpo" in by_variant:
         for name, found in by_variant.items():
             if name not in (START, "dagrpo"):
                 said.append(f"dagrpo minus {name}: {difference(by_variant['dagrpo'], found)}")
+    with_whole = {name: [line for line in found if line.get("whole")] for name, found in by_variant.items()}
+    with_whole = {name: found for name, found in with_whole.items() if found}
+    if with_whole:
+        said.append(accuracy_table(with_whole, "whole"))
     return "\n\n".join(said)
+
+
+def accuracy_table(by_variant: dict[str, list[dict[str, Any]]], kind: str) -> str:
+    """A line for each variant: accuracy by set, their mean, the difference to the start; `kind` is right or whole."""
+    sets = HELD_OUT if kind == "right" else WHOLE
+    rows = []
+    for name, found in by_variant.items():
+        own = [100 * float(shares(found, each, kind).mean()) for each in sets]
+        minutes = mean([line["training_seconds"] / 60 for line in found])
+        ahead = difference(found, by_variant[START], kind) if START in by_variant and name != START else "–"
+        figures = [*map(number, own), number(mean(own)), ahead, f"{minutes:.0f}"]
+        rows.append([name, f"{found[0]['learning_rate']:g}", str(len(found)), *figures])
+    head = [
+        "variant, held out" if kind == "right" else "variant, whole sets",
+        "rate",
+        "seeds",
+        *sets,
+        "mean",
+        "minus start",
+        "minutes",
+    ]
+    return table(head, rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
