@@ -88,7 +88,7 @@ from harness.memory import with_room
 from harness.report import progress, say, tell, timed
 from harness.rewards import given_by_functions
 from harness.runs import Run, open_run, resumed_config
-from harness.task import Task, fingerprint, held_out_accuracy, judged, longest_prompt, read_task, verified_task
+from harness.task import Task, fingerprint, held_out_accuracy, judged, prompt_lengths, read_task, verified_task
 from harness.tracking import tracked
 from policy import lora
 from policy.compiling import compiled
@@ -109,8 +109,8 @@ def train(config: Config) -> dict[str, Any]:
     with open_run(config) as run, tracked(config, run) as tracker:  # from its newest checkpoint, where it is resumed
         learner = new_learner(config, run.resumed)
         task = verified_task(task, learner.model, learner.tokenizer, config)
-        prompt = longest_prompt(task, learner.tokenizer, config)
-        report.announce(learner.model, config, run, prompt, len(task.held_out))
+        prompts = prompt_lengths(task, learner.tokenizer, config)
+        report.announce(learner.model, config, run, prompts, len(task.held_out))
         run.knows(fingerprint(task), config.force)
         stream = Stream(task.questions, config.seed, run.taken)
         before = evaluate_where_due(learner, task, config, run, 0, {})

@@ -40,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 import harness.report
 import rollout
 from harness.config import Config, configure
-from harness.estimate import memory_estimate
+from harness.estimate import Prompts, memory_estimate
 from policy import lora
 
 PARTS = ("sampling", "scoring", "update", "evaluation", "saving")
@@ -61,7 +61,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "embedded, bf16 and checkpointing": {
         **SHORT, "questions": 1, "group_size": 16, "bf16": True, "checkpointing": True,
     },
+    "embedded, evaluation": {**SHORT, "questions": 1, "eval_at_start": True, "eval_samples": 4, "hold_out": 64},
+    "embedded, four examples": {**SMALL, "token_budget": 4_096, "examples": 4},
     "language model": LANGUAGE,
+    "language model, examples": {
+        **LANGUAGE, "questions": 4, "group_size": 8, "token_budget": 1_024, "examples": 4, "eval_samples": 4,
+        "hold_out": 16, "eval_at_start": True,
+    },
     "language model, small micro-batches": {**LANGUAGE, "token_budget": 100},
     "language model, 8 bits": {**LANGUAGE, "optimizer": "adamw8bit"},
     "language model, LoRA": {**LANGUAGE, "lora": 16},
@@ -139,6 +145,11 @@ def measured(flags: dict[str, Any], model: str, of_process: bool = False) -> dic
         patches.enter_context(trainable(model))
         if bf16 and not torch.cuda.is_available():
             patches.enter_context(imitated_gpu())
+        shown = flags.pop("examples", 0)  # so many solved questions before each
+        if shown:
+            lines = (EXAMPLE / "held_out.jsonl").read_text().splitlines(keepends=True)
+            flags["examples"] = str(Path(folder) / "examples.jsonl")
+            Path(flags["examples"]).write_text("".join(lines[:shown]))
         config = settings_of(flags, model, Path(folder) / "run")
         peak = (peak_of_process if of_process else peak_of_allocator)(functools.partial(dagrpo.train, config))
         first = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()[0]
@@ -196,7 +207,8 @@ def needed(size: str, flags: dict[str, Any], available: float) -> float:
     if config.lora:
         with torch.device("meta"):
             lora.add(model, size, config.adapter)
-    return memory_estimate(model, config, prompt=PROMPT, held_out=HELD_OUT, on_gpu=True, available=available)["total"]
+    where = {"on_gpu": True, "available": available}
+    return memory_estimate(model, config, prompts=Prompts(PROMPT), held_out=HELD_OUT, **where)["total"]
 
 
 def fits() -> None:

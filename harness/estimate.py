@@ -40,6 +40,14 @@ LEAST_IN_8_BITS = 4_096  # numbers of a tensor, below which bitsandbytes keeps i
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """How long the prompts of a run are, in tokens."""
+
+    longest: int
+    shared: int = 0  # that all of them begin with, such as examples; 0 where these are too few to be computed once
+
+
+@dataclass(frozen=True)
 class Sizes:
     """What of a model decides how much memory it takes."""
 
@@ -110,15 +118,15 @@ def memory_estimate(
     model: PreTrainedModel,
     config: Config,
     *,
-    prompt: int,
+    prompts: Prompts,
     held_out: int,
     on_gpu: bool | None = None,
     available: float | None = None,
 ) -> dict[str, float]:
     """Gigabytes of the parts of a run, of which the largest beside what stays makes the `total`; and what there is.
 
-    `prompt` is the number of tokens of the longest one, `held_out` that of the questions of an evaluation. The model
-    may be one without weights (device meta): then `on_gpu` and `available` say where it would run.
+    `held_out` is the number of questions of an evaluation. The model may be one without weights (device meta): then
+    `on_gpu` and `available` say where it would run.
 
     On a GPU completions are sampled in as large a part at a time as half of what is free holds (`rows_at_once`), so
     that sampling takes more where there is more.
@@ -136,7 +144,9 @@ def memory_estimate(
 
     def sampling(rows: int, least: int, held_out: bool) -> float:
         """Of all rows, or of fewer at a time: as many as there is room for, or the least that go together."""
-        most, fewest = (sampling_bytes(sizes, config, prompt, n, held_out=held_out, width=width) for n in (rows, least))
+        most, fewest = (
+            sampling_bytes(sizes, config, prompts, n, held_out=held_out, width=width) for n in (rows, least)
+        )
         return max(fewest, min(most, room))
 
     rows = min(config.eval_samples * held_out, BATCH_COMPLETIONS * (GPU_BATCHES if on_gpu else 1))
@@ -147,7 +157,7 @@ def memory_estimate(
         parts["sampling"] = sampling(config.questions * group, group, held_out=False)
         if config.scorer in BY_GRADIENT:
             parts["scoring"] = scoring_bytes(sizes, config, on_gpu)
-    parts["update"] = update_bytes(model, sizes, config, prompt, on_gpu)
+    parts["update"] = update_bytes(model, sizes, config, prompts, on_gpu)
     if not on_gpu:  # where copies for a checkpoint are made; an evaluation may begin while they are written
         parts["saving"] = FP32 * (sum(sizes.trained) if sizes.frozen else sizes.weights) + stays["optimizer"]
         parts["saving"] += evaluation
@@ -170,15 +180,17 @@ def moments_bytes(sizes: Sizes, config: Config) -> float:
 
 
 def sampling_bytes(
-    sizes: Sizes, config: Config, prompt: int, rows: int, *, width: int, held_out: bool = False
+    sizes: Sizes, config: Config, prompts: Prompts, rows: int, *, width: int, held_out: bool = False
 ) -> float:
     """policy/decoding.py, or of held-out questions policy/refilling.py: all rows at once, at their full length."""
-    on_gpu, new = width == 2, config.max_new_tokens
+    on_gpu, new, prompt = width == 2, config.max_new_tokens, prompts.longest
+    refilled = held_out and sizes.fast
     of_token = 2 * sizes.keys * sizes.layers * width  # keys and values
-    prompts = rows if held_out else config.questions
-    shared = sizes.fast and not on_gpu and not held_out and prompt >= SHARED_PROMPT
-    cache = rows * (new if shared else prompt + new) * of_token
-    cache += prompts * (2 * prompt + 64) * of_token  # as the model gives it, with room, and again without
+    different = -(-rows // config.eval_samples) if refilled else rows if held_out else config.questions
+    apart = sizes.fast and not on_gpu and not held_out and prompt >= SHARED_PROMPT  # a prompt's keys stand once
+    cache = rows * (new if apart else prompt + new) * of_token
+    given = different * (prompt + 64) * of_token  # as the model gives it, with room
+    given += (rows if refilled else different) * prompt * of_token  # and again without; or selected for each row
     states = 0 if held_out or config.scorer not in BY_GRADIENT else rows * new * sizes.hidden * width
     chosen = rows * sizes.vocabulary * (CHOICE * FP32 + (width if on_gpu else 0))
     scores = 0 if on_gpu else 3 * FP32 * rows * sizes.heads * (prompt + new)  # of attention, written out on a CPU
@@ -188,8 +200,11 @@ def sampling_bytes(
     )
     if not sizes.fast:  # autocast casts what is trained once, and the rest for each product
         copies = head + (width * sizes.matrices if on_gpu and not sizes.frozen else 0)
-    decoding = copies + cache + states + chosen + scores
-    of_prompts = prompts * prompt * (of_token + passing_bytes(sizes, width))
+    choosing = states + chosen + scores
+    # Where rows are refilled, what the model gave is forgotten before the first token is chosen.
+    decoding = copies + cache + (max(given, choosing) if refilled else given + choosing)
+    passing = prompt - (prompts.shared if sizes.packs else 0)
+    of_prompts = different * (prompt * of_token + passing * passing_bytes(sizes, width))
     of_prompts += width * sizes.matrices if on_gpu and not sizes.frozen else 0
     return max(decoding, of_prompts, 2 * states)  # at the end each row's states are copied
 
@@ -235,13 +250,13 @@ def scoring_bytes(sizes: Sizes, config: Config, on_gpu: bool) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def update_bytes(model: PreTrainedModel, sizes: Sizes, config: Config, prompt: int, on_gpu: bool) -> float:
+def update_bytes(model: PreTrainedModel, sizes: Sizes, config: Config, prompts: Prompts, on_gpu: bool) -> float:
     """policy/logprobs.py under `backward` of dagrpo.py, and the optimizer's step."""
     groups = -(-config.questions // config.updates)
     rows = groups * config.group_size
     questions = [row // config.group_size for row in range(rows)]
-    lengths = [prompt] * rows, [config.max_new_tokens] * rows
-    batches = list(micro_batches(model, *lengths, questions, config.token_budget))
+    lengths = [prompts.longest] * rows, [config.max_new_tokens] * rows
+    batches = list(micro_batches(model, *lengths, questions, config.token_budget, prompts.shared))
     largest = max(batches, key=lambda batch: batch.padded_tokens)
     # Of completions and prompts of other lengths, micro-batches fill the budget better than of these.
     most = min(config.token_budget, sum(batch.padded_tokens for batch in batches))
@@ -250,7 +265,7 @@ def update_bytes(model: PreTrainedModel, sizes: Sizes, config: Config, prompt: i
     width = 2 if on_gpu else FP32
     gradients, head = FP32 * sum(sizes.trained), width * sizes.vocabulary * sizes.hidden
 
-    layer = fill * layer_bytes(sizes, largest, prompt + config.max_new_tokens, on_gpu)
+    layer = fill * layer_bytes(sizes, largest, prompts.longest + config.max_new_tokens, on_gpu)
     kept = sizes.layers * layer
     bf16 = width * sizes.matrices + head if on_gpu else 0  # of the weights, which products of the backward pass read
     behind = tokens * 4 * sizes.hidden * FP32  # the last norm, and what goes on from it

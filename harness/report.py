@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from harness.checkpoint import records_of
 from harness.command import printable
 from harness.config import Config
-from harness.estimate import memory_estimate
+from harness.estimate import Prompts, memory_estimate
 from harness.runs import Run
 from harness.signals import unheard
 from rollout import Rollouts
@@ -258,10 +258,10 @@ def evaluation_line(step: int, result: dict[str, Any], seconds: float) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def announce(model: PreTrainedModel, config: Config, run: Run, prompt: int, held_out: int) -> None:
+def announce(model: PreTrainedModel, config: Config, run: Run, prompts: Prompts, held_out: int) -> None:
     """Say, and write as the first line of metrics.jsonl, what the run will need against what there is.
 
-    `prompt` is the number of tokens of the longest prompt, `held_out` that of the questions of an evaluation.
+    `held_out` is the number of questions of an evaluation.
     """
     for note in run.notes:
         tell(note)
@@ -275,7 +275,7 @@ def announce(model: PreTrainedModel, config: Config, run: Run, prompt: int, held
     if run.start:
         tell(f"Resumed after step {run.start}: {run.out}")
         return
-    estimate = memory_estimate(model, config, prompt=prompt, held_out=held_out)
+    estimate = memory_estimate(model, config, prompts=prompts, held_out=held_out)
     append_json(run.out / "metrics.jsonl", {"memory_estimate_gb": estimate})
     say(f"Needs about {estimate['total']:.2f} GB of the {estimate['available']:.1f} GB there are.")
     tell(f"Run folder: {run.out}")

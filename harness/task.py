@@ -16,10 +16,12 @@ from anchors import Anchors
 from evaluate import evaluate
 from harness.checkpoint import records_of
 from harness.config import Config
+from harness.estimate import Prompts
 from harness.mapping import first_question, names_of
 from harness.report import append_json, evaluation_line, say, tell
 from harness.rewards import load_reward
 from harness.runs import Run
+from policy.logprobs import shared_prefix
 from questions import DataError, Question, Reward, fitting, prompt_of, read_data, split_questions, values_of
 from rollout import Rollouts, encode_prompt, stop_ids
 from scorers.judge import Distances, Judged, load_distances, of_differing_groups
@@ -117,11 +119,11 @@ def verified_task(task: Task, model: PreTrainedModel, tokenizer: PreTrainedToken
     return replace(task, questions=questions, held_out=held_out, anchors=solutions)
 
 
-def longest_prompt(task: Task, tokenizer: PreTrainedTokenizerBase, config: Config) -> int:
-    """Tokens of the longest of some prompts, evenly spaced: files are often ordered by level."""
+def prompt_lengths(task: Task, tokenizer: PreTrainedTokenizerBase, config: Config) -> Prompts:
+    """Of some prompts, evenly spaced: files are often ordered by level."""
     some = task.questions[:: -(-len(task.questions) // SOME)]
-    prompts = [prompt_of(tokenizer, question, config.prompt_style) for question in some]
-    return max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+    prompts = [encode_prompt(tokenizer, prompt_of(tokenizer, question, config.prompt_style)) for question in some]
+    return Prompts(max(map(len, prompts)), shared_prefix(prompts))
 
 
 def fingerprint(task: Task) -> str:

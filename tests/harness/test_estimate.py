@@ -11,10 +11,10 @@ from conftest import random_model
 
 from harness import estimate
 from harness.config import Config
-from harness.estimate import Sizes, memory_estimate
+from harness.estimate import Prompts, Sizes, memory_estimate
 from policy import lora
 
-LENGTHS = {"prompt": 20, "held_out": 10}
+LENGTHS = {"prompts": Prompts(20), "held_out": 10}
 
 
 def config_with(**flags) -> Config:
@@ -128,6 +128,40 @@ def test_a_micro_batch_is_as_large_as_the_budget_where_there_is_more_than_one(on
     assert small < large < every == estimated(on_meta, token_budget=20_000)["update"]
 
 
+def test_an_evaluation_by_hand(model):
+    """Six rows, two of each question: their own caches, and at the beginning those of three prompts and of each row.
+
+    A token's keys and values take 2 · 4 numbers in each of 2 layers; prompts have 20 tokens, completions 44.
+    """
+    sizes = replace(
+        Sizes.of(model), keys=4, layers=2, heads=2, hidden=1, inner=1, vocabulary=10, read_twice=100, fast=True
+    )
+    config = config_with(eval_samples=2)
+
+    def found(sizes: Sizes) -> float:
+        return estimate.sampling_bytes(sizes, config, Prompts(20), 6, width=4, held_out=True)
+
+    of_token, choosing = 4 * 16, 4 * 6 * 10 * 5 + 4 * 6 * 2 * 64 * 3  # logits, and scores of attention
+    begin = 3 * (20 + 64) * of_token + 6 * 20 * of_token
+    assert begin > choosing and found(sizes) == 4 * 100 + 6 * 64 * of_token + begin
+    assert found(replace(sizes, vocabulary=1_000)) == 400 + 6 * 64 * of_token + choosing - 1_200 + 120_000
+    slow = replace(sizes, fast=False)  # in batches, each row with a prompt of its own, which stays to the end
+    assert found(slow) == 6 * 64 * of_token + 6 * (2 * 20 + 64) * of_token + choosing
+
+
+def test_what_prompts_begin_with_is_counted_once(on_meta):
+    """In the update; in sampling their keys and values stand for each prompt, and only a pass is saved."""
+
+    def parts(shared: int) -> dict[str, float]:
+        config = config_with(questions=16, token_budget=20_000)
+        prompts = Prompts(400, shared)
+        return memory_estimate(on_meta, config, prompts=prompts, held_out=10, on_gpu=False, available=1e3)
+
+    apart, together = parts(0), parts(380)
+    assert together["update"] < 0.8 * apart["update"] and together["sampling"] <= apart["sampling"]
+    assert together["evaluation"] <= apart["evaluation"] and together["weights"] == apart["weights"]
+
+
 def test_logits_are_counted_by_chunks_and_not_by_tokens(on_meta, monkeypatch):
     """With all logits at once the update would take 16 bytes for each token and word."""
     whole = estimated(on_meta)["update"]
@@ -147,9 +181,14 @@ def test_what_fits_is_printed_for_each_kind_of_training(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].count("): none |") == 3
 
 
-@pytest.mark.parametrize("setting", ["embedded, small micro-batches", "embedded, bf16 as on a GPU"])
+SHORT_RUNS = ["embedded, small micro-batches", "embedded, bf16 as on a GPU", "embedded, four examples"]
+
+
+@pytest.mark.parametrize("setting", SHORT_RUNS)
 def test_the_estimate_is_near_what_is_measured(setting):
-    """Of two whole runs; docs/memory.md has more of them."""
+    """Of whole runs; docs/memory.md has more of them."""
     flags = {**memory.SETTINGS[setting], "questions": 1, "group_size": 12, "max_new_tokens": 24}
+    if setting == "embedded, four examples":
+        flags |= {"questions": 4, "eval_samples": 4, "hold_out": 8, "eval_at_start": True}
     found = memory.measured(flags, "")
     assert 0.8 < 1e9 * found["estimate"]["total"] / found["measured"] < 1.25

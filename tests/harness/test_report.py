@@ -12,6 +12,7 @@ from conftest import small_rollouts
 
 from harness import report
 from harness.config import Config
+from harness.estimate import Prompts
 from harness.runs import Run
 from scoring import Rectified, rectified_advantages
 
@@ -250,13 +251,14 @@ def announced(model, tmp_path, monkeypatch, capsys, available=1e3, **flags):
         return {"total": 2.0, "available": available}
 
     monkeypatch.setattr(report, "memory_estimate", estimate)
-    report.announce(model, Config(model="m", data=["d"], questions=3, group_size=4, **flags), Run(tmp_path), 20, 5)
+    config = Config(model="m", data=["d"], questions=3, group_size=4, **flags)
+    report.announce(model, config, Run(tmp_path), Prompts(20), 5)
     return asked, capsys.readouterr().out
 
 
 def test_the_estimate_is_of_the_settings_and_of_the_lengths(model, tmp_path, monkeypatch, capsys):
     asked, _ = announced(model, tmp_path, monkeypatch, capsys, kl=0.1)
-    assert (asked["prompt"], asked["held_out"], asked["config"].kl) == (20, 5, 0.1)
+    assert (asked["prompts"], asked["held_out"], asked["config"].kl) == (Prompts(20), 5, 0.1)
 
 
 @pytest.mark.parametrize(("available", "too_much"), [(1.0, True), (3.0, False), (0.0, False)])

@@ -6,7 +6,8 @@ import pytest
 from conftest import SOLVED, write_questions
 
 from harness.config import Config
-from harness.task import Task, longest_prompt, read_task, verified_task
+from harness.estimate import Prompts
+from harness.task import Task, prompt_lengths, read_task, verified_task
 
 BARE = [{"problem": f"{number}+0?", "answer": str(number)} for number in range(3, 9)]
 UNREADABLE = {"problem": "?", "answer": "\\frac{1"}
@@ -97,4 +98,15 @@ def test_the_longest_prompt_is_looked_for_in_the_whole_file(tokenizer):
     """Files are often ordered by level: the first questions alone are the short ones. One token a character."""
     questions = [{"problem": "1" * (1 + number // 100)} for number in range(2_000)]
     task = Task(questions, [], [], None, None)
-    assert longest_prompt(task, tokenizer, Config(model="m", data=["d"])) == 21, "twenty, and the end of the line"
+    lengths = prompt_lengths(task, tokenizer, Config(model="m", data=["d"]))
+    assert lengths == Prompts(21, 0), "twenty, and the end of the line"
+
+
+def test_what_all_prompts_begin_with_is_counted_where_it_is_long_enough_to_be_computed_once(tokenizer):
+    """One token a character."""
+
+    def lengths(begin: int) -> Prompts:
+        questions = [{"problem": "5" * begin + last} for last in ("1+1", "22", "3")]
+        return prompt_lengths(Task(questions, [], [], None, None), tokenizer, Config(model="m", data=["d"]))
+
+    assert lengths(40) == Prompts(44, 40) and lengths(20) == Prompts(24, 0)
