@@ -207,8 +207,8 @@ def needed(size: str, flags: dict[str, Any], available: float) -> float:
     if config.lora:
         with torch.device("meta"):
             lora.add(model, size, config.adapter)
-    where = {"on_gpu": True, "available": available}
-    return memory_estimate(model, config, prompts=Prompts(PROMPT), held_out=HELD_OUT, **where)["total"]
+    found = memory_estimate(model, config, prompts=Prompts(PROMPT), held_out=HELD_OUT, on_gpu=True, available=available)
+    return found["total"]
 
 
 def fits() -> None:

@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from policy.logprobs import check_response_mask, chunk_elements
+from policy.logprobs import (
+    Packing,
+    check_response_mask,
+    chunk_elements,
+    micro_batches,
+    packed_states,
+    shared_prefix,
+)
 from policy.model import autocast, hidden_states, text_config, vocabulary_gradients
 from policy.optimizer import moments
 
@@ -213,18 +220,45 @@ def completion_states(
     kept: list[torch.Tensor | None],  # N times (M, H)
     row_tokens: int = ROW_TOKENS,  # padded tokens at a time
 ) -> list[torch.Tensor]:  # N times (M, H)
-    """The hidden states that predict each completion's tokens, in fp32; those not kept, by a forward pass."""
+    """The hidden states that predict each completion's tokens, in fp32; those not kept, by a forward pass.
+
+    What the prompts of these begin with, such as examples, goes through the model once.
+    """
     assert len(kept) == len(input_ids), f"{len(kept)} hidden states for {len(input_ids)} completions"
     states = [None if state is None else state.float() for state in kept]
     missing = [i for i, state in enumerate(states) if state is None]
-    step = max(1, row_tokens // input_ids.shape[1])
-    for start in range(0, len(missing), step):
-        rows = missing[start : start + step]
+    completions = response_mask.sum(1).tolist()
+    for rows, packing in batches_of(
+        model, input_ids, attention_mask & ~response_mask, completions, missing, row_tokens
+    ):
+        tokens, predicts = (input_ids[rows], attention_mask[rows]), response_mask[rows]
         with autocast(model):
-            made = hidden_states(model, input_ids[rows], attention_mask[rows])
-        for i, state in zip(rows, made, strict=True):
-            states[i] = state[:-1][response_mask[i, 1:]].float()  # (T, H) -> (M, H): the state at t predicts t + 1
+            if packing is None:
+                made = hidden_states(model, *tokens)[:, :-1][predicts[:, 1:]]  # (B, T, H) -> (M, H): t predicts t + 1
+            else:
+                made = packed_states(model, *tokens, predicts, packing)
+        for i, state in zip(rows, made.split([completions[i] for i in rows]), strict=True):
+            states[i] = state.float()
     return [state for state in states if state is not None]
+
+
+def batches_of(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,  # (N, T)
+    prompt_mask: torch.Tensor,  # (N, T) bool
+    completions: list[int],  # N tokens
+    rows: list[int],
+    row_tokens: int,
+) -> list[tuple[list[int], Packing | None]]:
+    """The given rows, as many together as `row_tokens` says; in sequences of several where prompts begin alike."""
+    prompts = [input_ids[i][prompt_mask[i]].tolist() for i in rows]
+    shared = shared_prefix(prompts)
+    if not shared:
+        step = max(1, row_tokens // input_ids.shape[1])
+        return [(rows[start : start + step], None) for start in range(0, len(rows), step)]
+    lengths = [len(prompt) for prompt in prompts], [completions[i] for i in rows]
+    batches = micro_batches(model, *lengths, list(range(len(rows))), row_tokens, shared)
+    return [([rows[n] for n in batch.rows.tolist()], batch.packing) for batch in batches]
 
 
 def token_sketches(

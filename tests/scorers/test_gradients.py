@@ -160,6 +160,41 @@ def test_gram_from_kept_hidden_states_needs_the_model_for_the_other_answers_only
     assert sum(ran) == 2
 
 
+@pytest.fixture
+def alike_and_apart(model, monkeypatch):
+    """Four rows whose prompts share 40 tokens, padded on the left, and the states of their completions, row by row."""
+    batch = padded_batch([(2, 43, 4), (0, 45, 2), (4, 41, 6), (2, 43, 3)], 64)
+    for row, pad in enumerate((2, 0, 4, 2)):
+        batch[0][row, pad : pad + 40] = torch.arange(2, 42)
+    with monkeypatch.context() as patch:
+        patch.setattr(logprobs, "SHARED_PREFIX", 1_000)
+        return batch, gradients.completion_states(model, *batch, [None] * 4)
+
+
+def test_what_prompts_begin_with_goes_through_the_model_once(model, alike_and_apart, monkeypatch):
+    """Of completions whose states were not kept, such as anchors."""
+    batch, apart = alike_and_apart
+    ran, plain = [], logprobs.backbone
+    monkeypatch.setattr(
+        logprobs, "backbone", lambda m: lambda **of: ran.append(of["input_ids"].shape) or plain(m)(**of)
+    )
+    together = gradients.completion_states(model, *batch, [None, apart[1], None, None])
+    assert ran == [(1, 40 + (3 + 3) + (1 + 5) + (3 + 2))], "the beginning once, and no completion's last token"
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    several = gradients.completion_states(model, *batch, [None] * 4, row_tokens=60)
+    assert len(ran) > 2, "in several passes where all of it is too much"
+    torch.testing.assert_close(several, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_takes_no_packed_rows_gets_each_prompt_whole(model, alike_and_apart, monkeypatch):
+    """As one with a sliding window, which would count the places of other rows."""
+    batch, apart = alike_and_apart
+    monkeypatch.setattr(logprobs, "takes_any_mask", lambda model: False)
+    monkeypatch.setattr(gradients, "packed_states", None)
+    found = gradients.completion_states(model, *batch, [None] * 4)
+    torch.testing.assert_close(found, apart, rtol=1e-5, atol=1e-5)
+
+
 def test_tied_head_leaves_the_input_side_out():
     """With tied weights, the reference differentiates a copy of the weight that only the head uses."""
     model = random_model(tie_word_embeddings=True)
