@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import rollout  # noqa: E402
 from harness.prompting import contents_of  # noqa: E402
-from rollout import INSTRUCTION, PromptStyle  # noqa: E402
+from rollout import INSTRUCTION  # noqa: E402
 from verify import extract_answer  # noqa: E402
 
 TASK = "gsm8k_here"
@@ -136,7 +136,7 @@ def run(command: list[str]) -> None:
         sys.exit(f"{' '.join(command[:4])} ... failed:\n{(done.stdout + done.stderr)[-2_000:]}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Hub name, local directory, or .gguf file")
     parser.add_argument("--data", required=True, help="JSONL of questions")
@@ -145,9 +145,8 @@ def main() -> None:
     parser.add_argument("--lm-eval", default=sys.executable, help="the Python that has lm-eval")
     parser.add_argument("--prompt-file", default="", help="as of dagrpo.py")
     parser.add_argument("--examples", default="", help="as of dagrpo.py")
-    options = parser.parse_args()
-    contents = contents_of(options.prompt_file, options.examples)
-    style = PromptStyle(template=contents.template, examples=contents.examples)
+    options = parser.parse_args(arguments)
+    style = contents_of(options.prompt_file, options.examples).style()
     flags = ["--prompt-file", options.prompt_file] if options.prompt_file else []
     flags += ["--examples", options.examples] if options.examples else []
     with tempfile.TemporaryDirectory() as name:

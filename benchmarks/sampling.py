@@ -29,8 +29,7 @@ Side = Callable[[], int]  # samples once, and gives the number of tokens
 def rollout_speed(arguments: argparse.Namespace) -> None:
     """Tokens a second of `rollout.sample` and of another sampler: same model, prompts, distribution and dtype."""
     model, tokenizer = load(arguments.model, arguments.weights)
-    contents = contents_of(arguments.prompt_file, arguments.examples)
-    style = rollout.PromptStyle(template=contents.template, examples=contents.examples)
+    style = contents_of(arguments.prompt_file, arguments.examples).style()
     prompts = prompts_for(arguments, tokenizer, style)
     against = SIDES[arguments.against](model, tokenizer, prompts, arguments)  # before the head is another
     if arguments.mean:

@@ -33,6 +33,9 @@ class Contents:
         examples = [[each.problem, each.solution, list(each.choices)] for each in self.examples]
         return {"template": self.template, "examples": examples}
 
+    def style(self) -> PromptStyle:
+        return PromptStyle(template=self.template, examples=self.examples)
+
 
 def contents_of(prompt_file: str, examples: str) -> Contents:
     """The contents of the files. Raises ConfigError and DataError where they cannot be used."""
