@@ -357,7 +357,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="study.words", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("questions", "run", "report", "figure"))
-    parser.add_argument("--source", default="data", help="folder of mawps.jsonl, asdiv.jsonl and svamp.jsonl")
+    parser.add_argument("--source", default="data", help="folder of mawps, asdiv, svamp and gsm8k_test .jsonl")
     parser.add_argument("--model", help="Hub name, directory or .gguf file of SmolLM2-135M-Instruct")
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[RATE], help="each with every variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of them only")
