@@ -163,8 +163,7 @@ def words_figure(lines: list[dict[str, Any]], pyplot: Any) -> None:
         shown = {"color": "black", "linewidth": 1.2, "label": SHOWN_WORDS[variant]}
         if "reward" in runs[0]["curves"]:
             rewards.plot(*smoothed(runs, "reward"), style, **shown)
-        points = np.array([run["validation"] for run in runs], dtype=float)  # (seeds, evaluations, 2)
-        accuracies_of.plot(points[0, :, 0], 100 * points[:, :, 1].mean(0), style, marker="o", markersize=3, **shown)
+        accuracies_of.plot(*on_the_way(runs), style, marker="o", markersize=3, **shown)
     ours = [line for line in lines if line["variant"] == "dagrpo"]
     for name, label, style in (
         ("displaced_by_batch", "DaGRPO, by the batch", "-"), ("displaced", "by their group", "--"),
@@ -177,6 +176,13 @@ def words_figure(lines: list[dict[str, Any]], pyplot: Any) -> None:
     shares.set(xlabel="step", ylabel="right answers displaced, %", ylim=(0, 100))
     for axis in (rewards, accuracies_of, shares):
         axis.legend(frameon=False, fontsize=6)
+
+
+def on_the_way(runs: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, percent): validation accuracy, the mean over the runs; counted are all steps, of fine-tuning too."""
+    points = np.array([run["validation"] for run in runs], dtype=float)  # (seeds, evaluations, 2)
+    steps = points[0, :, 0]
+    return steps + runs[0]["steps"] - steps[-1], 100 * points[:, :, 1].mean(0)
 
 
 def smoothed(runs: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ def test_the_figures_bear_a_missing_variant_and_a_length_that_is_not_known(tmp_p
 
 
 def words_line(variant: str, seed: int, **curves: list[float]) -> dict:
-    return {"variant": variant, "seed": seed, "validation": [[2, 0.25], [4, 0.5]], "curves": curves}
+    return {"variant": variant, "seed": seed, "steps": 4, "validation": [[2, 0.25], [4, 0.5]], "curves": curves}
 
 
 def test_the_figure_of_a_language_model_bears_methods_without_a_reward(tmp_path):
@@ -38,6 +38,15 @@ def test_the_figure_of_a_language_model_bears_methods_without_a_reward(tmp_path)
     ]
     png, svg = figures.draw(lines, tmp_path, figures.WORDS_FIGURES)
     assert (png.name, svg.name) == ("words.png", "words.svg") and png.stat().st_size > 5_000
+
+
+def test_evaluations_of_grpo_behind_fine_tuning_are_counted_from_the_first_step_of_both():
+    first, second = words_line("grpo", 1), words_line("grpo", 2)
+    second["validation"] = [[2, 0.75], [4, 0.5]]
+    steps, percent = figures.on_the_way([first, second])
+    assert steps.tolist() == [2, 4] and percent.tolist() == [50, 50]
+    steps, _ = figures.on_the_way([{**first, "steps": 5}])
+    assert steps.tolist() == [3, 5]
 
 
 def test_a_smoothed_curve_begins_with_the_first_step_that_has_the_figure():
