@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from harness import checkpoint
-from harness.compare import interval_text, mean_difference, points
+from harness.compare import Difference, interval_text, mean_difference, points
 from harness.results import Result, question_scores, read_results
 from questions import read_questions
 from study.cells import append_kept, commit, curves, read_kept, rounded
@@ -263,10 +263,22 @@ def shares(lines: list[dict[str, Any]], name: str, kind: str) -> np.ndarray:
     return np.mean([np.array(line[kind][name]) / line["samples"] for line in lines], axis=0)
 
 
+def paired(ours: list[dict[str, Any]], others: list[dict[str, Any]], kind: str = "right") -> Difference:
+    """Ours minus others, all sets of one weight, paired by question, each the mean over its seeds."""
+    return mean_difference([shares(ours, name, kind) - shares(others, name, kind) for name in ours[0][kind]])
+
+
 def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]], kind: str = "right") -> str:
-    """Ours minus others in points, all sets of one weight, paired by question, each the mean over its seeds."""
-    found = mean_difference([shares(ours, name, kind) - shares(others, name, kind) for name in ours[0][kind]])
+    """The same in points, with its interval over questions."""
+    found = paired(ours, others, kind)
     return f"{points(found.mean, True)} ({interval_text(found, True)})"
+
+
+def by_seed(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+    """The same for each seed that both have, where there are several: what another training changes."""
+    apart = {line["seed"]: line for line in others}
+    found = [paired([line], [apart[line["seed"]]]) for line in ours if line["seed"] in apart]
+    return f"; by seed {', '.join(points(each.mean, True) for each in found)}" if len(found) > 1 else ""
 
 
 def report(arguments: argparse.Namespace, size: Size) -> None:
@@ -319,10 +331,10 @@ def tables(lines: list[dict[str, Any]]) -> str:
     by_variant = {name: [line for line in picked if line["variant"] == name] for name in VARIANTS}
     by_variant = {name: found for name, found in by_variant.items() if found}
     said.append(accuracy_table(by_variant, "right"))
-    if "dagrpo" in by_variant:
+    if ours := by_variant.get("dagrpo"):
         for name, found in by_variant.items():
             if name not in (START, "dagrpo"):
-                said.append(f"dagrpo minus {name}: {difference(by_variant['dagrpo'], found)}")
+                said.append(f"dagrpo minus {name}: {difference(ours, found)}{by_seed(ours, found)}")
     with_whole = {name: [line for line in found if line.get("whole")] for name, found in by_variant.items()}
     with_whole = {name: found for name, found in with_whole.items() if found}
     if with_whole:

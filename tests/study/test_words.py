@@ -215,6 +215,13 @@ def test_the_table_has_the_mean_of_the_seeds_and_differences_by_question():
     assert cells[:7] == ["grpo", "1e-05", "2", "50.0", "50.0", "50.0", "50.0"] and cells[8] == "30"
     assert cells[7].startswith("+50.0 (+") and "| +100.0 (+100.0 to +100.0) | 30 |" in said
     assert said.count("dagrpo minus") == 1 and "dagrpo minus grpo: +50.0 (+" in said
+    assert said.endswith("; by seed +50.0, +50.0"), "of each, with the same questions"
+
+
+def test_what_the_seeds_say_apart_is_told_where_there_are_several():
+    lines = [line("grpo", 500, [4, 0]), line("dagrpo", 500, [4, 4]), line("dagrpo", 501, [0, 0])]
+    assert tables([*lines, line("grpo", 501, [2, 2])]).endswith("; by seed +50.0, -50.0")
+    assert "by seed" not in tables(lines), "GRPO has one"
 
 
 def test_each_variant_is_shown_at_the_rate_that_ends_best_on_the_validation_set():
