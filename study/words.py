@@ -343,25 +343,24 @@ def tables(lines: list[dict[str, Any]]) -> str:
 
 
 def accuracy_table(by_variant: dict[str, list[dict[str, Any]]], kind: str) -> str:
-    """A line for each variant: accuracy by set, their mean, the difference to the start; `kind` is right or whole."""
+    """A line for each variant: accuracy by set, their mean, the difference to the start; `kind` is right or whole.
+
+    With the right ones what a training takes: minutes, the mean over its seeds, and gigabytes of memory, the most.
+    """
     sets = HELD_OUT if kind == "right" else WHOLE
     rows = []
     for name, found in by_variant.items():
         own = [100 * float(shares(found, each, kind).mean()) for each in sets]
-        minutes = mean([line["training_seconds"] / 60 for line in found])
         ahead = difference(found, by_variant[START], kind) if START in by_variant and name != START else "–"
-        figures = [*map(number, own), number(mean(own)), ahead, f"{minutes:.0f}"]
-        rows.append([name, f"{found[0]['learning_rate']:g}", str(len(found)), *figures])
-    head = [
-        "variant, held out" if kind == "right" else "variant, whole sets",
-        "rate",
-        "seeds",
-        *sets,
-        "mean",
-        "minus start",
-        "minutes",
-    ]
-    return table(head, rows)
+        row = [name, f"{found[0]['learning_rate']:g}", str(len(found)), *map(number, own), number(mean(own)), ahead]
+        if kind == "right":
+            minutes = mean([line["training_seconds"] / 60 for line in found])
+            row += [f"{minutes:.0f}", number(max(line["peak_memory_gb"] for line in found))]
+        rows.append(row)
+    head = ["rate", "seeds", *sets, "mean", "minus start"]
+    if kind == "right":
+        return table(["variant, held out", *head, "minutes", "GB"], rows)
+    return table(["variant, whole sets", *head], rows)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,7 +24,7 @@ def line(variant: str, seed: int, right: list[int], **changes: object) -> dict:
     return {
         "variant": variant, "seed": seed, "learning_rate": 0.0 if is_start else 1e-5, "samples": 4,
         "validation": [] if is_start else [[20, 0.25], [40, 0.5]], "right": dict.fromkeys(HELD_OUT, right),
-        "no_answer": dict.fromkeys(HELD_OUT, 0.25), "training_seconds": 1_800.0,
+        "no_answer": dict.fromkeys(HELD_OUT, 0.25), "training_seconds": 1_800.0, "peak_memory_gb": 5.5,
         "curves": {"displaced": [None, 0.25, 0.0], "displaced_left": [None, None, None], "entropy": [1.0, 0.5, 0.0]},
         **changes,
     }  # fmt: skip
@@ -212,8 +212,8 @@ def test_the_table_has_the_mean_of_the_seeds_and_differences_by_question():
     assert on_the_way == "| grpo | 1e-05 | 2 | 25.0, 50.0 | 12.5 | – | – | 0.50 |"
     # Of each of 6 questions GRPO has 3/4 or 1/4 right, the mean of its seeds: 1/2 on average, and DaGRPO all.
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:7] == ["grpo", "1e-05", "2", "50.0", "50.0", "50.0", "50.0"] and cells[8] == "30"
-    assert cells[7].startswith("+50.0 (+") and "| +100.0 (+100.0 to +100.0) | 30 |" in said
+    assert cells[:7] == ["grpo", "1e-05", "2", "50.0", "50.0", "50.0", "50.0"] and cells[8:] == ["30", "5.5"]
+    assert cells[7].startswith("+50.0 (+") and "| +100.0 (+100.0 to +100.0) | 30 | 5.5 |" in said
     assert said.count("dagrpo minus") == 1 and "dagrpo minus grpo: +50.0 (+" in said
     assert said.endswith("; by seed +50.0, +50.0"), "of each, with the same questions"
 
