@@ -145,6 +145,11 @@ def test_an_evaluation_by_hand(model):
     begin = 3 * (20 + 64) * of_token + 6 * 20 * of_token
     assert begin > choosing and found(sizes) == 4 * 100 + 6 * 64 * of_token + begin
     assert found(replace(sizes, vocabulary=1_000)) == 400 + 6 * 64 * of_token + choosing - 1_200 + 120_000
+    wide, passing = replace(sizes, inner=10_000), 4 * (3 * 10_000 + 4)  # where the pass over the prompts takes most
+    for packs, tokens in ((True, 5), (False, 20)):
+        prompts = Prompts(20, 15)
+        of_pass = estimate.sampling_bytes(replace(wide, packs=packs), config, prompts, 6, width=4, held_out=True)
+        assert of_pass == 3 * (20 * of_token + tokens * passing)
     slow = replace(sizes, fast=False)  # in batches, each row with a prompt of its own, which stays to the end
     assert found(slow) == 6 * 64 * of_token + 6 * (2 * 20 + 64) * of_token + choosing
 
