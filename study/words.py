@@ -324,8 +324,9 @@ def tables(lines: list[dict[str, Any]]) -> str:
         curves_of = [line["curves"] for line in found]
         shown = [mean_of(curves_of, key) for key in ("displaced", "displaced_left", "displaced_by_batch", "entropy")]
         figures = [*(number(100 * share) for share in shown[:3]), f"{shown[3]:.2f}"]
-        rows.append([name, f"{rate:g}", str(len(found)), on_the_way, *figures])
-    head = ["variant", "rate", "seeds", "validation on the way", "displaced", "left", "by the batch", "entropy"]
+        held_out = number(100 * mean([float(shares(found, each, "right").mean()) for each in HELD_OUT]))
+        rows.append([name, f"{rate:g}", str(len(found)), on_the_way, held_out, *figures])
+    head = ["variant", "rate", "seeds", "validation", "held out", "displaced", "left", "by the batch", "entropy"]
     said = [table(head, rows)]
     picked = at_picked_rates(lines)
     by_variant = {name: [line for line in picked if line["variant"] == name] for name in VARIANTS}

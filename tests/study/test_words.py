@@ -209,7 +209,7 @@ def test_the_table_has_the_mean_of_the_seeds_and_differences_by_question():
     lines = [line("start", 500, [0, 0]), line("grpo", 500, [4, 0]), line("grpo", 501, [2, 2])]
     said = tables([*lines, line("dagrpo", 500, [4, 4]), line("dagrpo", 501, [4, 4])])
     on_the_way, row = (each for each in said.splitlines() if each.startswith("| grpo"))
-    assert on_the_way == "| grpo | 1e-05 | 2 | 25.0, 50.0 | 12.5 | – | – | 0.50 |"
+    assert on_the_way == "| grpo | 1e-05 | 2 | 25.0, 50.0 | 50.0 | 12.5 | – | – | 0.50 |"
     # Of each of 6 questions GRPO has 3/4 or 1/4 right, the mean of its seeds: 1/2 on average, and DaGRPO all.
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:7] == ["grpo", "1e-05", "2", "50.0", "50.0", "50.0", "50.0"] and cells[8:] == ["30", "5.5"]
