@@ -10,7 +10,7 @@ from architectures import ARCHITECTURES, config_of, model_of
 
 import rollout
 from harness.config import Config
-from harness.estimate import memory_estimate
+from harness.estimate import Prompts, memory_estimate
 from policy import checks, decoding
 from policy.model import ModelError
 
@@ -30,7 +30,7 @@ def test_an_architecture_is_refused_in_a_sentence_or_sampled_and_trained_alike(n
             checks.check_model(model)
         return
     checks.check_model(model)
-    assert memory_estimate(model, Config(model="m", data=["d"]), prompt=9, held_out=2)["total"] > 0
+    assert memory_estimate(model, Config(model="m", data=["d"]), prompts=Prompts(9), held_out=2)["total"] > 0
     sampled = rollout.sample(model, tokenizer, ["a+b=", "what is 2?", "x"], 2, max_new_tokens=16, seed=0)
     (batch,) = rollout.micro_batches(model, sampled, torch.arange(6), 10_000)
     part = sampled.rows(batch.rows)

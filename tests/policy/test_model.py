@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicCache
 import questions
 import rollout
 from harness.config import Config
-from harness.estimate import memory_estimate
+from harness.estimate import Prompts, memory_estimate
 from policy import checks
 from policy import model as policy_model
 from policy.model import ModelError
@@ -83,7 +83,7 @@ def test_fields_of_a_composite_configuration_are_those_of_its_language_model(tok
     tokenizer.save_pretrained(tmp_path)
     model, _ = rollout.load(str(tmp_path), "cpu")
     assert not hasattr(model.config, "vocab_size") and policy_model.text_config(model).vocab_size == 64
-    assert memory_estimate(model, Config(model="m", data=["d"]), prompt=9, held_out=2)["total"] > 0
+    assert memory_estimate(model, Config(model="m", data=["d"]), prompts=Prompts(9), held_out=2)["total"] > 0
     kept, _ = questions.fitting(model, tokenizer, [{"problem": "1+1?"}, {"problem": "1" * 300}], 8)
     assert len(kept) == 1
     sampled = rollout.sample(model, tokenizer, ["a+b=", "what is 2?"], 3, max_new_tokens=20, seed=0)
