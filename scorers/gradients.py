@@ -227,17 +227,14 @@ def completion_states(
     assert len(kept) == len(input_ids), f"{len(kept)} hidden states for {len(input_ids)} completions"
     states = [None if state is None else state.float() for state in kept]
     missing = [i for i, state in enumerate(states) if state is None]
-    completions = response_mask.sum(1).tolist()
-    for rows, packing in batches_of(
-        model, input_ids, attention_mask & ~response_mask, completions, missing, row_tokens
-    ):
+    for rows, packing in batches_of(model, input_ids, attention_mask, response_mask, missing, row_tokens):
         tokens, predicts = (input_ids[rows], attention_mask[rows]), response_mask[rows]
         with autocast(model):
             if packing is None:
                 made = hidden_states(model, *tokens)[:, :-1][predicts[:, 1:]]  # (B, T, H) -> (M, H): t predicts t + 1
             else:
                 made = packed_states(model, *tokens, predicts, packing)
-        for i, state in zip(rows, made.split([completions[i] for i in rows]), strict=True):
+        for i, state in zip(rows, made.split(predicts.sum(1).tolist()), strict=True):
             states[i] = state.float()
     return [state for state in states if state is not None]
 
@@ -245,18 +242,18 @@ def completion_states(
 def batches_of(
     model: PreTrainedModel,
     input_ids: torch.Tensor,  # (N, T)
-    prompt_mask: torch.Tensor,  # (N, T) bool
-    completions: list[int],  # N tokens
+    attention_mask: torch.Tensor,  # (N, T)
+    response_mask: torch.Tensor,  # (N, T)
     rows: list[int],
     row_tokens: int,
 ) -> list[tuple[list[int], Packing | None]]:
     """The given rows, as many together as `row_tokens` says; in sequences of several where prompts begin alike."""
-    prompts = [input_ids[i][prompt_mask[i]].tolist() for i in rows]
+    prompts = [input_ids[i][attention_mask[i] & ~response_mask[i]].tolist() for i in rows]
     shared = shared_prefix(prompts)
     if not shared:
         step = max(1, row_tokens // input_ids.shape[1])
         return [(rows[start : start + step], None) for start in range(0, len(rows), step)]
-    lengths = [len(prompt) for prompt in prompts], [completions[i] for i in rows]
+    lengths = [len(prompt) for prompt in prompts], response_mask[rows].sum(1).tolist()
     batches = micro_batches(model, *lengths, list(range(len(rows))), row_tokens, shared)
     return [([rows[n] for n in batch.rows.tolist()], batch.packing) for batch in batches]
 
