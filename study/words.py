@@ -96,7 +96,7 @@ class Wanted:
 
 
 FULL = Size()
-TINY = Size(4, 4, 4, 3, 2, 4, 8, 8, 2, 2)  # to see that all of it runs
+TINY = Size(4, 4, 4, 3, 2, 4, 8, 10, 2, 2)  # to see that all of it runs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,6 +263,11 @@ def shares(lines: list[dict[str, Any]], name: str, kind: str) -> np.ndarray:
     return np.mean([np.array(line[kind][name]) / line["samples"] for line in lines], axis=0)
 
 
+def percentages(lines: list[dict[str, Any]], kind: str) -> list[float]:
+    """Of each set the percentage of right completions, over the seeds."""
+    return [100 * float(shares(lines, name, kind).mean()) for name in lines[0][kind]]
+
+
 def paired(ours: list[dict[str, Any]], others: list[dict[str, Any]], kind: str = "right") -> Difference:
     """Ours minus others, all sets of one weight, paired by question, each the mean over its seeds."""
     return mean_difference([shares(ours, name, kind) - shares(others, name, kind) for name in ours[0][kind]])
@@ -324,7 +329,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
         curves_of = [line["curves"] for line in found]
         shown = [mean_of(curves_of, key) for key in ("displaced", "displaced_left", "displaced_by_batch", "entropy")]
         figures = [*(number(100 * share) for share in shown[:3]), f"{shown[3]:.2f}"]
-        held_out = number(100 * mean([float(shares(found, each, "right").mean()) for each in HELD_OUT]))
+        held_out = number(mean(percentages(found, "right")))
         rows.append([name, f"{rate:g}", str(len(found)), on_the_way, held_out, *figures])
     head = ["variant", "rate", "seeds", "validation", "held out", "displaced", "left", "by the batch", "entropy"]
     said = [table(head, rows)]
@@ -336,10 +341,8 @@ def tables(lines: list[dict[str, Any]]) -> str:
         for name, found in by_variant.items():
             if name not in (START, "dagrpo"):
                 said.append(f"dagrpo minus {name}: {difference(ours, found)}{by_seed(ours, found)}")
-    with_whole = {name: [line for line in found if line.get("whole")] for name, found in by_variant.items()}
-    with_whole = {name: found for name, found in with_whole.items() if found}
-    if with_whole:
-        said.append(accuracy_table(with_whole, "whole"))
+    if any("whole" in line for line in picked):
+        said.append(accuracy_table(by_variant, "whole"))
     return "\n\n".join(said)
 
 
@@ -348,10 +351,12 @@ def accuracy_table(by_variant: dict[str, list[dict[str, Any]]], kind: str) -> st
 
     With the right ones what a training takes: minutes, the mean over its seeds, and gigabytes of memory, the most.
     """
+    measured = {name: [line for line in found if kind in line] for name, found in by_variant.items()}
+    by_variant = {name: found for name, found in measured.items() if found}
     sets = HELD_OUT if kind == "right" else WHOLE
     rows = []
     for name, found in by_variant.items():
-        own = [100 * float(shares(found, each, kind).mean()) for each in sets]
+        own = percentages(found, kind)
         ahead = difference(found, by_variant[START], kind) if START in by_variant and name != START else "–"
         row = [name, f"{found[0]['learning_rate']:g}", str(len(found)), *map(number, own), number(mean(own)), ahead]
         if kind == "right":

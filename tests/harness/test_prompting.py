@@ -12,7 +12,7 @@ from conftest import write_questions
 import questions
 from harness.config import Config, ConfigError, configure, parse
 from harness.evaluation import hash_of_questions, options_of, style_of, with_shuffled_choices
-from harness.prompting import arguments_of, read_examples, read_template, told
+from harness.prompting import arguments_of, contents_of, read_examples, read_template, told
 from harness.runs import resumed_config
 from questions import DataError, prompt_of
 from rollout import Example, PromptStyle, encode_solution, render_prompt
@@ -74,6 +74,13 @@ def test_examples_are_asked_like_the_question_and_answered_before_it(chat, token
     assert render_prompt(tokenizer, "1+1?", None, style) == (
         f"Q: 1+2?It is 3.\n\n{second}The answer is \\boxed{{B}}.\n\nQ: 1+1?"
     )
+
+
+def test_a_style_of_files_alone_has_their_template_and_examples(tmp_path):
+    (tmp_path / "prompt.txt").write_text(TEMPLATE)
+    examples = write_questions(tmp_path / "shots.jsonl", SHOTS[:1])
+    style = contents_of(str(tmp_path / "prompt.txt"), str(examples)).style()
+    assert style == PromptStyle(template=TEMPLATE, examples=(Example("1+2?", "It is 3."),))
 
 
 def test_an_anchor_stands_behind_examples_as_a_completion_would(chat):

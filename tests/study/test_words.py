@@ -159,6 +159,7 @@ def test_training_and_evaluation_show_the_same_examples_and_have_one_limit(typed
     of_whole = options_of(whole[1 : whole.index("--out")])
     assert of_whole.examples == options.examples and of_whole.prompt_file == options.prompt_file == str(words.PROMPT)
     assert [Path(file).stem for file in of_whole.data] == [f"whole-{name}" for name in WHOLE]
+    assert of_whole.max_new_tokens == TINY.whole_tokens > TINY.max_new_tokens and of_whole.samples == TINY.samples
 
 
 def test_methods_differ_by_nothing_else(typed):
@@ -198,6 +199,13 @@ def test_every_set_that_is_trained_on_or_measured_is_written(typed, tmp_path):
     assert counts.pop("training") == 2 * (24 - 2 * TINY.held_out - TINY.validation)  # and as many sums
     assert counts.pop("validation") == TINY.validation
     assert counts == {name: 4 for name in (*HELD_OUT, *(f"whole-{name}" for name in WHOLE))}
+
+
+def test_no_question_of_a_whole_set_is_trained_or_validated_on(typed, tmp_path):
+    written = {file.stem: read_lines(file) for file in (tmp_path / "questions").glob("*.jsonl")}
+    problems = {name: {question["problem"] for question in own} for name, own in written.items()}
+    whole = set().union(*(problems[f"whole-{name}"] for name in WHOLE))
+    assert len(whole) == 16 and not whole & (problems["training"] | problems["validation"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
