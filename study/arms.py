@@ -1,11 +1,14 @@
 """What study.regimes compares: rules of --rectify, by cheap and by full gradients, and changes that are no flag.
 
+    python -m study.arms chance --model MODEL --data FILE    dagrpo.py with a change: as many pairs masked, by chance
+
 An arm is a training whose flags and whose way from rewards to advantages are its own; everything else is its regime's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,12 +17,15 @@ from unittest import mock
 import torch
 from transformers import PreTrainedModel
 
+import dagrpo
 import rollout
 import scoring
+from harness.config import Config, parse
 from rollout import Rollouts
 from scorers.gradients import Measure, Products
 from scoring import Rectification, Rectified, displaced, first_order, pair_advantages
 
+CHANGES = ("positives", "chance", "shrink group", "shrink batch", "shrink chance")
 LEAST_SHARE = 0.1  # of a completion's weight: what `shrunk` takes at least, so that it ends
 
 
@@ -207,3 +213,16 @@ def training_with(arm: Arm, seed: int) -> Iterator[None]:
         if arm.full:
             patches.enter_context(mock.patch.object(scoring, "adam_metric", full_metric))
         yield
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train with one of CHANGES; all other words are those of dagrpo.py."""
+    change, *flags = sys.argv[1:] if arguments is None else arguments
+    if change not in CHANGES:
+        sys.exit(f"study.arms: {change}: there is no such change, only {', '.join(CHANGES)}.")
+    with training_with(Arm(change=change), parse(flags).get("seed", Config.seed)):
+        dagrpo.main(flags)
+
+
+if __name__ == "__main__":
+    main()

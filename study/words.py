@@ -18,6 +18,7 @@ sets those are left out that share as much with a question that is trained on.
 Every variant takes the same number of steps of 8 questions, and every prompt shows two solved questions first: without
 them this model talks past the limit of a completion. `sft` imitates the 8 solutions of a step, all others sample 8
 completions of each question; `sft-grpo` fine-tunes in a sixth of its steps, and goes on with GRPO and a new optimizer.
+`dagrpo-chance` masks as many pairs as DaGRPO would, drawn by chance: what is gained there, the rule did not gain.
 What is measured is the model after the last step. Each training is one line of study/words.jsonl, with how many of the
 completions of each question that was measured were right. `--learning-rates` runs at others too; `report` then takes,
 of each variant, the one that ends best on the validation set.
@@ -61,9 +62,12 @@ VARIANTS: dict[str, list[str]] = {
     "sft": ["--method", "sft", "--group-size", "1"],  # the solution of each question, once
     "sft-grpo": ["--method", "grpo"],
     "dagrpo-no-mask": ["--method", "dagrpo", "--rectify", "none"],
+    "dagrpo-chance": ["--method", "dagrpo"],  # as many pairs of each group are masked, but drawn by chance
+    "dagrpo-group": ["--method", "dagrpo", "--rectify", "group"],
 }
+CHANGES = {"dagrpo-chance": "chance"}  # of study.arms: what no flag says
 RATE = 1e-5  # at 3e-5, validation accuracy falls from 75.0 % after 20 steps to 38.8 % after 60 (GRPO)
-SEEDS = (500, 501)
+SEEDS = (500, 501, 502)
 
 
 @dataclass(frozen=True)
@@ -130,24 +134,25 @@ def questions(arguments: argparse.Namespace, size: Size) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def command(program: str, *arguments: object) -> None:
-    """Run a program of this project, and end with it where it fails."""
-    line = [sys.executable, str(ROOT / program), *map(str, arguments)]
-    print(" ".join(["$ python", program, *line[2:]]), flush=True)
+def command(*words: object) -> None:
+    """Run Python with these words, a program of this project first, and end with it where it fails."""
+    line = [sys.executable, *map(str, words)]
+    print(" ".join(["$ python", *line[1:]]), flush=True)
     code = subprocess.run(line, cwd=ROOT, check=False).returncode
     if code:
-        sys.exit(f"study.words: {program} ended with {code}. The same command takes up where it stopped.")
+        sys.exit(f"study.words: this ended with {code}. The same command takes up where it stopped.")
 
 
-def train(folder: Path, arguments: list[object], steps: int) -> None:
+def train(folder: Path, variant: str, arguments: list[object], steps: int) -> None:
     """Train into `folder` until step `steps`, from its last checkpoint where there is one."""
+    program = ["-m", "study.arms", CHANGES[variant]] if variant in CHANGES else ["dagrpo.py"]
     there, _ = checkpoint.newest(folder)
     if there is not None:
         if there.step < steps:
-            command("dagrpo.py", "--resume", folder)
+            command(*program, "--resume", folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that ended before its first checkpoint
-        command("dagrpo.py", "--out", folder, "--steps", steps, *arguments)
+        command(*program, "--out", folder, "--steps", steps, *arguments)
 
 
 def flags_of(variant: str, arguments: argparse.Namespace, size: Size, rate: float, steps: int) -> list[object]:
@@ -174,11 +179,11 @@ def trained(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> tuple[
         folders.append(arguments.folder / f"{wanted.name}-first")
         flags = flags_of("sft", arguments, size, wanted.rate, of_first)
         other_order = wanted.seed + 1_000  # so that GRPO does not begin with the questions that were just imitated
-        train(folders[0], ["--model", model, "--seed", other_order, *flags], of_first)
+        train(folders[0], "sft", ["--model", model, "--seed", other_order, *flags], of_first)
         model = str(folders[0] / "model")
     folders.append(arguments.folder / wanted.name)
     flags = flags_of(wanted.variant, arguments, size, wanted.rate, steps)
-    train(folders[-1], ["--model", model, "--seed", wanted.seed, *flags], steps)
+    train(folders[-1], wanted.variant, ["--model", model, "--seed", wanted.seed, *flags], steps)
     return str(folders[-1] / "model"), folders
 
 

@@ -160,9 +160,24 @@ def test_a_training_with_an_arm_rectifies_as_the_arm_does(model, tokenizer):
     torch.testing.assert_close(scoring.rectify(model, rollouts, rewards, HOW).advantages, plain.advantages)
 
 
+def test_the_command_trains_as_dagrpo_does_with_its_flags_and_the_change(monkeypatch):
+    given = []
+
+    def main(*arguments):
+        given.append((arguments[0], scoring.rectify is not whole))
+
+    whole = scoring.rectify
+    monkeypatch.setattr(arms.dagrpo, "main", main)
+    arms.main(["chance", "--seed", "7"])
+    assert given == [(["--seed", "7"], True)] and scoring.rectify is whole
+    with pytest.raises(SystemExit, match="better: there is no such change, only positives, chance, "):
+        arms.main(["better", "--seed", "7"])
+
+
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_is_a_training_that_can_be_configured(name):
     config = configure(method="grpo", model="examples/arithmetic", **ARMS[name].flags)
     assert config.anchors is None and config.scorer == "gradient"
     assert (", optimizer" in name) == (config.metric == "optimizer")
+    assert ARMS[name].change in ("", *arms.CHANGES)
     assert ("by chance" in name) == (ARMS[name].change in ("chance", "shrink chance"))

@@ -40,9 +40,11 @@ def typed(monkeypatch, tmp_path):
     """The commands that `run` types. What they would write is written: logs, a checkpoint, a result."""
     commands: list[list[str]] = []
 
-    def command(program: str, *arguments: object) -> None:
-        given = [str(argument) for argument in arguments]
+    def command(*given_words: object) -> None:
+        program, *given = map(str, given_words)
         commands.append([program, *given])
+        if program == "-m":
+            given = given[2:]  # without the module and the change
         if program == "evaluate.py":
             options = options_of(given)
             rows = [
@@ -118,6 +120,17 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(typed, tmp_path
         typed("dagrpo", stop="dagrpo-1e-05-500")
     resumed, measuring, _ = typed("dagrpo")
     assert resumed == ["dagrpo.py", "--resume", str(tmp_path / "dagrpo-1e-05-500")] and measuring[0] == "evaluate.py"
+
+
+def test_the_placebo_is_dagrpo_but_for_the_pairs_that_it_masks(typed, tmp_path):
+    (dagrpo, *_), (chance, measuring, _) = typed("dagrpo"), typed("dagrpo-chance")
+    assert chance[:3] == ["-m", "study.arms", "chance"] and measuring[0] == "evaluate.py"
+    others = {name: value for name, value in parse(chance[3:]).items() if name != "out"}
+    assert others == {name: value for name, value in flags_of(dagrpo).items() if name != "out"}
+    with pytest.raises(SystemExit, match="stopped"):
+        typed("dagrpo-chance", stop="dagrpo-chance-3e-05-500", rates=(3e-5,))
+    resumed, *_ = typed("dagrpo-chance", rates=(3e-5,))
+    assert resumed == ["-m", "study.arms", "chance", "--resume", str(tmp_path / "dagrpo-chance-3e-05-500")]
 
 
 def test_a_training_that_has_ended_is_only_measured(typed, tmp_path):
