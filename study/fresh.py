@@ -6,17 +6,19 @@
 
 The budget is that of study.run: 20 steps of 24 questions × 8 completions from the embedded model. `sft-grpo-10-10`
 takes 10 of the steps to fine-tune on the solutions of half of the questions, and then 10 of GRPO on the others, with a
-new optimizer; `sft-grpo-5-15` takes 5 and 15. `positives` is GRPO with a constant loss norm that trains on those
-completions alone that are better than their group. What study.run has too has the learning rate that was picked there.
-The benchmarks are smaller, so that there is time for 16 seeds, which nothing else has used; seeds, variants and rates
-of the grid were fixed before the first run. Each cell is one line of study/fresh.jsonl. --quick does all of it in a
-tiny version.
+new optimizer; `sft-grpo-5-15` takes 5 and 15, and `sft-dagrpo-5-15` goes on with DaGRPO. `positives` is GRPO with a
+constant loss norm that trains on those completions alone that are better than their group. What study.run has too has
+the learning rate that was picked there. The benchmarks are smaller, so that there is time for 16 seeds, which nothing
+else has used; seeds, variants and rates of the grid were fixed before the first run, but for `sft-dagrpo-5-15`, which
+was added when 14 seeds of the others had been seen. Each cell is one line of study/fresh.jsonl. --quick does all of it
+in a tiny version.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from study import cells as kept_cells
@@ -44,6 +46,7 @@ OF_STUDY = ("sft", "grpo", "dapo-4-updates", "luffy-2-updates", "dagrpo", "dagrp
 OF_STUDY_BY_TASK = ("sft-mixed", "dagrpo-mixed", "sft-terse", "dagrpo-terse")
 VARIANTS = (*OF_STUDY, *OF_STUDY_BY_TASK, *FRESH_FLAGS)
 OTHERS = ("positives", "sft-grpo-10-10", "sft-grpo-5-15")  # baselines beside those of study.run
+AFTER_SFT = ("sft-dagrpo-5-15", "sft-grpo-5-15")  # does DaGRPO add something where fine-tuning came first?
 
 
 def grid(arguments: argparse.Namespace, budget: Budget) -> None:
@@ -64,22 +67,23 @@ def grid(arguments: argparse.Namespace, budget: Budget) -> None:
         print(f"{variant:22}" + "".join(f"{value:>9.1%}{'*' if r == best else ' '}" for r, value in found.items()))
 
 
-def rates(budget: Budget, file: Path) -> dict[str, float]:
+def rates(budget: Budget, file: Path, variants: Sequence[str]) -> dict[str, float]:
     """The learning rate of each variant: as study.run picked it, or as the grid of this comparison did."""
     quick = budget == QUICK
-    there = sorted({grid_of(variant) for variant in (*OF_STUDY, *OF_STUDY_BY_TASK)})
+    there = sorted({grid_of(variant) for variant in variants if variant not in FRESH_FLAGS})
     of_study = learning_rates(QUICK if quick else FULL, kept_cells.QUICK_FILE if quick else kept_cells.FILE, there)
-    own = learning_rates(budget, file, list(FRESH_FLAGS))
-    return {variant: own[variant] if variant in own else of_study[grid_of(variant)] for variant in VARIANTS}
+    own = learning_rates(budget, file, [variant for variant in variants if variant in FRESH_FLAGS])
+    return {variant: own[variant] if variant in own else of_study[grid_of(variant)] for variant in variants}
 
 
 def run(arguments: argparse.Namespace, budget: Budget) -> None:
     """Train and measure every variant with every seed that is not finished."""
-    picked = rates(budget, arguments.cells)
+    variants = arguments.only or VARIANTS
+    picked = rates(budget, arguments.cells, variants)
     requests = [
         Request("run", variant, seed, picked[variant], budget)
         for seed in arguments.seeds or budget.seeds
-        for variant in arguments.only or VARIANTS  # a seed's before the next's: an unfinished comparison is paired
+        for variant in variants  # a seed's before the next's: an unfinished comparison is paired
     ]
     run_cells(requests, arguments.cells, arguments.workers)
 
@@ -109,7 +113,12 @@ def comparison(cells: Cells) -> str:
     head = ["variant", "seeds", "rate", "validation", "mean of six", "mean of three", "mean of nine"]
     head += ["DaGRPO minus it", "greedy"]
     best = best_baseline(cells, OTHERS)
-    return f"{table(head, rows)}\n\nBest baseline, by its accuracy on the validation set: {best}."
+    said = [table(head, rows), f"Best baseline, by its accuracy on the validation set: {best}."]
+    if all(name in cells for name in AFTER_SFT):
+        for kind in ("sampled", "greedy"):
+            values = [accuracies(cells[name], "mean of nine", kind) for name in AFTER_SFT]
+            said.append(f"{' minus '.join(AFTER_SFT)}, {kind}: {with_interval(paired_differences(*values))}")
+    return "\n\n".join(said)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -95,13 +95,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"{method}{task}": flags for task in TASKS if task for method, flags in WITH_SOLUTIONS.items()},
 }
 WITH_OWN_RATE = ("dapo-4-updates", "luffy-2-updates")  # searched anew: several updates are several steps
-# Only in the comparison with fresh seeds: fine-tuning first, on questions that GRPO does not get then, and GRPO without
-# the completions that are worse than their group.
-SFT_SHARE = {f"sft-grpo-{n}-{20 - n}{task}": n / 20 for task in TASKS for n in (10, 5)}  # of the steps
+# Only in the comparison with fresh seeds: fine-tuning first, on questions that the rest does not get then, and GRPO
+# without the completions that are worse than their group.
+SFT_THEN_GRPO = {f"sft-grpo-{n}-{20 - n}{task}": n / 20 for task in TASKS for n in (10, 5)}  # share of the steps
+SFT_THEN_DAGRPO = {"sft-dagrpo-5-15": 5 / 20}
+SFT_SHARE = SFT_THEN_GRPO | SFT_THEN_DAGRPO
 POSITIVES = "positives"
 FRESH_FLAGS: dict[str, dict[str, Any]] = {
     POSITIVES: {"method": "grpo", "loss_norm": "constant", **ARMS[POSITIVES].flags},
-    **{variant: {"method": "grpo"} for variant in SFT_SHARE},
+    **{variant: {"method": "grpo"} for variant in SFT_THEN_GRPO},
+    **{variant: {} for variant in SFT_THEN_DAGRPO},
 }
 REPEATED = ("sft", "grpo", "dagrpo-neither", "dagrpo")  # with further seeds
 

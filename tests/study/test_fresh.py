@@ -44,10 +44,13 @@ def test_no_other_part_of_the_study_has_its_seeds():
     assert len(set(FRESH.seeds)) == 16
 
 
-@pytest.mark.parametrize(("variant", "first"), [("sft-grpo-10-10", 10), ("sft-grpo-5-15-terse", 5)])
-def test_fine_tuning_and_grpo_share_the_steps_the_warm_up_and_the_questions(trained, variant, first):
+@pytest.mark.parametrize(
+    ("variant", "first", "method"),
+    [("sft-grpo-10-10", 10, "grpo"), ("sft-grpo-5-15-terse", 5, "grpo"), ("sft-dagrpo-5-15", 5, "dagrpo")],
+)
+def test_fine_tuning_and_what_follows_share_the_steps_the_warm_up_and_the_questions(trained, variant, first, method):
     (sft, of_sft), (grpo, of_grpo) = trained(variant)
-    assert (sft.method, grpo.method) == ("sft", "grpo") and (sft.steps, grpo.steps) == (first, 20 - first)
+    assert (sft.method, grpo.method) == ("sft", method) and (sft.steps, grpo.steps) == (first, 20 - first)
     assert sft.warmup + grpo.warmup == pytest.approx(10, abs=1) and sft.warmup <= sft.steps / 2
     assert len(of_sft) == first * 24 and len(of_grpo) == (20 - first) * 24  # each comes once
     every = question_sets(FRESH, variants.task_of(variant))["training"]
@@ -111,6 +114,17 @@ def test_the_table_takes_what_it_names_from_dagrpo_seed_by_seed():
     text = fresh.comparison(made_up)
     assert "+20.0 (+10.0 to +30.0)" in text.splitlines()[-3]
     assert text.endswith("validation set: sft-grpo-10-10.")
+
+
+def test_dagrpo_after_fine_tuning_is_told_from_grpo_after_it():
+    made_up = {
+        name: {400: made_up_cells.cell("dagrpo", 400, first, 0.9), 401: made_up_cells.cell("dagrpo", 401, 0.7, 0.9)}
+        for name, first in (("dagrpo", 0.5), ("sft-dagrpo-5-15", 0.6), ("sft-grpo-5-15", 0.5))
+    }
+    text = fresh.comparison(made_up)
+    assert "\n\nsft-dagrpo-5-15 minus sft-grpo-5-15, sampled: +5.0 (+0.0 to +10.0)\n\n" in text
+    del made_up["sft-grpo-5-15"]
+    assert "minus sft-grpo" not in fresh.comparison(made_up)
 
 
 def test_every_variant_has_a_rate_and_every_new_one_is_searched():
