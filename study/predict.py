@@ -273,7 +273,7 @@ def configuration(options: argparse.Namespace, seed: int, folder: Path) -> Confi
     }  # fmt: skip
     flags["learning_rate"] = options.rate
     if options.model:
-        flags["warmup"] = 1
+        flags |= {"warmup": 1, "examples": options.examples, "prompt_file": options.prompt_file}
     return configure(**flags)
 
 
@@ -426,6 +426,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int)
+    parser.add_argument("--examples", default="", help="with --model: as dagrpo.py takes them")
+    parser.add_argument("--prompt-file", default="", help="with --model: as dagrpo.py takes it")
     parser.add_argument("--json", type=Path, default=FILE, help="where lines are kept")
     parser.add_argument("--report", action="store_true", help="print the tables of what is kept, and measure nothing")
     options = parser.parse_args(arguments)
@@ -434,6 +436,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.steps = options.steps or ([0, 2] if options.model else list(STEPS))
     name = Path(options.model).name or "the embedded model"
     settings = {key: vars(options)[key] for key in ("questions", "group_size", "max_new_tokens", "rate")}
+    settings |= {key: Path(vars(options)[key]).name for key in ("examples", "prompt_file") if vars(options)[key]}
     if not options.report:
         kept = [
             (line["model"], line["seed"], line["steps"])

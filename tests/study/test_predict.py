@@ -11,6 +11,7 @@ import torch
 from scorers.gradients import Measure
 from scoring import pair_advantages
 from study import predict
+from study.tasks import ROOT
 
 TINY = ["--seeds", "3", "--steps", "0", "2", "--questions", "6", "--group-size", "6"]
 
@@ -82,6 +83,19 @@ def test_what_is_kept_is_not_measured_again(measured, monkeypatch, capsys):
         with pytest.raises(pytest.fail.Exception, match="measured again"):
             predict.main([*TINY, *other, "--json", str(file)])
     assert "| the step as taken |" in printed and "| full, AdamW, batch | – | – |" in printed
+
+
+def test_another_model_is_asked_as_the_flags_say(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(predict, "measure_training", lambda options, seed: seen.append(options) or [])
+    prompt, examples = tmp_path / "prompt.txt", ROOT / "study" / "words-examples.jsonl"
+    prompt.write_text("{problem}")
+    asked = [*TINY, "--model", "examples/arithmetic", "--data", "x.jsonl", "--json", str(tmp_path / "p.jsonl")]
+    with pytest.raises(SystemExit, match="nothing is kept"):
+        predict.main([*asked, "--examples", str(examples), "--prompt-file", str(prompt)])
+    config = predict.configuration(seen[0], 3, tmp_path)
+    assert (config.examples, config.prompt_file, config.warmup) == (str(examples), str(prompt), 1)
+    assert config.prompt_contents["template"] == "{problem}"
 
 
 def test_tables_by_hand():
