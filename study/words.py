@@ -278,6 +278,14 @@ def paired(ours: list[dict[str, Any]], others: list[dict[str, Any]], kind: str =
     return mean_difference([shares(ours, name, kind) - shares(others, name, kind) for name in ours[0][kind]])
 
 
+def of_same_seeds(
+    ours: list[dict[str, Any]], others: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those trainings of each that have a seed which the other has too: a seed's questions come in one order."""
+    seeds = {line["seed"] for line in ours} & {line["seed"] for line in others}
+    return [line for line in ours if line["seed"] in seeds], [line for line in others if line["seed"] in seeds]
+
+
 def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]], kind: str = "right") -> str:
     """The same in points, with its interval over questions."""
     found = paired(ours, others, kind)
@@ -285,9 +293,9 @@ def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]], kind: s
 
 
 def by_seed(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    """The same for each seed that both have, where there are several: what another training changes."""
+    """The same for each seed, of trainings with the same ones, where there are several: what another one changes."""
     apart = {line["seed"]: line for line in others}
-    found = [paired([line], [apart[line["seed"]]]) for line in ours if line["seed"] in apart]
+    found = [paired([line], [apart[line["seed"]]]) for line in ours]
     return f"; by seed {', '.join(points(each.mean, True) for each in found)}" if len(found) > 1 else ""
 
 
@@ -344,8 +352,9 @@ def tables(lines: list[dict[str, Any]]) -> str:
     said.append(accuracy_table(by_variant, "right"))
     if ours := by_variant.get("dagrpo"):
         for name, found in by_variant.items():
-            if name not in (START, "dagrpo"):
-                said.append(f"dagrpo minus {name}: {difference(ours, found)}{by_seed(ours, found)}")
+            own, others = of_same_seeds(ours, found)
+            if name not in (START, "dagrpo") and own:
+                said.append(f"dagrpo minus {name}: {difference(own, others)}{by_seed(own, others)}")
     if any("whole" in line for line in picked):
         said.append(accuracy_table(by_variant, "whole"))
     return "\n\n".join(said)

@@ -245,6 +245,12 @@ def test_what_the_seeds_say_apart_is_told_where_there_are_several():
     assert "by seed" not in tables(lines), "GRPO has one"
 
 
+def test_a_seed_that_only_one_of_two_variants_has_is_in_no_difference():
+    lines = [line("grpo", 500, [4, 0]), line("dagrpo", 500, [4, 4]), line("dagrpo", 502, [0, 0])]
+    assert "dagrpo minus grpo: +50.0 (+" in tables(lines) and "| dagrpo | 1e-05 | 2 | " in tables(lines)
+    assert "dagrpo minus" not in tables(lines[::2])
+
+
 def test_each_variant_is_shown_at_the_rate_that_ends_best_on_the_validation_set():
     """Over its seeds; of equal rates at the lower one."""
     lines = [
