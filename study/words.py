@@ -204,9 +204,11 @@ def measured(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> dict[
     """The line of a training: what made it, how it went by step, and the right completions of each question."""
     model, folders = trained(wanted, arguments, size)
     results = evaluated(model, wanted.name, HELD_OUT, size.max_new_tokens, arguments, size)
-    whole = evaluated(
-        model, f"{wanted.name}-whole", [f"whole-{name}" for name in WHOLE], size.whole_tokens, arguments, size
-    )
+    as_they_are = {}
+    if not arguments.held_out_only:
+        sets = [f"whole-{name}" for name in WHOLE]
+        whole = evaluated(model, f"{wanted.name}-whole", sets, size.whole_tokens, arguments, size)
+        as_they_are = {"whole": {name: right_of(whole[f"whole-{name}"], size) for name in WHOLE}}
     steps = [record for folder in folders for record in read_lines(folder / "metrics.jsonl") if "step" in record]
     return rounded(
         {
@@ -225,7 +227,7 @@ def measured(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> dict[
                 for record in (read_lines(folders[-1] / "evaluations.jsonl") if folders else [])
             ],
             "right": {name: right_of(results[name], size) for name in HELD_OUT},
-            "whole": {name: right_of(whole[f"whole-{name}"], size) for name in WHOLE},
+            **as_they_are,
             "no_answer": {name: results[name]["no_answer"] for name in HELD_OUT},
             "length": {name: results[name]["length"] for name in HELD_OUT},
             "samples": size.samples,
@@ -393,6 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[RATE], help="each with every variant")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of them only")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the trainings")
+    parser.add_argument("--held-out-only", action="store_true", help="do not measure the sets as they are")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the runs")
     parser.add_argument("--cells", type=Path, default=FILE, help="where results are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the figure")

@@ -86,11 +86,15 @@ def typed(monkeypatch, tmp_path):
     words.main(["questions", "--tiny", "--source", str(tmp_path / "source"), "--folder", str(tmp_path)])
     cells = tmp_path / "w.jsonl"
 
-    def typed(*variants: str, stop: str = "", rates: tuple[float, ...] = (RATE,)) -> list[list[str]]:
+    def typed(
+        *variants: str, stop: str = "", rates: tuple[float, ...] = (RATE,), flags: tuple[str, ...] = ()
+    ) -> list[list[str]]:
         commands.clear()
         stops[:] = [stop]
         arguments = ["run", "--model", "m.gguf", "--tiny", "--folder", str(tmp_path), "--cells", str(cells)]
-        words.main([*arguments, "--seeds", "500", "--learning-rates", *map(str, rates), "--variants", *variants])
+        words.main(
+            [*arguments, "--seeds", "500", "--learning-rates", *map(str, rates), *flags, "--variants", *variants]
+        )
         return list(commands)
 
     return typed
@@ -120,6 +124,13 @@ def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(typed, tmp_path
         typed("dagrpo", stop="dagrpo-1e-05-500")
     resumed, measuring, _ = typed("dagrpo")
     assert resumed == ["dagrpo.py", "--resume", str(tmp_path / "dagrpo-1e-05-500")] and measuring[0] == "evaluate.py"
+
+
+def test_the_sets_as_they_are_can_be_left_out(typed, tmp_path):
+    (measuring,) = typed("start", flags=("--held-out-only",))
+    assert [Path(file).stem for file in options_of(measuring[1 : measuring.index("--out")]).data] == list(HELD_OUT)
+    (kept,) = read_lines(tmp_path / "w.jsonl")
+    assert "whole" not in kept and kept["right"]["svamp"] == [1] * 4
 
 
 def test_the_placebo_is_dagrpo_but_for_the_pairs_that_it_masks(typed, tmp_path):
