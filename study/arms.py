@@ -54,6 +54,7 @@ ARMS = {
     "batch, optimizer": Arm({"rectify": "batch", **OPTIMIZER}),
     "shrink group": Arm(CHEAP, change="shrink group"),
     "shrink batch": Arm(CHEAP, change="shrink batch"),
+    "shrink batch, by chance": Arm(CHEAP, change="shrink chance"),
     "shrink group, optimizer": Arm(OPTIMIZER, change="shrink group"),
     "shrink batch, optimizer": Arm(OPTIMIZER, change="shrink batch"),
     "shrink batch, optimizer, by chance": Arm(OPTIMIZER, change="shrink chance"),

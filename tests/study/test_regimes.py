@@ -23,7 +23,9 @@ def test_seeds_are_those_of_no_other_part_of_the_study():
 def test_every_regime_has_no_rule_positives_only_and_a_placebo_where_pairs_are_masked():
     for name, regime in REGIMES.items():
         assert {"none", "positives"} <= set(regime.arms)
-        if not name.startswith("R2"):
+        if name.startswith("R2"):
+            assert {"shrink batch", "shrink batch, by chance"} <= set(regime.arms)
+        else:
             assert {"group, by chance", "batch, by chance"} <= set(regime.arms)
 
 
