@@ -44,6 +44,8 @@ OPTIMIZER = {"metric": "optimizer"}
 ARMS = {
     "none": Arm(CHEAP),
     "positives": Arm(CHEAP, change="positives"),
+    "threshold": Arm({"rectify": "threshold", **PLAIN}),
+    "threshold, by chance": Arm({"rectify": "threshold", **PLAIN}, change="chance"),
     "pair": Arm({"rectify": "pair", **PLAIN}),
     "group": Arm({"rectify": "group", **PLAIN}),
     "group, by chance": Arm({"rectify": "group", **PLAIN}, change="chance"),

@@ -12,9 +12,9 @@ The regimes, each of GRPO with a constant loss norm on the embedded task, withou
     R1-4    the same with 4 questions a step
     R2-E    a batch gone through E times (--epochs), E = 1, 2, 4, 8, and R2-E-unclipped
 
-Seeds, arms, steps and learning rates were fixed before the first run, but for the placebo of R2, which was added when
-11 of its runs had been seen. A run is kept as one line of study/regimes.jsonl and is run again only where its
-configuration or the questions have changed. Each takes one thread.
+Seeds, arms, steps and learning rates were fixed before the first run, but for the mask by a threshold and the placebos
+of R2, which were added when 11 of its runs had been seen. A run is kept as one line of study/regimes.jsonl and is run
+again only where its configuration or the questions have changed. Each takes one thread.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ CHEAP_ARMS = (
     "none", "positives", "pair", "group", "group, by chance", "batch", "batch, by chance", "token", "shrink group",
     "shrink batch", "shrink batch, optimizer", "shrink batch, optimizer, by chance",
 )  # fmt: skip
-EPOCH_ARMS = ("none", "positives", "group", "shrink batch", "shrink batch, by chance")
+EPOCH_ARMS = (
+    "none", "positives", "group", "shrink batch", "shrink batch, by chance", "threshold", "threshold, by chance",
+)  # fmt: skip
 REGIMES = {
     "R0": Regime(tuple(range(300, 316)), tuple(ARMS), {"beta1": 0.0}),
     "R0-0.9": Regime(tuple(range(300, 316)), CHEAP_ARMS),

@@ -24,7 +24,7 @@ def test_every_regime_has_no_rule_positives_only_and_a_placebo_where_pairs_are_m
     for name, regime in REGIMES.items():
         assert {"none", "positives"} <= set(regime.arms)
         if name.startswith("R2"):
-            assert {"shrink batch", "shrink batch, by chance"} <= set(regime.arms)
+            assert {"shrink batch, by chance", "threshold, by chance"} <= set(regime.arms)
         else:
             assert {"group, by chance", "batch, by chance"} <= set(regime.arms)
 
