@@ -51,6 +51,7 @@ class Rectification:
     temperature: float  # at which completions were sampled and are trained
     per_token: bool  # the loss divides each log-likelihood by its tokens (--loss-norm sequence), and so does (5)
     gamma: float | None  # of the anchors' shaped objective (7); None: it is log π
+    negative_weight: float = 1.0  # what the negative Ã of (4) are multiplied by
     # Padded tokens that go through the model at a time: they bound memory, and are no part of how pairs are judged.
     token_budget: int = field(default=ROW_TOKENS, compare=False)
 
@@ -129,7 +130,7 @@ def rectify(
                 found, spared = withheld_from_tokens(model, part, pairs.sum(2), products.cross, how, measure)  # (5')
                 for row, values in found.items():
                     withheld[rows[row], rollouts.prediction_mask[rows[row]]] = values
-            witness = witnessed(products, pairs, pair_mask[scored], spared)
+            witness = witnessed(products, pairs, pair_mask[scored], spared, how.negative_weight)
         else:
             if distances is None:
                 d[scored] = distinctiveness(how.scorer, model, *part.tokens, size, texts=part.texts)  # (2)
@@ -137,6 +138,7 @@ def rectify(
                 d[scored] = distances[scored]
             pair_mask = distinct_pairs(d, how.threshold)  # (3)
     advantages = rectified_advantages(rewards, pair_mask, scale=how.scale)  # (4)
+    advantages = with_negatives_weighted(advantages, how.negative_weight)
     return Rectified(pair_mask, d, advantages, withheld, witness)
 
 
@@ -248,9 +250,11 @@ def witnessed(
     pairs: torch.Tensor,  # (P, G, G) of (4)
     pair_mask: torch.Tensor,  # (P, G, G)
     spared: torch.Tensor | None,  # (P, G) what withheld tokens add to v
+    negative_weight: float,
 ) -> Witness:
     """Which better completions an update displaces, (5'), with all pairs and with those that are left."""
-    before, after = pairs.sum(2), (pairs * pair_mask).sum(2)  # A and Ã
+    before = pairs.sum(2)  # A
+    after = with_negatives_weighted((pairs * pair_mask).sum(2), negative_weight)  # Ã
     whole = before.flatten()[None]  # (P, G) -> (1, N)
     drift = products.batch_drift
     by_batch = displaced(products.batch[None], whole, whole, drift).view_as(before)
@@ -468,3 +472,11 @@ def rectified_advantages(
     if scale == "std":
         advantages = advantages / (rewards.std(dim=1, correction=0, keepdim=True) + eps)
     return advantages
+
+
+def with_negatives_weighted(advantages: torch.Tensor, weight: float) -> torch.Tensor:
+    """Less weight for completions worse than their group; with 0 the better ones alone are trained on. (P, G) -> (P, G)
+
+    ΣÃ = 0 then does not hold. With 0 and nothing masked it is the positive half of GRPO (PSR, arXiv 2506.01347).
+    """
+    return torch.where(advantages < 0, weight * advantages, advantages)

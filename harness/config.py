@@ -148,6 +148,9 @@ class Config:
                                  "already likely; sft: log π", choices=("shaped", "sft"))
     gamma: float = flag(0.03, "γ of f(π) = π/(π+γ): tokens with a probability near it move most (LUFFY: 0.1)", above=0)
     scale: str = flag("std", "divide advantages by the group's deviation, or not (Dr. GRPO)", choices=("std", "none"))
+    negative_weight: float = flag(1.0, "of completions worse than their group; 0: the better ones alone are trained "
+                                  "on, which holds up better where a batch is gone through several times", least=0,
+                                  most=1)
     loss_norm: str = flag("constant", "denominator of (8): all tokens, the sequence, or a constant", choices=LOSS_NORMS)
     clip_low: float | None = flag(0.2, "below 1 − this, a token's ratio π/π_old has no gradient that lowers it further "
                                   "(7); none: no limit", least=0, most=1, none=True)
@@ -252,7 +255,8 @@ class Config:
         return Rectification(
             rule=self.rectify, scorer=self.scorer, threshold=self.resolved_threshold, scale=self.scale,
             temperature=self.temperature, per_token=self.loss_norm == "sequence",
-            gamma=self.gamma if self.anchor_objective == "shaped" else None, token_budget=self.token_budget,
+            gamma=self.gamma if self.anchor_objective == "shaped" else None,
+            negative_weight=self.negative_weight, token_budget=self.token_budget,
         )
 # fmt: on
 

@@ -46,6 +46,11 @@ def check(config: Config) -> None:
             "--metric optimizer: with --lora the output embedding is not trained, so that AdamW has no moments of it; "
             "leave it out."
         )
+    if config.negative_weight != 1 and config.rectify not in ("none", "threshold", "pair"):
+        raise ConfigError(
+            f"--negative-weight {config.negative_weight:g}: --rectify {config.rectify} adds up what every completion "
+            "does with its whole weight; use --rectify none, threshold or pair, or leave it out."
+        )
     check_judge(config)
     names_of(config.map)
     twice = next((source for source in config.eval_data if config.eval_data.count(source) > 1), None)
@@ -226,7 +231,7 @@ WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
         "without rollouts (--method sft) nothing is sampled, and each group is one anchor",
     ),
     (
-        ("scale", "scorer", "metric", "rectify"),
+        ("scale", "scorer", "metric", "rectify", "negative_weight"),
         lambda config: not config.rollouts,
         "without rollouts (--method sft) a group has no pair to compare",
     ),

@@ -47,10 +47,11 @@ def rectified_groups(trainer: Any, sampled: Sampled) -> Rectified:
     lengths = torch.tensor([len(ids) for ids in sampled.completions], device=accelerator.device)
     lengths = accelerator.gather(lengths)  # (B,) -> (N,)
     pair_mask = torch.ones(*rewards.shape, rewards.shape[1], dtype=torch.bool, device=rewards.device)
+    advantages = scoring.rectified_advantages(rewards, pair_mask, scale=how.scale)
     found = Rectified(
         pair_mask,
         torch.full(pair_mask.shape, torch.nan, device=rewards.device),
-        scoring.rectified_advantages(rewards, pair_mask, scale=how.scale),
+        scoring.with_negatives_weighted(advantages, how.negative_weight),
         rewards.new_zeros(len(lengths), int(lengths.max())),
     )
     metrics = {} if how.rule == "none" else judge_groups(trainer, sampled, found, lengths)

@@ -90,6 +90,7 @@ class DaGRPOConfig(GRPOConfig):
     judge_timeout: float = of_core("judge_timeout")
     judge_calls: int = of_core("judge_calls")
     judge_cache: str = of_core("judge_cache")
+    negative_weight: float = of_core("negative_weight")
     anchors: str = of_core("anchors")
     anchors_per_group: int = of_core("anchors_per_group")
     hard_below: float = of_core("hard_below")
@@ -112,7 +113,7 @@ class DaGRPOConfig(GRPOConfig):
     @property
     def is_dagrpo(self) -> bool:
         """Is there anything to do that TRL does not?"""
-        return self.rectify != "none" or self.has_anchors
+        return self.rectify != "none" or self.has_anchors or self.negative_weight != 1
 
 
 def check(args: DaGRPOConfig) -> None:

@@ -45,6 +45,7 @@ class Method:
     scorer: str = "gradient"
     threshold: float | None = None
     scale: str = "std"
+    negative_weight: float = 1.0
     loss_norm: str = "constant"
     clip_low: float | None = 0.2
     clip_high: float | None = 0.2
@@ -296,6 +297,10 @@ def naive_advantages(group: list[Answer], gradients: list, probabilities: list, 
         advantages[i] += part
         for t in range(len(group[i].tokens)):
             token_advantages[i][t] += 0.0 if (i, t) in withheld else part
+    for i in range(size):
+        if advantages[i] < 0:
+            advantages[i] *= method.negative_weight
+            token_advantages[i] = [value * method.negative_weight for value in token_advantages[i]]
     return scores, kept, advantages, token_advantages
 
 
@@ -532,6 +537,10 @@ SETTINGS = {
         "grpo", "graded", updates=2, epochs=3, clip_low=0.02, clip_high=0.05
     ),
     "two epochs without momentum, batch": setting(answers="alike", rectify="batch", epochs=2, beta1=0.0),
+    "better answers alone, two epochs": setting("grpo", "graded", negative_weight=0.0, epochs=2),
+    "half of the negatives' weight, masks and anchors": setting(
+        rewards="graded", answers="alike", rectify="pair", negative_weight=0.5
+    ),
     "group, sampled, no scale, temperature 0.7": setting(rectify="group", scale="none", temperature=0.7),
     "batch, anchors behind every group, gamma 0.5": setting(
         rewards="graded", answers="alike", rectify="batch", every_group=True, gamma=0.5

@@ -623,6 +623,36 @@ def test_what_tokens_lose_is_of_the_scale_of_the_advantages(model, tokenizer):
     torch.testing.assert_close(other.withheld, one.withheld * ratio)
 
 
+def test_negatives_weigh_as_much_as_is_said_and_without_weight_are_not_trained_on():
+    """Rewards 1, 0, 0, 0 give √3 and three times −1/√3; of a fourth of that weight −1/√48."""
+    advantages = scoring.rectified_advantages(
+        torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.ones(1, 4, 4, dtype=torch.bool), eps=0.0
+    )
+    found = scoring.with_negatives_weighted(advantages, 0.25)
+    torch.testing.assert_close(found, torch.tensor([[math.sqrt(3), *[-1 / math.sqrt(48)] * 3]]))
+    assert torch.equal(scoring.with_negatives_weighted(advantages, 1.0), advantages)
+    without = scoring.with_negatives_weighted(advantages, 0.0)
+    rectified = scoring.Rectified(torch.ones(1, 4, 4), torch.zeros(1, 4, 4), without, torch.zeros(4, 5))
+    assert rectified.has_advantage.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("rule", ["none", "threshold", "pair"])
+def test_lighter_negatives_change_what_is_left_of_the_advantages_and_of_the_displaced_and_no_mask(
+    model, tokenizer, rule
+):
+    rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
+    plain, light = (scoring.rectify(model, rollouts, rewards, how_of(rule=rule, negative_weight=w)) for w in (1.0, 0.0))
+    assert torch.equal(light.pair_mask, plain.pair_mask)
+    torch.testing.assert_close(light.advantages, plain.advantages.clamp(min=0))
+    assert torch.equal(light.witness.displaced, plain.witness.displaced)
+    g = head_gradients(model, rollouts).flatten(1)
+    changes = g @ (light.advantages.flatten() @ g)  # v of (5') by the whole batch
+    scored = (rewards != rewards[:, :1]).any(1)
+    left = (changes.view_as(rewards) < 0)[scored] & light.witness.better
+    assert torch.equal(light.witness.displaced_by_batch_left, left)
+    assert light.witness.displaced_by_batch_left.sum() < plain.witness.displaced_by_batch_left.sum()
+
+
 # --- what is left of a batch -------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,15 @@ from scoring import SCORERS
         ("--judge-timeout 0", "--judge-timeout 0.0: it must be a number above 0."),
         ("--judge-calls 0", "--judge-calls 0: it must be a whole number of at least 1."),
         ("--method ppo", f"--method ppo: it must be one of {', '.join(METHODS)}."),
+        (
+            "--negative-weight 0.5 --rectify group",
+            "--negative-weight 0.5: --rectify group adds up what every completion does with its whole weight",
+        ),
+        ("--negative-weight 2", "--negative-weight 2.0: it must be a number of at least 0 and at most 1."),
+        (
+            "--negative-weight 0 --method sft",
+            "--negative-weight 0.0: without rollouts (--method sft) a group has no pair",
+        ),
         ("--rectify pair --scorer token", "--rectify pair: rule (5) compares gradients, so --scorer gradient or state"),
         ("--rectify token --scorer token", "--rectify token: rule (5) compares gradients"),
         ("--rectify token --threshold 0.3", "--threshold 0.3: with --rectify token nothing is compared with it"),

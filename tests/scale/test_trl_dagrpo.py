@@ -83,6 +83,18 @@ def test_masks_and_advantages_of_a_batch_are_those_of_dagrpo(tmp_path, rule, sco
     assert trainer.model.training
 
 
+@pytest.mark.parametrize("rule", ["none", "threshold"])
+def test_lighter_negatives_are_those_of_dagrpo(tmp_path, rule):
+    args = settings(tmp_path, num_generations=8, rectify=rule, anchors="none", negative_weight=0.25)
+    trainer = new(DaGRPOTrainer, args, rows(questions_of_example(12)), reward_funcs=arbitrary)
+    _, sampled, found = one_batch(trainer)
+    rollouts = as_rollouts(trainer, sampled)
+    expected = scoring.rectify(trainer.model, rollouts, sampled.totals, trainer.core.rectification)
+    whole = scoring.rectified_advantages(sampled.totals, expected.pair_mask, scale=trainer.core.scale)
+    torch.testing.assert_close(found.advantages, torch.where(whole < 0, whole / 4, whole))
+    assert torch.equal(found.advantages, expected.advantages) and bool((whole < 0).any())
+
+
 def test_after_a_step_gradients_are_compared_as_adamw_will_scale_them_with_its_momentum(tmp_path):
     """By the moments that TRL's optimizer has; a batch with anchors, whose pushes are weighted by their f(π)."""
     options = {"rectify": "batch", "max_steps": 1, "num_generations": 8, "hard_below": 0.5}

@@ -111,6 +111,17 @@ def test_positives_only_are_never_pushed_down():
     torch.testing.assert_close(found, plain.clamp(min=0))
 
 
+def test_positives_only_are_what_the_flag_makes_of_negatives_without_weight(model, tokenizer):
+    """The flag came after the arm, whose runs are kept."""
+    rollouts, rewards = small_rollouts(model, tokenizer), (torch.arange(12) % 3 == 0).float().view(3, 4)
+    by_flag = scoring.rectify(model, rollouts, rewards, replace(HOW, negative_weight=0.0))
+    with arms.training_with(ARMS["positives"], seed=0):
+        by_arm = scoring.rectify(model, rollouts, rewards, HOW)
+    assert torch.equal(by_flag.advantages, by_arm.advantages) and bool((by_arm.advantages > 0).any())
+    for name, value in vars(by_flag.witness).items():
+        assert torch.equal(value, getattr(by_arm.witness, name))
+
+
 def test_a_witness_tells_of_what_the_arm_left():
     """Pairs drawn by chance leave others displaced than those that the rule masks."""
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
