@@ -214,7 +214,7 @@ def difference(values: dict[int, float], arms: dict[str, Any], other: str, arm: 
 
 
 def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """By arm, in percent: better completions displaced before and after, pairs masked; how runs ended, entropy in nats.
+    """By arm, in percent: better completions displaced before and after, pairs masked; gradient norms; entropy in nats.
 
     What is displaced is told by the arm's own gradients and metric: it compares along a line, not down a column.
     """
@@ -230,10 +230,13 @@ def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
         norms = [np.array(run["curves"]["grad_norm"], dtype=float) for run in runs.values()]
         with np.errstate(divide="ignore"):  # without a gradient in most steps the median is 0, and the ratio inf
             row.append(number(max(float(np.nanmax(of) / np.nanmedian(of)) for of in norms)))
+        for half in (slice(None, len(norms[0]) // 2), slice(len(norms[0]) // 2, None)):
+            row.append(f"{np.nanmean([of[half] for of in norms]):.3f}")
         row.append(f"{mean([run['curves']['entropy'][-1] for run in runs.values()]):.2f}")
         rows.append(row)
     head = ["arm", *(name.replace("_", " ") for name in names)]
-    return table([*head, "runs that fell by 10 points", "largest norm/median", "entropy at the end"], rows)
+    head += ["runs that fell by 10 points", "largest norm/median", "norm, first half", "second half"]
+    return table([*head, "entropy at the end"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
