@@ -43,7 +43,7 @@ CHEAP = {"rectify": "none", "scorer": "gradient", **PLAIN}
 OPTIMIZER = {"metric": "optimizer"}
 ARMS = {
     "none": Arm(CHEAP),
-    "positives": Arm(CHEAP, change="positives"),
+    "positives": Arm(CHEAP, change="positives"),  # what --negative-weight 0 does
     "threshold": Arm({"rectify": "threshold", **PLAIN}),
     "threshold, by chance": Arm({"rectify": "threshold", **PLAIN}, change="chance"),
     "pair": Arm({"rectify": "pair", **PLAIN}),
@@ -220,7 +220,7 @@ def training_with(arm: Arm, seed: int) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train with one of CHANGES; all other words are those of dagrpo.py."""
-    change, *flags = sys.argv[1:] if arguments is None else arguments
+    change, *flags = (sys.argv[1:] if arguments is None else arguments) or ["no word"]
     if change not in CHANGES:
         sys.exit(f"study.arms: {change}: there is no such change, only {', '.join(CHANGES)}.")
     with training_with(Arm(change=change), parse(flags).get("seed", Config.seed)):

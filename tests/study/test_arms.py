@@ -183,6 +183,8 @@ def test_the_command_trains_as_dagrpo_does_with_its_flags_and_the_change(monkeyp
     assert given == [(["--seed", "7"], True)] and scoring.rectify is whole
     with pytest.raises(SystemExit, match="better: there is no such change, only positives, chance, "):
         arms.main(["better", "--seed", "7"])
+    with pytest.raises(SystemExit, match="no word: there is no such change"):
+        arms.main([])
 
 
 @pytest.mark.parametrize("name", ARMS)
