@@ -129,7 +129,7 @@ def changed(
     mask, plain = rectified.pair_mask, pair_advantages(rewards[scored], scale=scale).sum(2)
     drift = products.batch_drift
     if change == "positives":
-        left = rectified.advantages[scored].clamp(min=0)
+        left = scoring.with_negatives_weighted(rectified.advantages[scored], 0.0)
     elif change == "chance":
         differ = rewards[:, :, None] != rewards[:, None, :]
         mask = ~by_chance(~mask & differ, differ, generator)

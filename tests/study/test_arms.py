@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -181,6 +182,11 @@ def test_the_command_trains_as_dagrpo_does_with_its_flags_and_the_change(monkeyp
     monkeypatch.setattr(arms.dagrpo, "main", main)
     arms.main(["chance", "--seed", "7"])
     assert given == [(["--seed", "7"], True)] and scoring.rectify is whole
+    seeds = []
+    monkeypatch.setattr(arms, "training_with", lambda arm, seed: seeds.append(seed) or contextlib.nullcontext())
+    arms.main(["chance", "--seed", "7"])
+    arms.main(["chance"])
+    assert seeds == [7, 0], "the seed of the training draws the placebo too"
     with pytest.raises(SystemExit, match="better: there is no such change, only positives, chance, "):
         arms.main(["better", "--seed", "7"])
     with pytest.raises(SystemExit, match="no word: there is no such change"):
