@@ -79,7 +79,7 @@ def test_what_is_kept_is_not_measured_again(measured, monkeypatch, capsys):
     monkeypatch.setattr(predict, "measure_training", lambda *_: pytest.fail("measured again"))
     predict.main([*TINY, "--json", str(file)])
     printed = capsys.readouterr().out
-    for other in (["--rate", "0.1"], ["--seeds", "4"], ["--steps", "0", "5"]):
+    for other in (["--rate", "0.1"], ["--seeds", "4"], ["--steps", "0", "5"], ["--examples", "solved.jsonl"]):
         with pytest.raises(pytest.fail.Exception, match="measured again"):
             predict.main([*TINY, *other, "--json", str(file)])
     assert "| the step as taken |" in printed and "| full, AdamW, batch | – | – |" in printed
