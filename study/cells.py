@@ -293,14 +293,20 @@ def train(request: Request, config: Config, folder: Path) -> None:
 
 
 def measure(
-    model_path: str, names: list[str], folder: Path, k: int, seed: int, temperature: float = TEMPERATURE
+    model_path: str,
+    names: list[str],
+    folder: Path,
+    k: int,
+    seed: int,
+    temperature: float = TEMPERATURE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> dict[str, Any]:
     """evaluate() on the named sets at once; its `levels` are then the sets, not the levels of the questions."""
     model, tokenizer = rollout.load(model_path, "cpu")
     questions = [
         {**question, "level": name} for name in names for question in read_questions([str(folder / f"{name}.jsonl")])
     ]
-    return evaluate(model, tokenizer, questions, k=k, temperature=temperature, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
+    return evaluate(model, tokenizer, questions, k=k, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
 
 
 def right_length(questions: list[dict[str, Any]], tokenizer: Any) -> float:

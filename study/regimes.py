@@ -11,9 +11,12 @@ The regimes, each of GRPO with a constant loss norm on the embedded task, withou
     R1-24   60 further steps from a model that has had 20, with another seed: questions that are nearly solved
     R1-4    the same with 4 questions a step
     R2-E    a batch gone through E times (--epochs), E = 1, 2, 4, 8, and R2-E-unclipped
+    R3      answers of 130 to 230 tokens that are nearly alike, from the model of study/near_copies.py: 12 steps of 8
+            questions × 8 completions; R3-sequence: each divided by its own tokens (--loss-norm sequence)
 
 Seeds, arms, steps and learning rates were fixed before the first run, but for the mask by a threshold and the placebos
-of R2, which were added when 11 of its runs had been seen. A run is kept as one line of study/regimes.jsonl and is run
+of R2, which were added when 11 of its runs had been seen. R3 had a pilot of three runs with another seed: at 1e-4 GRPO
+learns there, at 4e-4, the rate of the others, it falls. A run is kept as one line of study/regimes.jsonl and is run
 again only where its configuration or the questions have changed. Each takes one thread.
 """
 
@@ -32,11 +35,11 @@ import numpy as np
 
 import dagrpo
 from harness.config import EXAMPLE, Config, configure
-from study import tasks
+from study import near_copies, tasks
 from study.arms import ARMS, training_with
 from study.cells import commit, in_workers, is_made_from, measure, read_kept, rounded, silenced
 from study.tables import mean, number, paired_differences, table, with_interval
-from study.tasks import ROOT, read_lines
+from study.tasks import ROOT, Question, read_lines
 from study.variants import FULL, MAX_NEW_TOKENS, QUICK, Budget, data_hash, question_sets
 
 FILE = ROOT / "study" / "regimes.jsonl"
@@ -57,6 +60,7 @@ class Regime:
     questions: int = 24
     start: int = 0  # steps of GRPO before the first one, with the same seed
     learning_rate: float = 4e-4
+    near_copies: bool = False  # model and questions of study/near_copies.py
 
 
 CHEAP_ARMS = (
@@ -66,6 +70,7 @@ CHEAP_ARMS = (
 EPOCH_ARMS = (
     "none", "positives", "group", "shrink batch", "shrink batch, by chance", "threshold", "threshold, by chance",
 )  # fmt: skip
+LONG_ARMS = ("none", "positives", "threshold", "threshold, by chance", "group", "group, by chance", "pair")
 REGIMES = {
     "R0": Regime(tuple(range(300, 316)), tuple(ARMS), {"beta1": 0.0}),
     "R0-0.9": Regime(tuple(range(300, 316)), CHEAP_ARMS),
@@ -76,6 +81,10 @@ REGIMES = {
         for epochs in (1, 2, 4, 8)
         for ending, flags in (("", {}), ("-unclipped", {"clip_low": None, "clip_high": None}))
         if epochs > 1 or not ending
+    },
+    **{
+        f"R3{ending}": Regime(tuple(range(350, 358)), LONG_ARMS, flags, steps=12, questions=8, near_copies=True)
+        for ending, flags in (("", {}), ("-sequence", {"loss_norm": "sequence"}))
     },
 }
 
@@ -108,10 +117,20 @@ def configuration(run: Run, folder: Path) -> Config:
             "eval_data": [str(folder / "validation.jsonl")], "out": str(folder / "run"), "device": "cpu",
             "seed": run.seed, "learning_rate": regime.learning_rate, "steps": steps,
             "questions": 4 if quick else regime.questions, "group_size": 4 if quick else 8,
-            "max_new_tokens": MAX_NEW_TOKENS, "eval_every": max(1, steps // EVALUATIONS), "eval_samples": 2,
+            "max_new_tokens": max_new_tokens(regime), "eval_every": max(1, steps // EVALUATIONS), "eval_samples": 2,
             "eval_temperature": 1.0, **regime.flags, **ARMS[run.arm].flags,
         }
     )  # fmt: skip
+
+
+def max_new_tokens(regime: Regime) -> int:
+    return near_copies.MAX_NEW_TOKENS if regime.near_copies else MAX_NEW_TOKENS
+
+
+def questions_of(run: Run) -> dict[str, list[Question]]:
+    """Those to train on, and those of validation."""
+    sets = question_sets(run.budget, "")
+    return near_copies.of_levels(sets) if REGIMES[run.regime].near_copies else sets
 
 
 def made_from(run: Run) -> dict[str, Any]:
@@ -119,12 +138,17 @@ def made_from(run: Run) -> dict[str, Any]:
     config = asdict(configuration(run, Path()))
     for path in ("model", "data", "eval_data", "out"):
         del config[path]
-    return {"configuration": {**config, "start": REGIMES[run.regime].start}, "data": data_hash(run.budget, "")}
+    regime = REGIMES[run.regime]
+    start = near_copies.recipe() if regime.near_copies else regime.start
+    return {"configuration": {**config, "start": start}, "data": data_hash(run.budget, "")}
 
 
 def start_model(run: Run, folder: Path) -> str:
-    """The model that the regime starts from: the embedded one, or that after GRPO with the run's seed, kept."""
+    """The model that the regime starts from: the embedded one, that after GRPO with the run's seed, which is kept, or
+    the one of long answers."""
     steps = REGIMES[run.regime].start
+    if REGIMES[run.regime].near_copies:
+        return near_copies.kept_model(quick=run.quick)
     if not steps:
         return str(EXAMPLE)
     kept = STARTS / f"{'quick-' if run.quick else ''}{steps}-seed{run.seed}"
@@ -145,14 +169,15 @@ def measured(run: Run) -> dict[str, Any]:
     (ROOT / "runs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ROOT / "runs") as name, silenced():  # where a start model can be moved to
         folder = Path(name)
-        tasks.write_sets(folder, question_sets(run.budget, ""))
+        tasks.write_sets(folder, questions_of(run))
         config = configuration(run, folder)
         config.model = start_model(run, folder)
         with training_with(ARMS[run.arm], run.seed):
             dagrpo.train(config)
         evaluations = read_lines(folder / "run" / "evaluations.jsonl")
         steps = [record for record in read_lines(folder / "run" / "metrics.jsonl") if "step" in record]
-        last = measure(str(folder / "run" / "model"), ["validation"], folder, PASSES, run.seed, temperature=1.0)
+        trained, limit = str(folder / "run" / "model"), config.max_new_tokens
+        last = measure(trained, ["validation"], folder, PASSES, run.seed, temperature=1.0, max_new_tokens=limit)
     names = ("grad_norm", "entropy", "reward", "length/mean", "masked_pairs", "masked_tokens", "clip_low", "clip_high",
              "displaced", "displaced_left", "displaced_by_batch", "displaced_by_batch_left")  # fmt: skip
     line = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from study import predict, regimes
+from study import near_copies, predict, regimes
 from study.masks import SEEDS as MASK_SEEDS
 from study.regimes import REGIMES, Run
 from study.variants import FULL
@@ -25,6 +25,8 @@ def test_every_regime_has_no_rule_positives_only_and_a_placebo_where_pairs_are_m
         assert {"none", "positives"} <= set(regime.arms)
         if name.startswith("R2"):
             assert {"shrink batch, by chance", "threshold, by chance"} <= set(regime.arms)
+        elif name.startswith("R3"):
+            assert {"group, by chance", "threshold, by chance"} <= set(regime.arms)
         else:
             assert {"group, by chance", "batch, by chance"} <= set(regime.arms)
 
@@ -37,13 +39,16 @@ def test_every_regime_has_no_rule_positives_only_and_a_placebo_where_pairs_are_m
         ("R1-4", {"beta1": 0.9, "steps": 60, "questions": 4, "learning_rate": 2e-4}),
         ("R2-8-unclipped", {"epochs": 8, "clip_low": None, "clip_high": None}),
         ("R2-2", {"epochs": 2, "clip_low": 0.2, "clip_high": 0.2}),
+        ("R3", {"questions": 8, "max_new_tokens": near_copies.MAX_NEW_TOKENS, "loss_norm": "constant"}),
+        ("R3-sequence", {"questions": 8, "loss_norm": "sequence", "start": near_copies.recipe()}),
     ],
 )
 def test_what_a_regime_changes(regime, expected):
     made = regimes.made_from(Run(regime, "none", 300, False))["configuration"]
     assert {name: made[name] for name in expected} == expected
-    assert made["method"] == "grpo" and made["loss_norm"] == "constant" and made["anchors"] is None
-    assert made["start"] == (20 if regime.startswith("R1") else 0)
+    assert made["method"] == "grpo" and made["anchors"] is None
+    assert regime == "R3-sequence" or made["loss_norm"] == "constant"
+    assert regime.startswith("R3") or made["start"] == (20 if regime.startswith("R1") else 0)
 
 
 def line(arm: str, seed: int, end: float, displaced: list, passes: float = 0.8) -> dict:
@@ -91,6 +96,15 @@ def test_a_tiny_run_is_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
     assert asked == ["none"]
     regimes.main(["report", *options])
     assert "| group | 1 |" in capsys.readouterr().out
+
+
+def test_long_answers_start_from_their_own_model_and_have_their_own_questions(tmp_path, monkeypatch):
+    monkeypatch.setattr(near_copies, "KEPT", tmp_path / "near-copies")
+    run = Run("R3", "threshold, by chance", 350, True)
+    assert {question["level"] for question in regimes.questions_of(run)["training"]} == set(near_copies.LEVELS)
+    found = regimes.measured(run)
+    assert (tmp_path / "near-copies-quick").is_dir() and found["configuration"]["max_new_tokens"] == 400
+    assert len(found["curves"]["masked_pairs"]) == 2
 
 
 def test_the_start_of_a_regime_is_made_once(tmp_path, monkeypatch):

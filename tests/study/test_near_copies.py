@@ -1,0 +1,73 @@
+"""The model of long answers that are nearly alike: its documents, how alike answers are, and that it is made once."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+import rollout
+from examples.arithmetic import make
+from harness.config import EXAMPLE
+from questions import correctness
+from study import near_copies, tasks
+from study.variants import FULL, question_sets
+
+PROBLEM = make.Problem(3, ["x", "y"], [7, 4], [[("+", 5)], [("*", 2)]])
+
+
+def test_every_operation_is_told_in_the_same_words():
+    assert near_copies.near_copy(random.Random(0), PROBLEM, off=0, skips=0) == (
+        "Now x = 7, add 5. Let us see. 7 + 5 = 12. So it is 12. Now y = 4, times 2. Let us see. 4 * 2 = 8. So it is 8. "
+        "Adding up, 12 + 8 = 20. We get \\boxed{20}"
+    )
+
+
+def test_an_answer_goes_on_from_a_result_that_is_off():
+    text = near_copies.near_copy(random.Random(0), PROBLEM, off=1, skips=0)
+    x, y = (int(text.split(f"{sum_of} = ")[1].split(".")[0]) for sum_of in ("7 + 5", "4 * 2"))
+    assert 1 <= abs(x - 12) <= 2 and 1 <= abs(y - 8) <= 2
+    assert f"So it is {x}. Now y" in text and text.endswith(
+        f"Adding up, {x} + {y} = {x + y}. We get \\boxed{{{x + y}}}"
+    )
+
+
+def test_an_operation_that_is_left_out_makes_the_answer_shorter():
+    text = near_copies.near_copy(random.Random(0), PROBLEM, off=0, skips=1)
+    assert text.count("Let us see") == 1 and ("7 + 5" in text) != ("4 * 2" in text)
+
+
+def test_documents_have_known_tokens_and_no_question_of_validation():
+    _, tokenizer = rollout.load(str(EXAMPLE), "cpu")
+    validation = {question["problem"] for question in question_sets(FULL, "")["validation"]}
+    for prompt, answer in itertools.islice(near_copies.documents(seed=1), 200):
+        assert prompt.strip() not in validation
+        tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in tokens and 120 < len(tokens) < 240
+
+
+def test_shares_of_errors_leave_right_and_wrong_answers():
+    rng, problems = random.Random(0), [make.draw_problem(random.Random(n), 5) for n in range(300)]
+    questions = [{**tasks.as_question(problem), "choices": None} for problem in problems]
+    right = correctness([near_copies.near_copy(rng, problem) for problem in problems], questions)
+    assert sum(right) / len(right) == pytest.approx(0.9 * 0.95**6, abs=0.08)  # skips, and six results
+
+
+def test_agreement_counts_what_two_answers_share_in_order():
+    assert near_copies.agreement([1, 2, 3, 4], [1, 2, 9, 4]) == pytest.approx(0.75)
+    assert near_copies.agreement([1, 2, 3, 4], [1, 2, 4]) == pytest.approx(6 / 7)
+    assert near_copies.agreement([1, 2], [3, 4]) == 0
+
+
+def test_the_model_is_made_once_and_told_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(near_copies, "KEPT", tmp_path / "runs" / "near-copies")
+    folder = near_copies.kept_model(quick=True)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["near-copies-quick"]
+    monkeypatch.setattr(near_copies, "trained", lambda *_: pytest.fail("trained again"))
+    assert near_copies.kept_model(quick=True) == folder
+    levels = near_copies.of_levels(tasks.draw_sets(1, 2, 2))
+    assert {question["level"] for question in levels["training"]} == {4, 5, 6}
+    assert len(levels["validation"]) == 6
+    said = near_copies.report(folder, levels["validation"][:2], group_size=2)
+    assert said.startswith("2 questions, 2 answers to each") and "share" in said
