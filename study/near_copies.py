@@ -1,6 +1,8 @@
 """A model whose answers are long and nearly alike: the embedded one, taught to write every step in the same words.
 
     python -m study.near_copies    make it in runs/near-copies: 12 minutes on one core; and print what it does
+    python -m study.conflict --steps 0 --repetitions 0 --model runs/near-copies --data runs/near-copies/questions.jsonl \
+        --max-new-tokens 400       do the gradients of its right and wrong answers collide?
 
 An answer goes through the quantities in order, each operation in the same 24 tokens. A share of the results is off by
 one or two, and the answer goes on from there; some answers leave an operation out. So the model knows how, and is led
@@ -163,8 +165,9 @@ def report(folder: str, questions: list[Question], group_size: int = 8, seed: in
 
 
 def main() -> None:
-    sets = of_levels(tasks.draw_sets(1, 80, 40))
-    print(report(kept_model(), sets["validation"][::4]))
+    sets, folder = of_levels(tasks.draw_sets(1, 80, 40)), kept_model()
+    make.write_jsonl(Path(folder) / "questions.jsonl", sets["training"] + sets["validation"])
+    print(report(folder, sets["validation"][::4]))
 
 
 if __name__ == "__main__":
