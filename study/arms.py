@@ -60,6 +60,8 @@ ARMS = {
     "shrink group, optimizer": Arm(OPTIMIZER, change="shrink group"),
     "shrink batch, optimizer": Arm(OPTIMIZER, change="shrink batch"),
     "shrink batch, optimizer, by chance": Arm(OPTIMIZER, change="shrink chance"),
+    "full threshold": Arm({"rectify": "threshold", **PLAIN}, full=True),
+    "full threshold, by chance": Arm({"rectify": "threshold", **PLAIN}, full=True, change="chance"),
     "full group": Arm({"rectify": "group", **PLAIN}, full=True),
     "full batch, optimizer": Arm({"rectify": "batch", **OPTIMIZER}, full=True),
     "full shrink batch, optimizer": Arm(OPTIMIZER, full=True, change="shrink batch"),

@@ -1,8 +1,8 @@
 """A model whose answers are long and nearly alike: the embedded one, taught to write every step in the same words.
 
     python -m study.near_copies    make it in runs/near-copies: 12 minutes on one core; and print what it does
-    python -m study.conflict --steps 0 --repetitions 0 --model runs/near-copies --data runs/near-copies/questions.jsonl \
-        --max-new-tokens 400       do the gradients of its right and wrong answers collide?
+    python -m study.conflict --steps 0 --repetitions 0 --max-new-tokens 400 --model runs/near-copies \
+        --data runs/near-copies/questions.jsonl    do the gradients of its right and wrong answers collide?
 
 An answer goes through the quantities in order, each operation in the same 24 tokens. A share of the results is off by
 one or two, and the answer goes on from there; some answers leave an operation out. So the model knows how, and is led

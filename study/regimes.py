@@ -70,9 +70,12 @@ CHEAP_ARMS = (
 EPOCH_ARMS = (
     "none", "positives", "group", "shrink batch", "shrink batch, by chance", "threshold", "threshold, by chance",
 )  # fmt: skip
-LONG_ARMS = ("none", "positives", "threshold", "threshold, by chance", "group", "group, by chance", "pair")
+LONG_ARMS = (
+    "none", "positives", "full threshold", "full threshold, by chance", "threshold", "threshold, by chance",
+    "group", "group, by chance", "pair",
+)  # fmt: skip
 REGIMES = {
-    "R0": Regime(tuple(range(300, 316)), tuple(ARMS), {"beta1": 0.0}),
+    "R0": Regime(tuple(range(300, 316)), tuple(arm for arm in ARMS if "full threshold" not in arm), {"beta1": 0.0}),
     "R0-0.9": Regime(tuple(range(300, 316)), CHEAP_ARMS),
     "R1-24": Regime(tuple(range(320, 336)), CHEAP_ARMS, steps=60, start=20, learning_rate=2e-4),
     "R1-4": Regime(tuple(range(320, 336)), CHEAP_ARMS, steps=60, questions=4, start=20, learning_rate=2e-4),

@@ -26,7 +26,7 @@ def test_every_regime_has_no_rule_positives_only_and_a_placebo_where_pairs_are_m
         if name.startswith("R2"):
             assert {"shrink batch, by chance", "threshold, by chance"} <= set(regime.arms)
         elif name.startswith("R3"):
-            assert {"group, by chance", "threshold, by chance"} <= set(regime.arms)
+            assert {"group, by chance", "threshold, by chance", "full threshold, by chance"} <= set(regime.arms)
         else:
             assert {"group, by chance", "batch, by chance"} <= set(regime.arms)
 
