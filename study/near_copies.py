@@ -13,6 +13,7 @@ Regimes R3 and R3-sequence of study/regimes.py start from it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import hashlib
@@ -164,7 +165,11 @@ def report(folder: str, questions: list[Question], group_size: int = 8, seed: in
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="study.near_copies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(arguments)
     sets, folder = of_levels(tasks.draw_sets(1, 80, 40)), kept_model()
     make.write_jsonl(Path(folder) / "questions.jsonl", sets["training"] + sets["validation"])
     print(report(folder, sets["validation"][::4]))

@@ -71,3 +71,14 @@ def test_the_model_is_made_once_and_told_about(tmp_path, monkeypatch):
     assert len(levels["validation"]) == 6
     said = near_copies.report(folder, levels["validation"][:2], group_size=2)
     assert said.startswith("2 questions, 2 answers to each") and "share" in said
+
+
+def test_the_command_writes_the_questions_beside_the_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(near_copies, "kept_model", lambda: str(tmp_path))
+    monkeypatch.setattr(near_copies, "report", lambda folder, questions: f"{folder}: {len(questions)}")
+    near_copies.main([])
+    assert capsys.readouterr().out == f"{tmp_path}: 30\n"
+    assert len(tasks.read_lines(tmp_path / "questions.jsonl")) == 3 * (80 + 40)
+    with pytest.raises(SystemExit):
+        near_copies.main(["--help"])
+    assert "study.conflict" in capsys.readouterr().out
