@@ -8,7 +8,7 @@ An answer goes through the quantities in order, each operation in the same 24 to
 one or two, and the answer goes on from there; some answers leave an operation out. So the model knows how, and is led
 astray now and then, as a language model is in a long solution; and the right and the wrong answers to a question differ
 in few tokens. Questions are those of the embedded task with two or three quantities and at least six operations.
-Regimes R3 and R3-sequence of study/regimes.py start from it.
+The regimes R3 of study/regimes.py start from it.
 """
 
 from __future__ import annotations

@@ -11,13 +11,14 @@ The regimes, each of GRPO with a constant loss norm on the embedded task, withou
     R1-24   60 further steps from a model that has had 20, with another seed: questions that are nearly solved
     R1-4    the same with 4 questions a step
     R2-E    a batch gone through E times (--epochs), E = 1, 2, 4, 8, and R2-E-unclipped
-    R3      answers of 130 to 230 tokens that are nearly alike, from the model of study/near_copies.py: 12 steps of 8
-            questions × 8 completions; R3-sequence: each divided by its own tokens (--loss-norm sequence)
+    R3      answers of 130 to 230 tokens that are nearly alike, from the model of study/near_copies.py: 16 steps of 8
+            questions × 8 completions at 1e-4; R3-sequence: each divided by its own tokens (--loss-norm sequence);
+            R3-high: 12 steps at 4e-4, the rate of R0 and R2
 
-Seeds, arms, steps and learning rates were fixed before the first run, but for the mask by a threshold and the placebos
-of R2, which were added when 11 of its runs had been seen. R3 had a pilot of three runs with another seed: at 1e-4 GRPO
-learns there, at 4e-4, the rate of the others, it falls. A run is kept as one line of study/regimes.jsonl and is run
-again only where its configuration or the questions have changed. Each takes one thread.
+Seeds, arms, steps and learning rates were fixed before the first run, with these exceptions. The mask by a threshold
+and the placebos of R2 were added when 11 of its runs had been seen. R3 was added when 15 runs of R3-high had been seen,
+in which no arm learned. A run is kept as one line of study/regimes.jsonl and is run again only where its configuration
+or the questions have changed. Each takes one thread.
 """
 
 from __future__ import annotations
@@ -86,8 +87,12 @@ REGIMES = {
         if epochs > 1 or not ending
     },
     **{
-        f"R3{ending}": Regime(tuple(range(350, 358)), LONG_ARMS, flags, steps=12, questions=8, near_copies=True)
-        for ending, flags in (("", {}), ("-sequence", {"loss_norm": "sequence"}))
+        name: Regime(tuple(range(350, 358)), LONG_ARMS, flags, steps, 8, learning_rate=rate, near_copies=True)
+        for name, flags, steps, rate in (
+            ("R3", {}, 16, 1e-4),
+            ("R3-sequence", {"loss_norm": "sequence"}, 16, 1e-4),
+            ("R3-high", {}, 12, 4e-4),
+        )
     },
 }
 

@@ -39,7 +39,16 @@ def test_every_regime_has_no_rule_positives_only_and_a_placebo_where_pairs_are_m
         ("R1-4", {"beta1": 0.9, "steps": 60, "questions": 4, "learning_rate": 2e-4}),
         ("R2-8-unclipped", {"epochs": 8, "clip_low": None, "clip_high": None}),
         ("R2-2", {"epochs": 2, "clip_low": 0.2, "clip_high": 0.2}),
-        ("R3", {"questions": 8, "max_new_tokens": near_copies.MAX_NEW_TOKENS, "loss_norm": "constant"}),
+        ("R3-high", {"steps": 12, "learning_rate": 4e-4}),
+        (
+            "R3",
+            {
+                "questions": 8,
+                "learning_rate": 1e-4,
+                "max_new_tokens": near_copies.MAX_NEW_TOKENS,
+                "loss_norm": "constant",
+            },
+        ),
         ("R3-sequence", {"questions": 8, "loss_norm": "sequence", "start": near_copies.recipe()}),
     ],
 )
