@@ -24,7 +24,7 @@ Equation -> function:
     (2) d_ij = (1 − cos(G_i, G_j))/2, or by another scorer     scoring.distinctiveness, scoring.gradient_gram
     (3) m_ij = 1 where d_ij ≥ τ                                scoring.distinct_pairs      (--rectify threshold)
     (4) Ã_i = 1/(G(σ+ε)) Σ_j m_ij (r_i − r_j)                  scoring.rectified_advantages
-        its negative ones times --negative-weight              scoring.with_negatives_weighted
+        negative Ã_i times --negative-weight                   scoring.with_negatives_weighted
     (5) masked where g_i·g_j > |g_i|², i the better one        scoring.safe_pairs          (--rectify pair)
     (5') masked until no v_i = Σ_j Ã_j g_i·g_j < 0, A_i > 0     scoring.safe_sums           (--rectify group, batch)
         or, of worse completions, single tokens                scoring.fewest_tokens       (--rectify token)

@@ -1,26 +1,24 @@
 """A model whose answers are long and nearly alike: the embedded one, taught to write every step in the same words.
 
     python -m study.near_copies    make it in runs/near-copies: 12 minutes on one core; and print what it does
-    python -m study.conflict --steps 0 --repetitions 0 --max-new-tokens 400 --model runs/near-copies \
+    python -m study.conflict --steps 0 --repetitions 0 --max-new-tokens 400 --model runs/near-copies \\
         --data runs/near-copies/questions.jsonl    do the gradients of its right and wrong answers collide?
 
-An answer goes through the quantities in order, each operation in the same 24 tokens. A share of the results is off by
-one or two, and the answer goes on from there; some answers leave an operation out. So the model knows how, and is led
-astray now and then, as a language model is in a long solution; and the right and the wrong answers to a question differ
-in few tokens. Questions are those of the embedded task with two or three quantities and at least six operations.
-The regimes R3 of study/regimes.py start from it.
+An answer goes through the quantities in order, 23 tokens an operation, always in the same words. Errors are taught on
+purpose: one result in twenty is off by one or two, and the answer goes on from there; one answer in ten leaves an
+operation out. So the model knows how, and is led astray now and then, as a language model is in a long solution, and
+the right and the wrong answers to a question differ in few tokens. Questions are those of the embedded task with two or
+three quantities and at least six operations. The regimes R3 of study/regimes.py start from it. Its weights differ in
+their last digits by the number of threads that made it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import hashlib
 import itertools
 import json
 import random
-import tempfile
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -36,21 +34,23 @@ from questions import correctness
 from study import tasks
 from study.tables import mean
 from study.tasks import ROOT, Question
+from study.variants import FULL, question_sets
 
 KEPT = ROOT / "runs" / "near-copies"
+RECIPE = "recipe.txt"  # in that folder: what the model there was made from
 LEVELS = (4, 5, 6)
 OFF = 0.05  # of the results of single operations
 SKIPS = 0.1  # of the answers leave one operation out: they are shorter, and as a rule wrong
-STEPS = 400
-RATE = 1e-3
-MAX_NEW_TOKENS = 400  # the longest right answer has about 300
-SIGNS = {"+": "add", "-": "subtract", "*": "times"}
+STEPS, WARMUP = 400, 20
+RATE, BETAS = 1e-3, (0.9, 0.95)
+ROWS, WIDTH = 16, 512  # of a batch of documents, in tokens
+MAX_NEW_TOKENS = 400  # a right answer has at most 233
 
 
 def near_copy(rng: random.Random, problem: make.Problem, off: float = OFF, skips: float = SKIPS) -> str:
     """An answer in the words that all answers have; a share `off` of its results is wrong, by one or two.
 
-    `skips` is the chance that one operation is left out.
+    No number is below 0. `skips` is the chance that one operation is left out.
     """
     skipped = (rng.choice(problem.names), rng.randrange(len(problem.operations[0]))) if rng.random() < skips else None
     text, totals = "", []
@@ -59,7 +59,7 @@ def near_copy(rng: random.Random, problem: make.Problem, off: float = OFF, skips
         for place, (sign, number) in enumerate(operations):
             if (name, place) == skipped:
                 continue
-            text += f"Now {name} = {value}, {SIGNS[sign]} {number}. Let us see. {value} {sign} {number} = "
+            text += f"Now {name} = {value}, {make.WORDS[sign]} {number}. Let us see. {value} {sign} {number} = "
             value = make.apply_all(value, [(sign, number)])
             if rng.random() < off:
                 value = max(0, value + rng.choice((-2, -1, 1, 2)))
@@ -75,8 +75,7 @@ def near_copy(rng: random.Random, problem: make.Problem, off: float = OFF, skips
 def documents(seed: int) -> Iterator[tuple[str, str]]:
     """Endless questions with an answer each; none is a held-out one, or of the study's validation set."""
     rng = random.Random(seed)
-    sets = tasks.draw_sets(1, 80, 40)
-    excluded = {question["problem"] for question in sets["validation"]}
+    excluded = {question["problem"] for question in question_sets(FULL, "")["validation"]}
     excluded |= {question["problem"] for question in tasks.read_lines(make.HERE / "held_out.jsonl")}
     while True:
         problem = make.draw_problem(rng, rng.choice(LEVELS))
@@ -84,48 +83,41 @@ def documents(seed: int) -> Iterator[tuple[str, str]]:
             yield problem.text + "\n", near_copy(rng, problem)
 
 
-def trained(steps: int, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def trained(steps: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The embedded model after `steps` of next-token training on `documents`, and its tokenizer."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model, tokenizer = rollout.load(str(EXAMPLE), "cpu")
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 20, 1.5 * (1 - step / steps), 1.0)
+        optimizer, lambda step: min((step + 1) / WARMUP, 1.5 * (1 - step / steps), 1.0)
     )
-    batches = make.packed_batches(tokenizer, documents(seed), rows=16, width=512)
+    batches = make.packed_batches(tokenizer, documents(0), ROWS, WIDTH)
     model.train()
-    for _, (input_ids, position_ids, labels) in zip(tqdm(range(steps), desc="near copies"), batches, strict=False):
-        logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+    make.fit(model, batches, optimizer, schedule, tqdm(range(steps), desc="near copies"))
     model.eval()
     return model, tokenizer
 
 
-@functools.cache
-def recipe() -> str:
-    """A hash of what makes the model, beside the embedded one: documents and settings of its training."""
-    few = list(itertools.islice(documents(seed=0), 100))
-    return hashlib.sha256(json.dumps([few, STEPS, RATE]).encode()).hexdigest()[:16]
+def recipe(steps: int = STEPS) -> str:
+    """A hash of what makes the model from the embedded one: its first documents, and the settings above."""
+    few = list(itertools.islice(documents(0), 100))
+    settings = [OFF, SKIPS, steps, WARMUP, RATE, BETAS, ROWS, WIDTH]
+    return hashlib.sha256(json.dumps([few, settings]).encode()).hexdigest()[:16]
 
 
 def kept_model(quick: bool = False) -> str:
-    """The model's folder. It is made where it is not there yet, and then moved there whole."""
-    folder = KEPT.with_name("near-copies-quick") if quick else KEPT
-    if not folder.is_dir():
-        model, tokenizer = trained(2 if quick else STEPS)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
-            made = Path(name) / "model"
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
-            with contextlib.suppress(OSError):  # another process has made the same one in the meantime
-                made.rename(folder)
+    """The model's folder. It is made where it is not there yet, or was made by another recipe.
+
+    Call it before several processes need it: each would make its own.
+    """
+    folder, steps = (KEPT.with_name("near-copies-quick"), 2) if quick else (KEPT, STEPS)
+    wanted, written = recipe(steps), folder / RECIPE
+    if not written.is_file() or written.read_text(encoding="utf-8") != wanted:
+        model, tokenizer = trained(steps)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        written.write_text(wanted, encoding="utf-8")  # last: without it the folder counts as not made
     return str(folder)
 
 
@@ -170,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="study.near_copies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args(arguments)
-    sets, folder = of_levels(tasks.draw_sets(1, 80, 40)), kept_model()
+    sets, folder = of_levels(question_sets(FULL, "")), kept_model()
     make.write_jsonl(Path(folder) / "questions.jsonl", sets["training"] + sets["validation"])
     print(report(folder, sets["validation"][::4]))
 

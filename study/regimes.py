@@ -4,21 +4,25 @@
     python -m study.regimes report R0              the table, as Markdown
     python -m study.regimes run R0 --quick         a tiny version
 
-The regimes, each of GRPO with a constant loss norm on the embedded task, without anchors:
+The regimes, each of GRPO with a constant loss norm (but for R3-sequence), without anchors, on the embedded task:
 
-    R0      no momentum (--beta1 0), 20 steps of 24 questions × 8 completions
-    R0-0.9  the same with the usual momentum
-    R1-24   60 further steps from a model that has had 20, with another seed: questions that are nearly solved
-    R1-4    the same with 4 questions a step
-    R2-E    a batch gone through E times (--epochs), E = 1, 2, 4, 8, and R2-E-unclipped
-    R3      answers of 130 to 230 tokens that are nearly alike, from the model of study/near_copies.py: 16 steps of 8
-            questions × 8 completions at 1e-4; R3-sequence: each divided by its own tokens (--loss-norm sequence);
-            R3-high: 12 steps at 4e-4, the rate of R0 and R2
+    R0           no momentum (--beta1 0), 20 steps of 24 questions × 8 completions
+    R0-0.9       the same with the usual momentum
+    R1-24        60 further steps from a model that has had 20, with another seed: questions that are nearly solved
+    R1-4         the same with 4 questions a step
+    R2-E         a batch gone through E times (--epochs), E = 1, 2, 4, 8, and R2-E-unclipped
+    R3           completions of 130 to 230 tokens that are nearly alike, from the model of study/near_copies.py: 16
+                 steps of 8 questions × 8 completions at 1e-4
+    R3-sequence  the same, with the loss of each completion divided by its own tokens (--loss-norm sequence)
+    R3-high      12 steps at 4e-4, the rate of R0 and R2
 
 Seeds, arms, steps and learning rates were fixed before the first run, with these exceptions. The mask by a threshold
-and the placebos of R2 were added when 11 of its runs had been seen. R3 was added when 15 runs of R3-high had been seen,
-in which no arm learned. A run is kept as one line of study/regimes.jsonl and is run again only where its configuration
-or the questions have changed. Each takes one thread.
+and the placebos of R2 were added when 11 of its runs had been seen. A pilot of R3 had three runs with another seed: at
+1e-4 GRPO learns, at 4e-4 it does not. R3-high came first, under the name R3; its arms with full gradients were added
+after one run. R3, with the same seeds, was added when 15 runs of R3-high had been seen.
+
+A run is kept as one line of study/regimes.jsonl and is run again only where its configuration or the questions have
+changed. Each takes one thread.
 """
 
 from __future__ import annotations
@@ -68,6 +72,10 @@ CHEAP_ARMS = (
     "none", "positives", "pair", "group", "group, by chance", "batch", "batch, by chance", "token", "shrink group",
     "shrink batch", "shrink batch, optimizer", "shrink batch, optimizer, by chance",
 )  # fmt: skip
+ARMS_OF_R0 = (
+    "threshold", "threshold, by chance", "group, optimizer", "batch, optimizer", "shrink batch, by chance",
+    "shrink group, optimizer", "full group", "full batch, optimizer", "full shrink batch, optimizer",
+)  # fmt: skip
 EPOCH_ARMS = (
     "none", "positives", "group", "shrink batch", "shrink batch, by chance", "threshold", "threshold, by chance",
 )  # fmt: skip
@@ -76,7 +84,7 @@ LONG_ARMS = (
     "group", "group, by chance", "pair",
 )  # fmt: skip
 REGIMES = {
-    "R0": Regime(tuple(range(300, 316)), tuple(arm for arm in ARMS if "full threshold" not in arm), {"beta1": 0.0}),
+    "R0": Regime(tuple(range(300, 316)), CHEAP_ARMS + ARMS_OF_R0, {"beta1": 0.0}),
     "R0-0.9": Regime(tuple(range(300, 316)), CHEAP_ARMS),
     "R1-24": Regime(tuple(range(320, 336)), CHEAP_ARMS, steps=60, start=20, learning_rate=2e-4),
     "R1-4": Regime(tuple(range(320, 336)), CHEAP_ARMS, steps=60, questions=4, start=20, learning_rate=2e-4),
@@ -143,7 +151,9 @@ def questions_of(run: Run) -> dict[str, list[Question]]:
 
 def made_from(run: Run) -> dict[str, Any]:
     """What a run depends on: its configuration without paths, what it starts from, and a hash of model and data."""
-    config = asdict(configuration(run, Path()))
+    configured = configuration(run, Path())
+    config = asdict(configured)
+    config["threshold"] = configured.resolved_threshold if configured.rectify == "threshold" else None
     for path in ("model", "data", "eval_data", "out"):
         del config[path]
     regime = REGIMES[run.regime]
@@ -152,8 +162,8 @@ def made_from(run: Run) -> dict[str, Any]:
 
 
 def start_model(run: Run, folder: Path) -> str:
-    """The model that the regime starts from: the embedded one, that after GRPO with the run's seed, which is kept, or
-    the one of long answers."""
+    """The model that the regime starts from: the embedded one; in R1 the one after GRPO with the run's seed, which is
+    kept; in R3 that of study/near_copies.py."""
     steps = REGIMES[run.regime].start
     if REGIMES[run.regime].near_copies:
         return near_copies.kept_model(quick=run.quick)
@@ -308,6 +318,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.command == "run":
             missing = [run for run in wanted if not is_finished(run)]
             print(f"{name}: {len(wanted) - len(missing)} of {len(wanted)} runs are finished.")
+            if missing and regime.near_copies:
+                near_copies.kept_model(options.quick)  # once, before the workers need it
             in_workers(measured, missing, file, options.workers)
         else:
             arms = by_arm([kept[run.regime, run.arm, run.seed] for run in wanted if is_finished(run)], name)

@@ -133,7 +133,7 @@ def with_terse_solutions(questions: list[Question], share: float) -> list[Questi
 
 def as_problem(text: str) -> make.Problem:
     """The problem that a question was made from. `Let x = 7, add 5, times 2. Find x.` -> 7, [(+, 5), (*, 2)]"""
-    signs = {"add": "+", "subtract": "-", "times": "*"}
+    signs = {word: sign for sign, word in make.WORDS.items()}
     names, starts, operations = [], [], []
     for name, start, rest in re.findall(r"Let (\w) = (\d+)((?:, \w+ \d+)*)\.", text):
         names.append(name)

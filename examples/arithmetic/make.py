@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
 LARGEST = 99  # every number that a right solution shows lies in 0..LARGEST, each a token of its own
@@ -43,6 +43,7 @@ SKIPS = {1: 0.1, 2: 0.3, 3: 0.35, 4: 0.35, 5: 0.35, 6: 0.35}  # of the written-o
 SKILL_FIRST = 0.5  # of the pretraining steps show only sums and answers to the hint
 LEAPS = 0.15  # of the steps in a written-out answer without the hint: two operations are taken at once
 
+WORDS = {"+": "add", "-": "subtract", "*": "times"}
 OPENERS = ["Step by step. ", "Let us see. ", "We go in order. ", "Work it out. "]
 DIRECT_OPENERS = ["The answer is ", "It is ", "I get ", "That makes "]
 QUANTITY = ["Take {}. ", "Now {}. ", "For {}: "]
@@ -70,10 +71,9 @@ class Problem:
 
     @property
     def text(self) -> str:
-        say = {"+": "add {}", "-": "subtract {}", "*": "times {}"}
         parts = []
         for name, start, ops in zip(self.names, self.starts, self.operations, strict=True):
-            parts.append(", ".join([f"Let {name} = {start}"] + [say[op].format(n) for op, n in ops]) + ".")
+            parts.append(", ".join([f"Let {name} = {start}"] + [f"{WORDS[op]} {n}" for op, n in ops]) + ".")
         return " ".join(parts) + f" Find {' + '.join(self.names)}."
 
 
@@ -275,7 +275,19 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, excluded: set[str], steps: int,
         while True:
             yield pretraining_document(rng, excluded, skill_only=progress.n < SKILL_FIRST * steps)
 
-    for step, (input_ids, position_ids, labels) in zip(progress, packed_batches(tokenizer, documents()), strict=False):
+    fit(model, packed_batches(tokenizer, documents()), optimizer, schedule, progress)
+    return model
+
+
+def fit(
+    model: PreTrainedModel,
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    progress: tqdm,
+) -> None:
+    """Next-token training, one step for each turn of `progress`."""
+    for step, (input_ids, position_ids, labels) in zip(progress, batches, strict=False):
         logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         loss.backward()
@@ -285,7 +297,6 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, excluded: set[str], steps: int,
         schedule.step()
         if step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
-    return model
 
 
 def draw_questions(rng: random.Random, each: int, excluded: set[str]) -> list[dict]:

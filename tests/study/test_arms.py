@@ -200,3 +200,4 @@ def test_every_arm_is_a_training_that_can_be_configured(name):
     assert (", optimizer" in name) == (config.metric == "optimizer")
     assert ARMS[name].change in ("", *arms.CHANGES)
     assert ("by chance" in name) == (ARMS[name].change in ("chance", "shrink chance"))
+    assert name.startswith("full ") == ARMS[name].full

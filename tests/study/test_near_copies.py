@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,13 +39,20 @@ def test_an_operation_that_is_left_out_makes_the_answer_shorter():
     assert text.count("Let us see") == 1 and ("7 + 5" in text) != ("4 * 2" in text)
 
 
-def test_documents_have_known_tokens_and_no_question_of_validation():
+def test_documents_have_known_tokens():
     _, tokenizer = rollout.load(str(EXAMPLE), "cpu")
-    validation = {question["problem"] for question in question_sets(FULL, "")["validation"]}
-    for prompt, answer in itertools.islice(near_copies.documents(seed=1), 200):
-        assert prompt.strip() not in validation
+    for _, answer in itertools.islice(near_copies.documents(seed=1), 200):
         tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        assert tokenizer.unk_token_id not in tokens and 120 < len(tokens) < 240
+        assert tokenizer.unk_token_id not in tokens and 120 < len(tokens) < near_copies.MAX_NEW_TOKENS
+
+
+@pytest.mark.parametrize("kept_back", ["validation", "held_out"])
+def test_no_document_has_a_question_that_is_kept_back(kept_back, monkeypatch):
+    validation = question_sets(FULL, "")["validation"]
+    questions = validation if kept_back == "validation" else tasks.read_lines(make.HERE / "held_out.jsonl")
+    problems = iter([tasks.as_problem(questions[-1]["problem"]), PROBLEM])
+    monkeypatch.setattr(make, "draw_problem", lambda *_: next(problems))
+    assert next(near_copies.documents(seed=1))[0] == PROBLEM.text + "\n"
 
 
 def test_shares_of_errors_leave_right_and_wrong_answers():
@@ -60,17 +68,48 @@ def test_agreement_counts_what_two_answers_share_in_order():
     assert near_copies.agreement([1, 2], [3, 4]) == 0
 
 
-def test_the_model_is_made_once_and_told_about(tmp_path, monkeypatch):
-    monkeypatch.setattr(near_copies, "KEPT", tmp_path / "runs" / "near-copies")
+def test_the_recipe_knows_documents_and_settings(monkeypatch):
+    found = near_copies.recipe()
+    assert near_copies.recipe() == found != near_copies.recipe(steps=2)
+    monkeypatch.setattr(near_copies, "ROWS", 8)
+    assert near_copies.recipe() != found
+    monkeypatch.undo()
+    monkeypatch.setattr(near_copies, "near_copy", lambda *_: "We get \\boxed{1}")
+    assert near_copies.recipe() != found
+
+
+def test_the_model_is_made_once_and_again_where_its_recipe_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(near_copies, "KEPT", tmp_path / "near-copies")
+    trained, made = near_copies.trained, []
+    monkeypatch.setattr(near_copies, "trained", lambda steps: made.append(steps) or trained(steps))
     folder = near_copies.kept_model(quick=True)
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["near-copies-quick"]
-    monkeypatch.setattr(near_copies, "trained", lambda *_: pytest.fail("trained again"))
-    assert near_copies.kept_model(quick=True) == folder
+    assert folder == str(tmp_path / "near-copies-quick") == near_copies.kept_model(quick=True) and made == [2]
+    monkeypatch.setattr(near_copies, "RATE", 1e-4)
+    near_copies.kept_model(quick=True)
+    assert made == [2, 2]
+
+
+def test_the_full_model_takes_all_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(near_copies, "KEPT", tmp_path)
+    asked: list[int] = []
+    monkeypatch.setattr(near_copies, "trained", lambda steps: asked.append(steps) or rollout.load(str(EXAMPLE), "cpu"))
+    assert near_copies.kept_model() == str(tmp_path) and asked == [near_copies.STEPS]
+
+
+def test_levels_with_short_answers_are_left_out():
     levels = near_copies.of_levels(tasks.draw_sets(1, 2, 2))
     assert {question["level"] for question in levels["training"]} == {4, 5, 6}
     assert len(levels["validation"]) == 6
-    said = near_copies.report(folder, levels["validation"][:2], group_size=2)
-    assert said.startswith("2 questions, 2 answers to each") and "share" in said
+
+
+def test_the_report_tells_how_alike_right_and_wrong_answers_are(monkeypatch):
+    question = {"problem": "Find x.", "answer": "3"}
+    texts = ["2 + 1 = 3. We get \\boxed{3}", "2 + 1 = 4. We get \\boxed{4}"]
+    monkeypatch.setattr(near_copies.rollout, "sample", lambda *_, **__: SimpleNamespace(texts=texts))
+    said = near_copies.report(str(EXAMPLE), [question], group_size=2).splitlines()
+    assert said[1].split()[-1] == "50.0%"
+    assert said[2].endswith("11 (11 to 11)")  # two of them are the wrong number
+    assert said[3].endswith(f"{9 / 11:.1%} (1 pairs)")
 
 
 def test_the_command_writes_the_questions_beside_the_model(tmp_path, monkeypatch, capsys):

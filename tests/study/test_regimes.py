@@ -111,9 +111,26 @@ def test_long_answers_start_from_their_own_model_and_have_their_own_questions(tm
     monkeypatch.setattr(near_copies, "KEPT", tmp_path / "near-copies")
     run = Run("R3", "threshold, by chance", 350, True)
     assert {question["level"] for question in regimes.questions_of(run)["training"]} == set(near_copies.LEVELS)
+    limits: list[int] = []
+    measure = regimes.measure
+
+    def measuring(*arguments, max_new_tokens, **rest):
+        limits.append(max_new_tokens)
+        return measure(*arguments, max_new_tokens=max_new_tokens, **rest)
+
+    monkeypatch.setattr(regimes, "measure", measuring)
     found = regimes.measured(run)
-    assert (tmp_path / "near-copies-quick").is_dir() and found["configuration"]["max_new_tokens"] == 400
-    assert len(found["curves"]["masked_pairs"]) == 2
+    assert (tmp_path / "near-copies-quick").is_dir() and limits == [near_copies.MAX_NEW_TOKENS]
+    assert len(found["curves"]["masked_pairs"]) == 2 and found["configuration"]["threshold"] == 0.35
+
+
+def test_the_model_of_long_answers_is_made_before_the_workers_start(tmp_path, monkeypatch):
+    called: list[str] = []
+    monkeypatch.setattr(near_copies, "kept_model", lambda quick: called.append(f"model, quick: {quick}"))
+    monkeypatch.setattr(regimes, "in_workers", lambda *_: called.append("workers"))
+    for name in ("R3", "R0"):
+        regimes.main(["run", name, "--quick", "--json", str(tmp_path / "none.jsonl")])
+    assert called == ["model, quick: True", "workers", "workers"]
 
 
 def test_the_start_of_a_regime_is_made_once(tmp_path, monkeypatch):
