@@ -7,6 +7,8 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import torch
+from tqdm import tqdm
 
 import rollout
 from examples.arithmetic import make
@@ -32,6 +34,32 @@ def test_an_answer_goes_on_from_a_result_that_is_off():
     assert f"So it is {x}. Now y" in text and text.endswith(
         f"Adding up, {x} + {y} = {x + y}. We get \\boxed{{{x + y}}}"
     )
+
+
+def test_no_result_is_below_0():
+    problem = make.Problem(1, ["x"], [3], [[("-", 3), ("+", 1)]])
+    for seed in range(20):
+        assert " = -" not in near_copies.near_copy(random.Random(seed), problem, off=1, skips=0)
+
+
+def test_a_step_of_fit_follows_the_clipped_gradient_of_the_answers_alone():
+    model, tokenizer = rollout.load(str(EXAMPLE), "cpu")
+    batch = next(make.packed_batches(tokenizer, near_copies.documents(seed=1), rows=1, width=300))
+    input_ids, position_ids, labels = batch
+    logps = model(input_ids=input_ids, position_ids=position_ids).logits[0].log_softmax(1)
+    places = [place for place in range(300) if labels[0, place] != -100]
+    loss = -sum(logps[place - 1, labels[0, place]] for place in places) / len(places)
+    weight = model.model.norm.weight
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    assert norm > 1, "nothing would be clipped"
+    own = next(g for p, g in zip(model.parameters(), gradients, strict=True) if p is weight)
+    expected = weight.detach() - 0.1 * own / norm
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    make.fit(model, iter([batch]), optimizer, schedule, tqdm(range(1), disable=True))
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-6)
+    assert weight.grad is None and schedule.get_last_lr() == [0.05]
 
 
 def test_an_operation_that_is_left_out_makes_the_answer_shorter():

@@ -116,6 +116,7 @@ def test_long_answers_start_from_their_own_model_and_have_their_own_questions(tm
 
     def measuring(*arguments, max_new_tokens, **rest):
         limits.append(max_new_tokens)
+        assert len(regimes.read_lines(arguments[2] / "validation.jsonl")) == 3  # one question a level
         return measure(*arguments, max_new_tokens=max_new_tokens, **rest)
 
     monkeypatch.setattr(regimes, "measure", measuring)
