@@ -134,6 +134,16 @@ CHANGES: dict[str, dict[str, Any]] = {
         "loss_norm": "constant", "gamma": 0.03, "scorer": "state", "scale": "none",
     },
     "constant gamma 0.01 scorer state": {"loss_norm": "constant", "gamma": 0.01, "scorer": "state"},
+    **{
+        f"constant gamma 0.03 negative-weight {value}": {
+            "loss_norm": "constant", "gamma": 0.03, "negative_weight": value,
+        }
+        for value in (0.0, 0.25, 0.5)
+    },
+    **{
+        f"constant gamma 0.03 hard-below {value}": {"loss_norm": "constant", "gamma": 0.03, "hard_below": value}
+        for value in (0.25, 0.5)
+    },
 }  # fmt: skip
 SETTINGS = {name: {**START, **changes} for name, changes in CHANGES.items()}
 FLAGS = {**VARIANTS, **FRESH_FLAGS, **SETTINGS}
