@@ -32,6 +32,7 @@ import contextlib
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,8 @@ def measured(run: Run) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-MEASURES = {
+Measurement = Callable[[dict[str, Any]], float]
+MEASURES: dict[str, Measurement] = {
     "at the end": lambda run: run["validation"][f"avg@{PASSES}"],
     "mean of the curve": lambda run: mean(run["validation"]["accuracy"][1:]),
     f"pass@{PASSES}": lambda run: run["validation"][f"pass@{PASSES}"],
@@ -232,28 +234,31 @@ def by_arm(lines: list[dict[str, Any]], regime: str) -> dict[str, dict[int, dict
 
 
 def accuracy_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """Accuracies in percent; differences to no rule and to positives only in points, paired by seed."""
+    """Accuracies in percent; differences to no rule, positives only, and the arm's own placebo in points, by seed."""
     head = ["arm", "seeds"]
     for name in MEASURES:
-        head += [name, "minus none"]
+        head += [name, "minus none", "minus its placebo"]
     head.append("at the end, minus positives")
     rows = []
     for arm, runs in arms.items():
         row = [arm, str(len(runs))]
         for measured_by in MEASURES.values():
-            values = {seed: measured_by(run) for seed, run in runs.items()}
-            row.append(number(100 * mean(list(values.values()))))
-            row.append(difference(values, arms, "none", arm, measured_by))
-        ends = {seed: MEASURES["at the end"](run) for seed, run in runs.items()}
-        rows.append([*row, difference(ends, arms, "positives", arm, MEASURES["at the end"])])
+            row.append(number(100 * mean([measured_by(run) for run in runs.values()])))
+            row += [difference(arms, arm, other, measured_by) for other in ("none", f"{arm}, by chance")]
+        rows.append([*row, difference(arms, arm, "positives", MEASURES["at the end"])])
     return table(head, rows)
 
 
-def difference(values: dict[int, float], arms: dict[str, Any], other: str, arm: str, measured_by: Any) -> str:
-    """To the same seeds of another arm, with its interval; a dash for the arm itself."""
+def difference(arms: dict[str, dict[int, dict[str, Any]]], arm: str, other: str, measured_by: Measurement) -> str:
+    """To the same seeds of another arm, with its interval; a dash for the arm itself, and where the other has no runs.
+
+    In points, of what is measured as a share.
+    """
     if arm == other or other not in arms:
         return "–"
-    return with_interval(paired_differences(values, {seed: measured_by(run) for seed, run in arms[other].items()}))
+    return with_interval(
+        paired_differences(*({seed: measured_by(run) for seed, run in arms[name].items()} for name in (arm, other)))
+    )
 
 
 def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:

@@ -67,14 +67,15 @@ def line(arm: str, seed: int, end: float, displaced: list, passes: float = 0.8) 
     return {"regime": "R0", "arm": arm, "seed": seed, "validation": validation, "curves": curves}
 
 
-def test_tables_compare_arms_by_seed_with_no_rule_and_with_positives_only():
+def test_tables_compare_arms_by_seed_with_no_rule_with_their_placebo_and_with_positives_only():
     lines = [line("none", 0, 0.5, [0.1, 0.3]), line("none", 1, 0.7, [0.1, 0.3])]
     lines += [line("positives", 0, 0.8, [0.1, 0.1]), line("group", 0, 0.9, [0.0, None], 1.0)]
+    lines.append(line("group, by chance", 0, 0.7, [0.1, None], 0.7))
     arms = regimes.by_arm(lines, "R0")
-    assert list(arms) == ["none", "positives", "group"]
+    assert list(arms) == ["none", "positives", "group", "group, by chance"]
     rows = regimes.accuracy_table(arms).splitlines()
-    assert rows[2] == "| none | 2 | 60.0 | – | 75.0 | – | 80.0 | – | -30.0 |"
-    assert rows[4] == "| group | 1 | 90.0 | +40.0 | 75.0 | +0.0 | 100.0 | +20.0 | +10.0 |"
+    assert rows[2] == "| none | 2 | 60.0 | – | – | 75.0 | – | – | 80.0 | – | – | -30.0 |"
+    assert rows[4] == "| group | 1 | 90.0 | +40.0 | +20.0 | 75.0 | +0.0 | +0.0 | 100.0 | +20.0 | +30.0 | +10.0 |"
     rows = regimes.conflict_table(arms).splitlines()
     assert rows[2] == "| none | 20.0 | 20.0 | 20.0 | – | 20.0 | 2 of 2 | 1.6 | 1.000 | 4.000 | 0.25 |"
     assert rows[4] == "| group | 0.0 | 0.0 | 0.0 | – | 0.0 | 1 of 1 | 1.6 | 1.000 | 4.000 | 0.25 |"
