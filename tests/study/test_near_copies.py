@@ -124,6 +124,18 @@ def test_the_full_model_takes_all_steps(tmp_path, monkeypatch):
     assert near_copies.kept_model() == str(tmp_path) and asked == [near_copies.STEPS]
 
 
+def test_the_rate_rises_for_20_steps_and_falls_to_0_in_the_last_two_thirds(monkeypatch):
+    rates = []
+
+    def look_at_the_schedule(model, batches, optimizer, schedule, steps):
+        peak, of_peak = schedule.base_lrs[0], schedule.lr_lambdas[0]
+        rates.extend(peak * of_peak(step) for step in (0, 9, 19, 133, 200, 300, 400))
+
+    monkeypatch.setattr(near_copies.make, "fit", look_at_the_schedule)
+    near_copies.trained(400)
+    assert rates == pytest.approx([5e-5, 5e-4, 1e-3, 1e-3, 7.5e-4, 3.75e-4, 0])
+
+
 def test_levels_with_short_answers_are_left_out():
     levels = near_copies.of_levels(tasks.draw_sets(1, 2, 2))
     assert {question["level"] for question in levels["training"]} == {4, 5, 6}
