@@ -7,11 +7,14 @@
 The budget is that of study.run: 20 steps of 24 questions × 8 completions from the embedded model. `sft-grpo-10-10`
 takes 10 of the steps to fine-tune on the solutions of half of the questions, and then 10 of GRPO on the others, with a
 new optimizer; `sft-grpo-5-15` takes 5 and 15, and `sft-dagrpo-5-15` goes on with DaGRPO. `positives` is GRPO with a
-constant loss norm that trains on those completions alone that are better than their group. What study.run has too has
-the learning rate that was picked there. The benchmarks are smaller, so that there is time for 16 seeds, which nothing
-else has used; seeds, variants and rates of the grid were fixed before the first run, but for `sft-dagrpo-5-15`, which
-was added when 14 seeds of the others had been seen. Each cell is one line of study/fresh.jsonl. --quick does all of it
-in a tiny version.
+constant loss norm that trains on those completions alone that are better than their group. In variants that end in
+`-half-negatives` completions that are worse than their group have half the weight (--negative-weight 0.5).
+
+What study.run has too has the learning rate that was picked there, and `-half-negatives` that of the variant without
+it. The benchmarks are smaller, so that there is time for 16 seeds, which nothing else has used. Seeds, variants and
+rates of the grid were fixed before the first run, but for `sft-dagrpo-5-15`, which was added when 14 seeds of the
+others had been seen, and `-half-negatives`, when all had. Its weight was picked by `study.run settings`, with other
+seeds and on the validation set. Each cell is one line of study/fresh.jsonl. --quick does all of it in a tiny version.
 """
 
 from __future__ import annotations
@@ -45,8 +48,15 @@ QUICK_FILE = ROOT / "runs" / "fresh-quick.jsonl"
 OF_STUDY = ("sft", "grpo", "dapo-4-updates", "luffy-2-updates", "dagrpo", "dagrpo-no-mask")
 OF_STUDY_BY_TASK = ("sft-mixed", "dagrpo-mixed", "sft-terse", "dagrpo-terse")
 VARIANTS = (*OF_STUDY, *OF_STUDY_BY_TASK, *FRESH_FLAGS)
+SEARCHED = tuple(variant for variant in FRESH_FLAGS if grid_of(variant) == variant)  # others have a rate already
 OTHERS = ("positives", "sft-grpo-10-10", "sft-grpo-5-15")  # baselines beside those of study.run
-AFTER_SFT = ("sft-dagrpo-5-15", "sft-grpo-5-15")  # does DaGRPO add something where fine-tuning came first?
+PAIRS = (
+    ("sft-dagrpo-5-15", "sft-grpo-5-15"),  # does DaGRPO add something where fine-tuning came first?
+    ("dagrpo-half-negatives", "dagrpo"),
+    ("dagrpo-half-negatives", "sft-grpo-5-15"),
+    ("dagrpo-half-negatives", "sft-grpo-5-15-half-negatives"),
+    ("sft-grpo-5-15-half-negatives", "sft-grpo-5-15"),
+)
 
 
 def grid(arguments: argparse.Namespace, budget: Budget) -> None:
@@ -54,14 +64,14 @@ def grid(arguments: argparse.Namespace, budget: Budget) -> None:
     requests = [
         Request("grid", variant, seed, rate, budget)
         for seed in budget.grid_seeds
-        for variant in FRESH_FLAGS
+        for variant in SEARCHED
         for rate in budget.learning_rates
     ]
     run_cells(requests, arguments.cells, arguments.workers)
     kept = read_cells(arguments.cells, "grid")
     print(f"Validation accuracy after training, mean of {len(budget.grid_seeds)} seeds; * is picked\n")
     print(f"{'variant':22}" + "".join(f"{rate:>10g}" for rate in budget.learning_rates))
-    for variant in FRESH_FLAGS:
+    for variant in SEARCHED:
         found = grid_accuracies(variant, budget, kept)
         best = picked_rate(found)
         print(f"{variant:22}" + "".join(f"{value:>9.1%}{'*' if r == best else ' '}" for r, value in found.items()))
@@ -70,10 +80,11 @@ def grid(arguments: argparse.Namespace, budget: Budget) -> None:
 def rates(budget: Budget, file: Path, variants: Sequence[str]) -> dict[str, float]:
     """The learning rate of each variant: as study.run picked it, or as the grid of this comparison did."""
     quick = budget == QUICK
-    there = sorted({grid_of(variant) for variant in variants if variant not in FRESH_FLAGS})
-    of_study = learning_rates(QUICK if quick else FULL, kept_cells.QUICK_FILE if quick else kept_cells.FILE, there)
-    own = learning_rates(budget, file, [variant for variant in variants if variant in FRESH_FLAGS])
-    return {variant: own[variant] if variant in own else of_study[grid_of(variant)] for variant in variants}
+    needed = {grid_of(variant) for variant in variants}
+    of_study = sorted(needed - set(SEARCHED))
+    rates = learning_rates(QUICK if quick else FULL, kept_cells.QUICK_FILE if quick else kept_cells.FILE, of_study)
+    rates |= learning_rates(budget, file, sorted(needed & set(SEARCHED)))
+    return {variant: rates[grid_of(variant)] for variant in variants}
 
 
 def run(arguments: argparse.Namespace, budget: Budget) -> None:
@@ -114,10 +125,11 @@ def comparison(cells: Cells) -> str:
     head += ["DaGRPO minus it", "greedy"]
     best = best_baseline(cells, OTHERS)
     said = [table(head, rows), f"Best baseline, by its accuracy on the validation set: {best}."]
-    if all(name in cells for name in AFTER_SFT):
-        for kind in ("sampled", "greedy"):
-            values = [accuracies(cells[name], "mean of nine", kind) for name in AFTER_SFT]
-            said.append(f"{' minus '.join(AFTER_SFT)}, {kind}: {with_interval(paired_differences(*values))}")
+    for pair in PAIRS:
+        if all(name in cells for name in pair):
+            for kind in ("sampled", "greedy"):
+                values = [accuracies(cells[name], "mean of nine", kind) for name in pair]
+                said.append(f"{' minus '.join(pair)}, {kind}: {with_interval(paired_differences(*values))}")
     return "\n\n".join(said)
 
 

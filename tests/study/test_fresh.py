@@ -127,6 +127,37 @@ def test_dagrpo_after_fine_tuning_is_told_from_grpo_after_it():
     assert "minus sft-grpo" not in fresh.comparison(made_up)
 
 
+def test_half_the_weight_of_worse_completions_is_compared_with_all_of_it():
+    made_up = {
+        name: {400: made_up_cells.cell("dagrpo", 400, first, 0.9), 401: made_up_cells.cell("dagrpo", 401, 0.7, 0.9)}
+        for name, first in (("dagrpo-half-negatives", 0.7), ("dagrpo", 0.5), ("sft-grpo-5-15", 0.6))
+    }
+    lines = fresh.comparison(made_up).splitlines()
+    assert "dagrpo-half-negatives minus dagrpo, sampled: +10.0 (+0.0 to +20.0)" in lines
+    assert "dagrpo-half-negatives minus sft-grpo-5-15, sampled: +5.0 (+0.0 to +10.0)" in lines
+
+
+@pytest.mark.parametrize(
+    ("variant", "other", "rate"),
+    [
+        ("dagrpo-half-negatives", "dagrpo", 4e-4),
+        ("dagrpo-half-negatives-mixed", "dagrpo-mixed", 4e-4),
+        ("dagrpo-half-negatives-terse", "dagrpo-terse", 8e-4),
+        ("sft-grpo-5-15-half-negatives", "sft-grpo-5-15", 4e-4),
+    ],
+)
+def test_half_the_weight_of_worse_completions_is_all_that_differs(trained, variant, other, rate):
+    assert fresh.rates(FRESH, fresh.FILE, [variant, other]) == {variant: rate, other: rate}
+    found = []
+    for name in (other, variant):
+        configs = [replace(config, out="", data=[], model="", eval_data=[]) for config, _ in trained(name)]
+        found.append((configs, variants.made_from(Request("run", name, 400, 4e-4, FRESH))))
+    (plain, made_plain), (half, made_half) = found
+    assert half == [*plain[:-1], replace(plain[-1], negative_weight=0.5)]
+    assert made_half.pop("configuration") == {**made_plain.pop("configuration"), "negative_weight": 0.5}
+    assert made_half == made_plain
+
+
 def test_every_variant_has_a_rate_and_every_new_one_is_searched():
-    assert {variants.grid_of(name) for name in variants.FRESH_FLAGS} == set(variants.FRESH_FLAGS)
+    assert set(fresh.SEARCHED) == {name for name in variants.FRESH_FLAGS if "half-negatives" not in name}
     assert len(set(fresh.VARIANTS)) == len(fresh.VARIANTS) and set(fresh.VARIANTS) <= set(variants.FLAGS)
