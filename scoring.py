@@ -7,10 +7,12 @@ The letters of shapes are in the docstring of dagrpo.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from policy.compiling import compiled
@@ -382,44 +384,57 @@ def safe_sums(cross: torch.Tensor, pairs: torch.Tensor, offset: torch.Tensor | N
 
     (P, G, G), (P, G, G), (P, G) -> (P, G, G) bool, symmetric
     """
-    pair_mask = torch.ones_like(pairs, dtype=torch.bool)
-    offset = torch.zeros_like(pairs[:, 0]) if offset is None else offset
+    size, flat, advantages = pairs.shape[1], pairs.flatten(1), pairs.sum(2)
+    is_pair = flat > 0  # a row the better one
+    listed = is_pair.nonzero()[:, 1].split(is_pair.sum(1).tolist())  # P times its pairs
+    places = pad_sequence(listed, batch_first=True)  # (P, K), filled up with the place 0, which is no pair
+    better, worse, weights = places // size, places % size, flat.gather(1, places)
+    _, limits = first_order(cross, advantages, advantages)
+    bounds = torch.where(advantages > 0, -limits, -math.inf)
+    offset = torch.zeros_like(advantages) if offset is None else offset
+    pair_mask = torch.ones_like(pairs, dtype=torch.bool).flatten(1)
     left = torch.arange(len(pairs), device=pairs.device)  # groups that are not done
     while len(left):
-        pair_mask[left], done = with_worst_masked(cross[left], pairs[left], pair_mask[left], offset[left])
-        left = left[~done]
-    return pair_mask
+        advantages, weights, done = with_worst_masked(cross, advantages, offset, bounds, better, worse, weights)
+        if bool(done.any()):
+            kept = (weights[done] > 0) | (places[done] == 0)
+            pair_mask[left[done]] = pair_mask[left[done]].scatter(1, places[done], kept)
+            left, places, cross, advantages, offset, bounds, better, worse, weights = (
+                values[~done] for values in (left, places, cross, advantages, offset, bounds, better, worse, weights)
+            )
+    pair_mask = pair_mask.view_as(pairs)
+    return pair_mask & pair_mask.transpose(1, 2)
 
 
 @compiled("update")
 def with_worst_masked(
     cross: torch.Tensor,  # (P, G, G)
-    pairs: torch.Tensor,  # w (P, G, G)
-    pair_mask: torch.Tensor,  # m (P, G, G)
+    advantages: torch.Tensor,  # Ã (P, G), of the pairs that are left
     offset: torch.Tensor,  # (P, G)
-) -> tuple[torch.Tensor, torch.Tensor]:  # m (P, G, G), (P,) bool: nothing was left to do
+    bounds: torch.Tensor,  # (P, G) displaced is what has a v_i below it
+    better: torch.Tensor,  # a of each pair (P, K)
+    worse: torch.Tensor,  # b (P, K)
+    weights: torch.Tensor,  # w_ab (P, K), 0: masked
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # Ã (P, G), w (P, K), (P,) bool: nothing was left to do
     """One round of `safe_sums` for all groups: the worst pairs, up to the first that changes who is displaced.
 
     As long as the same completions are displaced, the order of the pairs stays: so several are masked at once.
     """
-    size = pairs.shape[1]
-    unrectified = pairs.sum(2)
-    changes, limits = first_order(cross, (pairs * pair_mask).sum(2), unrectified, offset)
-    harmed = (unrectified > 0) & (changes < -limits)
+    changes = (cross @ advantages[:, :, None]).squeeze(2) + offset
+    harmed = changes < bounds
     pull = (harmed.to(cross.dtype)[:, None, :] @ cross).squeeze(1)  # (P, G): Σ over displaced i of g_i·g̃_j
-    effects = (pairs.clamp(min=0) * pair_mask) * (pull[:, :, None] - pull[:, None, :])  # (P, G, G)
-    worst, places = effects.flatten(1).topk(min(PAIRS_AT_ONCE, size * size), largest=False)  # (P, n)
-    better, worse = places // size, places % size
-    columns = better[:, None, :].expand(-1, size, -1), worse[:, None, :].expand(-1, size, -1)
-    of_pairs = pairs.flatten(1).gather(1, places)[:, None, :] * (
-        cross.gather(2, columns[0]) - cross.gather(2, columns[1])
-    )
-    after = changes[:, :, None] - of_pairs.cumsum(2)  # (P, G, n): v without the first pairs
-    as_before = (((unrectified > 0)[:, :, None] & (after < -limits[:, :, None])) == harmed[:, :, None]).all(1)
+    effects = weights * (pull.gather(1, better) - pull.gather(1, worse))  # (P, K)
+    worst, places = effects.topk(min(PAIRS_AT_ONCE, weights.shape[1]), largest=False)  # (P, n)
+    a, b, w = better.gather(1, places), worse.gather(1, places), weights.gather(1, places)
+    of_a, of_b = (cross.gather(2, row[:, None, :].expand(-1, cross.shape[1], -1)) for row in (a, b))  # (P, G, n)
+    of_pairs = w[:, None, :] * (of_a - of_b)
+    after = changes[:, :, None] - of_pairs.cumsum(2)  # v without the first pairs
+    as_before = ((after < bounds[:, :, None]) == harmed[:, :, None]).all(1)
     reached = torch.nn.functional.pad(as_before[:, :-1].int().cumprod(1), (1, 0), value=1).bool()  # (P, n)
     masked = reached & (worst < 0)
-    still = pair_mask.flatten(1).scatter(1, places, pair_mask.flatten(1).gather(1, places) & ~masked).view_as(pair_mask)
-    return still & still.transpose(1, 2), ~masked.any(1)
+    lost = w * masked
+    advantages = advantages.scatter_add(1, a, -lost).scatter_add(1, b, lost)
+    return advantages, weights.scatter(1, places, w - lost), ~masked.any(1)
 
 
 def fewest_tokens(changes: torch.Tensor, limits: torch.Tensor, contributions: torch.Tensor) -> torch.Tensor:

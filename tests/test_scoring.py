@@ -283,6 +283,26 @@ def test_pairs_masked_together_are_those_masked_one_by_one():
     assert int((~mask).sum()) > 200
 
 
+def test_all_groups_are_masked_at_once_and_a_batch_looks_at_pairs_of_the_same_question_alone(monkeypatch):
+    """As many rounds as the slowest group takes, and no more work in a batch than its pairs are."""
+    seen, round_of = [], scoring.with_worst_masked
+    monkeypatch.setattr(scoring, "with_worst_masked", lambda *given: seen.append(given[-1].shape) or round_of(*given))
+    cross, pairs = random_grams(12, 8, seed=3), scoring.pair_advantages(rewards_of("right or wrong", 12, 8))
+    alone = []
+    for p in range(12):
+        seen.clear()
+        scoring.safe_sums(cross[p][None], pairs[p][None])
+        alone.append(len(seen))
+    seen.clear()
+    scoring.safe_sums(cross, pairs)
+    assert len(seen) == max(alone) > 2 and [groups for groups, _ in seen] == sorted(
+        (groups for groups, _ in seen), reverse=True
+    )
+    seen.clear()
+    scoring.safe_sums(random_grams(1, 96, seed=4), torch.block_diag(*pairs)[None])
+    assert {count for _, count in seen} == {int((pairs > 0).sum())}
+
+
 def test_a_group_of_three_that_rule_5_leaves_alone_though_a_real_step_lowers_a_right_answer():
     """Two right answers and a wrong one, of one token each, before a head of zeros.
 
@@ -313,7 +333,7 @@ def test_a_group_of_three_that_rule_5_leaves_alone_though_a_real_step_lowers_a_r
 
 
 def test_not_many_more_pairs_are_masked_than_the_fewest():
-    """Against every subset of the pairs, for groups of up to five: a fifth of a pair too many on average, at most."""
+    """Against every subset of the pairs, for groups of up to five: a fifth of a pair too many on average."""
     extra = []
     for size in (3, 4, 5):
         cross = random_grams(150, size, seed=20 + size).double()
@@ -333,7 +353,7 @@ def test_not_many_more_pairs_are_masked_than_the_fewest():
             fewest = int((~choices).sum(1)[safe].min())
             extra.append(int((~masks[p]).sum()) // 2 - fewest)
     assert len(extra) > 40 and min(extra) >= 0
-    assert sum(extra) / len(extra) < 0.5
+    assert sum(extra) / len(extra) < 0.2
 
 
 def test_a_batch_is_a_group_in_which_completions_of_two_questions_make_no_pair():

@@ -69,15 +69,18 @@ def test_a_fused_round_of_masking_equals_the_eager_one():
     for groups, size in ((6, 8), (1, 24), (4, 2)):
         gradients = torch.randn(groups, size, 12) + torch.randn(groups, 1, 12)
         cross = gradients @ gradients.transpose(1, 2)
-        pairs, offset = scoring.pair_advantages(torch.rand(groups, size)), torch.randn(groups, size)
-        mask = torch.ones_like(pairs, dtype=torch.bool)
+        better, worse = torch.triu_indices(size, size, 1)[:, None].expand(-1, groups, -1)  # the first are the best
+        weights = torch.rand(groups, better.shape[1])
+        advantages = torch.zeros(groups, size).scatter_add(1, better, weights).scatter_add(1, worse, -weights)
+        offset, bounds = -99 * torch.rand(groups, size), torch.where(advantages > 0, -1e-4, -torch.inf)
+        masked = weights
         for _ in range(3):
-            (mask, done), (fused_mask, fused_done) = (
-                eager(cross, pairs, mask, offset),
-                fused(cross, pairs, mask, offset),
-            )
-            assert torch.equal(mask, fused_mask) and torch.equal(done, fused_done)
-        assert size == 2 or not mask.all()
+            rest = (offset, bounds, better, worse)
+            found, fused_found = (one(cross, advantages, *rest, masked) for one in (eager, fused))
+            assert torch.equal(found[1], fused_found[1]) and torch.equal(found[2], fused_found[2])
+            torch.testing.assert_close(found[0], fused_found[0], atol=1e-5, rtol=1e-5)
+            advantages, masked, _ = found
+        assert size == 2 or not torch.equal(masked, weights)
 
 
 @needs_compiler
