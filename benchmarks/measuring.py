@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -92,6 +93,23 @@ def trainable(name: str) -> Iterator[None]:
         return
     with mock.patch.object(rollout, "load", lambda *_, **__: load(name)), mock.patch.object(Run, "save"):
         yield
+
+
+def peak_of_allocator(run: Callable[[], Any]) -> int:
+    """Bytes of all tensors at most while `run` runs, from a state with none of them."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events: Any = profiled.profiler
+    found = [e for e in events.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(found, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def questions_for(data: str, embedded: str, count: int) -> list[dict[str, Any]]:

@@ -30,12 +30,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from measuring import EXAMPLE, random_model, report, resident, trainable
+from measuring import EXAMPLE, peak_of_allocator, random_model, report, resident, trainable
 from speed import every_other as every_other
 
 import dagrpo  # isort: skip
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import harness.report
 import rollout
@@ -110,23 +109,6 @@ def settings_of(flags: dict[str, Any], model: str, out: Path) -> Config:
         "reward": [f"{Path(__file__)}:every_other"],
     }  # fmt: skip
     return configure(**{**usual, **flags})
-
-
-def peak_of_allocator(run: Callable[[], Any]) -> int:
-    """Bytes of all tensors at most while `run` runs, from a state with none of them."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    events: Any = profiled.profiler
-    found = [e for e in events.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(found, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def peak_of_process(run: Callable[[], Any]) -> int:

@@ -37,7 +37,18 @@ from unittest import mock
 
 import numpy
 import torch
-from measuring import WEIGHTS, load, name_of, questions_for, report, resident, seconds_of, spread, trainable
+from measuring import (
+    WEIGHTS,
+    load,
+    name_of,
+    peak_of_allocator,
+    questions_for,
+    report,
+    resident,
+    seconds_of,
+    spread,
+    trainable,
+)
 from sampling import SIDES, rollout_speed, warm_up
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -227,18 +238,25 @@ def scoring_cost(arguments: argparse.Namespace) -> None:
 
 
 def masking(arguments: argparse.Namespace) -> None:
-    """Rule (5') on random gradients; products of a model's gradients, of groups alone and of the whole batch too."""
+    """Rule (5') on random gradients; products of a model's gradients, of groups alone and of the whole batch too.
+
+    The products are those that --metric optimizer takes, by moments that are random. What the whole batch adds is what
+    the witness costs: in seconds, and in bytes of tensors at most.
+    """
     rows: list[tuple[str, str]] = []
     figures: dict[str, Any] = {}
-    for name, groups, size, common in (
-        ("64 groups of 64, a few displaced", 64, 64, 0.3),
-        ("64 groups of 64, many displaced", 64, 64, 2.0),
+    for name, groups, size, common, as_batch in (
+        ("64 groups of 64, a few displaced", 64, 64, 0.3, False),
+        ("64 groups of 64, many displaced", 64, 64, 2.0, False),
+        ("a batch of 64 groups of 16", 64, 16, 0.3, True),
     ):
         torch.manual_seed(0)
         gradients = torch.randn(groups, size, 200) * (0.2 + 2 * torch.rand(groups, size, 1))
         gradients += common * torch.randn(groups, 1, 200)
-        cross = gradients @ gradients.transpose(1, 2)
         pairs = scoring.pair_advantages((torch.rand(groups, size) < 0.5).float())
+        if as_batch:
+            gradients, pairs = gradients.flatten(0, 1)[None], torch.block_diag(*pairs)[None]
+        cross = gradients @ gradients.transpose(1, 2)
         plain = pairs.sum(2)
         displaced = scoring.displaced(cross, plain, plain)[plain > 0].float().mean().item()
         masked = (~scoring.safe_sums(cross, pairs))[pairs > 0].float().mean().item()
@@ -257,20 +275,35 @@ def masking(arguments: argparse.Namespace) -> None:
     tokens = arguments.length - arguments.prompt
     states = torch.randn(count, tokens, text_config(model).hidden_size, device=model.device)
     sequences = replace(sequences, hidden=list(states))  # those of a model would take as long to multiply
+    first = torch.randn_like(model.get_output_embeddings().weight, dtype=torch.float32)
+    second = torch.rand_like(first)
+    group = {"eps": 1e-8, "betas": (0.9, 0.999)}
+
+    def multiply() -> None:
+        metric = scorer.metric_of_moments(first, second, group)
+        scorer.gradient_products(model, sequences, scorer.Measure(metric=metric))
+
     products: dict[str, list[float]] = {"groups alone": [], "groups and batch": []}
+    peaks = dict.fromkeys(products, 0)
     for _ in range(arguments.runs + 1):
         for name, elements in zip(products, (count, scorer.BATCH_ELEMENTS), strict=True):
             with mock.patch.object(scorer, "BATCH_ELEMENTS", elements):
-                spent, _ = seconds_of(model, lambda: scorer.gradient_products(model, sequences, scorer.Measure()))
-            products[name].append(spent)
+                products[name].append(seconds_of(model, multiply)[0])
+                peaks[name] = peaks[name] or peak_of_allocator(multiply)
     medians = {name: statistics.median(spent[1:]) for name, spent in products.items()}  # the first is a warm-up
-    rows += [(f"products of {name}, {count} answers", f"{second:.3f} s") for name, second in medians.items()]
+    rows += [
+        (f"products of {name}, {count} answers", f"{spent:.3f} s, {peaks[name] / 1e9:.2f} GB")
+        for name, spent in medians.items()
+    ]
     arguments.rows = arguments.update_rows or count
     shape = (arguments.rows, arguments.length, arguments.prompt, size)
     update, _ = seconds_of(model, functools.partial(update_once, model, tokenizer, "ours", *shape))
     rows.append((f"forward and backward of {batch_name(arguments)}", f"{update:.3f} s"))
     report(
-        arguments, f"Rule (5') and its products: {name_of(arguments)}", rows, {**figures, **medians, "update": update}
+        arguments,
+        f"Rule (5') and its products: {name_of(arguments)}",
+        rows,
+        {**figures, **medians, "bytes": peaks, "update": update},
     )
 
 

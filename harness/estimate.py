@@ -224,25 +224,30 @@ def scoring_bytes(sizes: Sizes, config: Config, on_gpu: bool) -> float:
     rows, tokens = config.questions * config.group_size, config.group_size * config.max_new_tokens
     metrics = 2 if config.resolved_metric == "optimizer" else 1  # everything once more, as it is
     buckets = sizes.hidden if config.scorer == "state" else min(SKETCH_WIDTH, sizes.vocabulary)
-    head = FP32 * sizes.vocabulary * sizes.hidden
     states = rows * config.max_new_tokens * sizes.hidden * (2 + FP32 if on_gpu else FP32)
     factors = FP32 * tokens * buckets * metrics
     gradients = FP32 * config.group_size * buckets * sizes.hidden
     elements = BATCH_ELEMENTS // rows
     columns = min(sizes.hidden, int(elements**0.5))
-    narrow = FP32 * rows * columns * min(buckets, elements // columns)
+    narrow_buckets = min(buckets, elements // columns)
+    if buckets * sizes.hidden > elements:
+        of_group = FP32 * config.group_size * columns * narrow_buckets
+        narrow_factors = FP32 * tokens * (columns + narrow_buckets)
+    else:  # the gradients themselves
+        of_group, narrow_factors = 0, 0
+    narrow = config.questions * (of_group or gradients)  # of the whole batch, from the first group on
     chunk = min(chunk_elements(on_device(on_gpu)), tokens * sizes.vocabulary)
-    before = (
-        (gradients * metrics + factors) if config.questions > 1 else 0
-    )  # the last group's, until there are new ones
-    logits = before + factors + FP32 * (LOGITS + metrics - 1) * chunk
-    made = factors + gradients * (3 + metrics - 1 if config.questions > 1 else 2 + metrics - 1)
-    copies = 3 if buckets > elements // columns else 1  # a sketch makes two more, and where it fits is none
-    narrowing = factors + gradients * metrics + copies * FP32 * config.group_size * columns * buckets
-    narrowing += 2 * gradients if columns < sizes.hidden else 0
-    momentum = head if metrics == 2 else 0  # what the optimizer adds of its own, and at its sketching four copies
-    sketching = 4 * momentum + factors + gradients
-    return states + momentum + max(narrow + max(logits, made, narrowing), 2 * narrow + gradients, sketching)
+    last = gradients * metrics + factors + of_group + narrow_factors if config.questions > 1 else 0  # until replaced
+    logits = last + factors + FP32 * (LOGITS + metrics - 1) * chunk
+    made = last + factors + gradients
+    narrowing = factors + gradients * metrics + narrow_factors + 2 * of_group
+    found = states + narrow + max(logits, made, narrowing)
+    if metrics == 1:
+        return found
+    momentum = gradients / config.group_size  # sketched; at its making there are three more
+    unpacked = FP32 * sizes.vocabulary * sizes.hidden if config.optimizer == "adamw8bit" else 0  # each moment, in fp32
+    making = states + factors + gradients * metrics + 3 * momentum
+    return momentum + unpacked + max(found, making, states + unpacked)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

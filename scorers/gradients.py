@@ -57,7 +57,8 @@ class HeadMetric:
 
     rows: torch.Tensor  # (V,)
     columns: torch.Tensor  # (H,)
-    momentum: torch.Tensor | None = None  # (V, H) in units of the sum of all Ã_j g_j; None: nothing
+    momentum: torch.Tensor | None = None  # (V, H) the optimizer's own tensor; None: nothing
+    momentum_weight: float = 1.0  # what it counts, in units of the sum of all Ã_j g_j
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ def gradient_products(
         predicted = response_mask[:, 1:]
         pushed = ((token_weights != 1) & predicted).any(1).tolist()  # all at once: a GPU would wait for each
         weights = token_weights[predicted].float().split(response_mask.sum(1).tolist())
-    grams, crosses, drifts, narrow, narrow_pushes = [], [], [], [], {}
-    momentum = None
+    grams, crosses, drifts, narrow_pushes = [], [], [], {}
+    momentum = every = None
     for first, (tokens, plain) in enumerate(token_gradients(model, sequences, measure)):
         gradients = gradients_of(tokens)
         flat = gradients.flatten(1)
@@ -155,7 +156,10 @@ def gradient_products(
                 momentum = sketched_momentum(measure.metric, gradients.shape[1])
             drifts.append(-flat @ momentum.flatten())  # of the loss, which the step lowers
         narrow_tokens = narrowed(tokens, len(response_mask))
-        narrow.append(flat if narrow_tokens is tokens else gradients_of(narrow_tokens).flatten(1))
+        narrow = flat if narrow_tokens is tokens else gradients_of(narrow_tokens).flatten(1)
+        if every is None:
+            every = narrow.new_empty(len(response_mask), narrow.shape[1])  # (N, elements)
+        every[first * size : (first + 1) * size] = narrow
         for j in range(size):
             row = first * size + j
             if pushed[row]:
@@ -165,7 +169,7 @@ def gradient_products(
                 )
                 crosses[-1][:, j] = flat @ push
                 narrow_pushes[row] = narrow_push
-    every = torch.cat(narrow)  # (N, elements)
+    assert every is not None
     batch = every @ every.T
     for row, push in narrow_pushes.items():
         batch[:, row] = every @ push
@@ -175,14 +179,28 @@ def gradient_products(
 
 def gradients_of(tokens: Factors) -> torch.Tensor:
     """G_i = Σ_t δ_t h_tᵀ of each completion. -> (G, width, H)"""
-    return torch.stack([sketched.T @ h for sketched, h in tokens])
+    sketched, h = tokens[0]
+    gradients = h.new_empty(len(tokens), sketched.shape[1], h.shape[1])
+    for (sketched, h), gradient in zip(tokens, gradients, strict=True):
+        torch.mm(sketched.T, h, out=gradient)
+    return gradients
 
 
 def sketched_momentum(metric: HeadMetric, width: int) -> torch.Tensor:
-    """The momentum as `token_gradients` has gradients in the metric: scaled, and sketched. (V, H) -> (width, H)"""
+    """The momentum as `token_gradients` has gradients in the metric: scaled, and sketched. (V, H) -> (width, H)
+
+    A row for each bucket at a time, so that no copy of the whole is made.
+    """
     assert metric.momentum is not None
-    scaled = metric.momentum * metric.rows[:, None] * metric.columns[None, :]
-    return sketch_rows(scaled, width)
+    scales = metric.rows * metric.momentum_weight
+    order = torch.arange(len(scales), device=scales.device)
+    if len(scales) > width:
+        signs, order = signs_and_order(len(scales), scales)
+        scales = scales * signs
+    found = scales.new_zeros(width, metric.momentum.shape[1])
+    for rows in order.split(width):
+        found[: len(rows)] += metric.momentum[rows].float() * scales[rows][:, None]
+    return found * metric.columns
 
 
 @torch.no_grad()
@@ -274,10 +292,11 @@ def token_sketches(
         gradients = vocabulary_gradients(model, h, chosen, measure.temperature)
         if measure.scorer == "state":
             plain.append((gradients.to(weight.dtype) @ weight).float())
-            continue
-        plain.append(sketch(gradients, width))
-        if measure.metric is not None:
-            scaled.append(sketch(gradients * measure.metric.rows, width))
+        else:
+            plain.append(sketch(gradients, width))
+            if measure.metric is not None:
+                scaled.append(sketch(gradients * measure.metric.rows, width))
+        del gradients  # as large as the logits: not beside the next ones
     as_it_is = torch.cat(plain)
     return (torch.cat(scaled) if scaled else as_it_is), as_it_is
 
@@ -308,16 +327,6 @@ def sketch(vectors: torch.Tensor, width: int) -> torch.Tensor:
     signs, order = signs_and_order(vocabulary, vectors)
     padded = torch.nn.functional.pad((vectors * signs)[:, order], (0, -vocabulary % width))
     return padded.view(len(vectors), -1, width).sum(1)  # (M, V) -> (M, V/width, width) -> (M, width)
-
-
-def sketch_rows(matrix: torch.Tensor, width: int) -> torch.Tensor:
-    """`sketch` of every column; whole rows are moved, which is faster than to transpose. (V, H) -> (width, H)"""
-    vocabulary = len(matrix)
-    if vocabulary <= width:
-        return matrix
-    signs, order = signs_and_order(vocabulary, matrix)
-    padded = torch.nn.functional.pad((matrix * signs[:, None])[order], (0, 0, 0, -vocabulary % width))
-    return padded.view(-1, width, matrix.shape[1]).sum(0)  # (V, H) -> (V/width, width, H) -> (width, H)
 
 
 def signs_and_order(vocabulary: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -351,8 +360,7 @@ def metric_of_moments(
     The step is along β1 m + (1 − β1) G, m the first moments and G the gradient of the loss: the momentum beside a
     gradient of weight 1 is β1/(1 − β1) m, times the `denominator` of (8) that all completions share.
     """
-    second = second.float()
     least, beta1 = group["eps"] ** 2, group["betas"][0]
-    rows, columns = second.mean(1).clamp(min=least), second.mean(0).clamp(min=least)
-    momentum = first.float() * (beta1 / (1 - beta1) * denominator) if beta1 else None
-    return HeadMetric(rows**-0.25, (columns / rows.mean()) ** -0.25, momentum)
+    rows, columns = (second.mean(side, dtype=torch.float).clamp(min=least) for side in (1, 0))
+    weight = beta1 / (1 - beta1) * denominator
+    return HeadMetric(rows**-0.25, (columns / rows.mean()) ** -0.25, first if beta1 else None, weight)

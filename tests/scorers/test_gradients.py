@@ -412,6 +412,12 @@ def test_the_sketch_has_signs():
 
 
 @pytest.mark.parametrize("width", [7, 16, 64, 100])
-def test_rows_are_sketched_as_columns_are(width):
-    matrix = torch.randn(64, 5)
-    torch.testing.assert_close(gradients.sketch_rows(matrix, width), gradients.sketch(matrix.T, width).T)
+def test_momentum_is_sketched_as_the_gradients_are_that_it_is_multiplied_with(width):
+    """In the metric, which scales its rows and columns, and in the same buckets; 7 does not divide 64."""
+    torch.manual_seed(0)
+    momentum, rows, columns = torch.randn(64, 5), torch.rand(64), torch.rand(5)
+    found = gradients.sketched_momentum(gradients.HeadMetric(rows, columns, momentum, 3.0), width)
+    scaled = 3 * momentum * rows[:, None] * columns[None, :]
+    expected = gradients.sketch(scaled.T, width).T
+    torch.testing.assert_close(found[: len(expected)], expected)
+    assert len(found) == width and not found[len(expected) :].any()
