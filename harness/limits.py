@@ -177,14 +177,19 @@ def check_judge(config: Config) -> None:
 
 def check_url(url: str) -> None:
     """Raise ConfigError where --judge-url is no base of an endpoint, or holds what must not be kept with the run."""
-    parts = urllib.parse.urlsplit(url)
+    must = "it must be an address such as http://127.0.0.1:8000/v1."
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+    except ValueError as error:  # brackets that are no address, or a port that is none; the address may hold a password
+        raise ConfigError(f"--judge-url: {must}") from error
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
             "--judge-url: it must have no user, password, query or fragment, because it is kept with the run; the key "
             "belongs in the environment variable JUDGE_API_KEY."
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--judge-url {url}: it must be an address such as http://127.0.0.1:8000/v1.")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", url):
+        raise ConfigError(f"--judge-url {url}: {must}")
 
 
 def check_ranges(config: Config) -> None:
@@ -245,8 +250,13 @@ WITHOUT_EFFECT: list[tuple[tuple[str, ...], Callable[[Config], bool], str]] = [
     (("hard_below",), lambda config: config.every_group, "with --every-group anchors join every group, hard or not"),
     (
         ("scorer",),
-        lambda config: config.rectify == "none" and config.scorer not in BY_GRADIENT,
+        lambda config: config.rectify == "none" and config.scorer not in SCORERS,
         "with --rectify none no pair is compared by it",
+    ),
+    (
+        ("metric",),
+        lambda config: config.scorer not in BY_GRADIENT,
+        "without --scorer gradient or state no gradients are multiplied",
     ),
     (
         ("clip_low", "clip_high"),

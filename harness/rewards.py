@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 from questions import Question, Reward, correctness, place_of
 from sources.faults import DataError, first_line, short
-from sources.functions import first_that_raises, line_of, load_function
+from sources.functions import copies, first_that_raises, line_of, listed, load_function
 
 LARGEST_REWARD = 1e18  # its square, in the deviation of a group, is still a number in fp32
 
@@ -61,16 +60,13 @@ class Part:
         must = f"it must give one finite float for each of the {len(texts)} texts, of at most {LARGEST_REWARD:g}."
         try:
             given = self.function(list(texts), copies(questions))
-            if inspect.iscoroutine(given):
-                given.close()  # of an async function: nobody waits for it
-            is_list = not isinstance(given, dict | set | frozenset | str | bytes) and not inspect.iscoroutine(given)
-            found = list(given) if is_list else []
+            found = listed(given)
         except (Exception, SystemExit) as error:
             n = first_that_raises(self.function, texts, copies(questions))
             all_alone = f"with {len(texts)} answers at once, but with none of them alone"
             at = all_alone if n is None else f"at {shown(texts[n], questions[n])}"
             raise DataError(f"{source}: it raised {first_line(error)} ({line_of(error, self.path)}) {at}.") from error
-        if not is_list:
+        if found is None:
             raise DataError(f"{source}: it gave a {type(given).__name__}; {must}")
         if len(found) != len(texts):
             at = shown(texts[0], questions[0])
@@ -107,11 +103,6 @@ class OwnReward:
 def given_by_functions(reward: Reward) -> dict[str, list[float]]:
     """What each function of --reward gave in the last call, before its weight; nothing of another reward."""
     return reward.given if isinstance(reward, OwnReward) else {}
-
-
-def copies(questions: list[Question]) -> list[Question]:
-    """For a user's function, which may change what it is given."""
-    return [dict(question) for question in questions]
 
 
 def shown(text: str, question: Question) -> str:

@@ -6,6 +6,7 @@ Whatever goes wrong with a question costs it its scores, and nothing else: a ver
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import math
@@ -26,6 +27,7 @@ import rollout
 from policy.model import check_files, position_limit
 from questions import DataError
 from rollout import PromptStyle
+from sources.faults import short
 
 KEYS = ("JUDGE_API_KEY", "OPENAI_API_KEY")  # the first of these environment variables that is set
 TRIES = 5  # of a call that fails for want of a connection, by 429 or by 5xx
@@ -33,6 +35,8 @@ FIRST_PAUSE = 0.5  # seconds before the second try; each further pause is twice 
 JITTER = random.Random()  # not the module's own numbers, which a seed may have fixed
 LONGEST_REPLY = 1_000_000  # bytes; what is longer is no list of scores
 LOCAL_BATCH = 16  # prompts between two looks at the clock
+END_OF_THOUGHTS = "</think>"
+LONGEST_FAULT = 150  # characters of what a server says went wrong
 LATE = "no reply within --judge-timeout"
 NONSENSE = "no scores in its reply"
 HELP = {
@@ -41,6 +45,11 @@ HELP = {
     "HTTP 404": "judge: HTTP 404, there is no such address or no such model ({judge[0]}/chat/completions, {judge[1]}): "
     "--judge-url is what /chat/completions is added to, and mostly ends in /v1.",
 }
+
+
+# How a request is made: as (JSON asked for, the names of OpenAI's reasoning models). Servers that refuse one get the
+# next.
+FORMS = ((True, False), (False, False), (True, True), (False, True))
 
 
 @dataclass(frozen=True)
@@ -58,24 +67,16 @@ Asker = Callable[[list[Request]], list[Verdict]]
 def read_scores(reply: str, count: int) -> list[float] | None:
     """The scores of a reply: a number in [0, 1] for each of the answers 1 to `count`; None for anything else.
 
-    The last object with `scores` counts, also behind reasoning or within a fence. Where the last mention of `scores` is
-    broken or cut off, nothing before it counts in its place: that may be a quotation of an answer.
+    What stands before the end of a model's thoughts does not count. Behind it there must be one JSON object with
+    `scores`, in whatever text, or several that say the same: another one may be a quotation of an answer. So may one
+    that is whole where the last mention of `scores` is broken or cut off: it does not count either.
     """
-    mention = reply.rfind('"scores"')
-    start = mention
-    for _ in range(20):  # the object's own brace, behind others that come between
-        start = reply.rfind("{", 0, start) if start > 0 else -1
-        if start < 0:
-            return None
-        try:
-            found, end = json.JSONDecoder().raw_decode(reply, start)
-        except (ValueError, RecursionError):
-            continue
-        if end > mention:
-            break
-    else:
+    reply = reply.rpartition(END_OF_THOUGHTS)[2]
+    found = [(scores_in(value), end) for value, end in json_objects(reply)]
+    found = [(scores, end) for scores, end in found if scores is not None]
+    if not found or reply.find('"scores"', found[-1][1]) >= 0 or any(other != found[0][0] for other, _ in found):
         return None
-    scores = found.get("scores")
+    scores = found[0][0]
     if not isinstance(scores, dict) or scores.keys() != {str(number) for number in range(1, count + 1)}:
         return None
     values = [scores[str(number)] for number in range(1, count + 1)]
@@ -83,6 +84,35 @@ def read_scores(reply: str, count: int) -> list[float] | None:
         isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1 for value in values
     )
     return [float(value) for value in values] if numbers else None
+
+
+def json_objects(text: str) -> list[tuple[dict[str, Any], int]]:
+    """The JSON objects of a text that stand in no other one, each with where it ends.
+
+    A text of which too much looks like an object and is none is not read to its end.
+    """
+    found, work, start = [], 0, text.find("{")
+    while start >= 0 and work <= 4 * len(text) + 10_000:
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            work += error.pos - start
+            start = text.find("{", start + 1)
+        except RecursionError:
+            break
+        else:
+            found.append((value, end))
+            start = text.find("{", end)
+    return found
+
+
+def scores_in(value: Any) -> Any:
+    """What stands under `scores` in an object, or in the first of those within it that has such a key; else None."""
+    if not isinstance(value, dict):
+        return None
+    if "scores" in value:
+        return value["scores"]
+    return next((inner for inner in map(scores_in, value.values()) if inner is not None), None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,7 +144,7 @@ class Endpoint:
     key: str = field(repr=False)
     calls: int  # at once
     timeout: float  # seconds for all requests of a step
-    takes_format: bool = True  # until it refuses `response_format`
+    form: int = 0  # of FORMS, the first that it has not refused
 
     def ask(self, requests: list[Request]) -> list[Verdict]:
         """The verdicts, in order, after `timeout` seconds at most.
@@ -160,41 +190,43 @@ class Endpoint:
 
     async def verdict(self, request: Request, client: Any, deadline: float) -> Verdict:
         """Ask until there are scores, or until there is no use in it."""
-        with_format, failures, nonsense = self.takes_format, 0, 0
+        form, failures, nonsense = self.form, 0, 0
         while True:
-            status, content, wait = await self.post(request, client, with_format)
-            if status == 200:
-                self.takes_format = self.takes_format and with_format
-                scores = read_scores(content, request.count)
+            reply = await self.post(request, client, FORMS[form])
+            if reply.status == 200:
+                self.form = max(self.form, form)
+                scores = read_scores(reply.text, request.count)
                 if scores is not None:
                     return scores
                 nonsense += 1
                 if nonsense == 2:
-                    return NONSENSE
+                    return NONSENSE + reply.said
                 continue
-            if status in (400, 422) and with_format:  # some servers do not know `response_format`
-                with_format = False
+            if reply.status in (400, 422) and form + 1 < len(FORMS):
+                form += 1
                 continue
-            reason = f"HTTP {status}" if status else content
+            named = f"HTTP {reply.status}"
+            reason = (named if named in HELP else named + reply.said) if reply.status else reply.fault
             failures += 1
-            if (0 < status < 500 and status != 429) or failures == TRIES:
+            if (0 < reply.status < 500 and reply.status != 429) or failures == TRIES:
                 return reason
-            pause = max(wait, FIRST_PAUSE * 2 ** (failures - 1) * JITTER.uniform(0.5, 1.5))
+            pause = max(reply.wait, FIRST_PAUSE * 2 ** (failures - 1) * JITTER.uniform(0.5, 1.5))
             if time.monotonic() + pause > deadline:
                 return reason
             await asyncio.sleep(pause)
 
-    async def post(self, request: Request, client: Any, with_format: bool) -> tuple[int, str, float]:
-        """(status, 0 where no connection came about or held; text of the reply, or what failed; Retry-After)."""
+    async def post(self, request: Request, client: Any, form: tuple[bool, bool]) -> Reply:
+        """One call, in one of FORMS."""
         import httpx
 
+        as_json, of_reasoning = form
+        limit = 1024 + 32 * request.count  # some models think before they reply
         payload: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": request.prompt}],
-            "temperature": 0,
-            "max_tokens": 1024 + 32 * request.count,  # some models think before they reply
         }
-        if with_format:
+        payload |= {"max_completion_tokens": limit} if of_reasoning else {"max_tokens": limit, "temperature": 0}
+        if as_json:
             payload["response_format"] = {"type": "json_object"}
         body, headers = b"", {"Content-Type": "application/json"}
         try:
@@ -206,17 +238,44 @@ class Endpoint:
                     if len(body) > LONGEST_REPLY:
                         break
         except httpx.TransportError as error:
-            return 0, type(error).__name__, 0.0
-        return response.status_code, content_of(body), seconds_of(response.headers.get("Retry-After", ""))
+            return Reply(0, fault=type(error).__name__)
+        text, fault = read_body(body)
+        fault = short(fault.replace(self.key, "…") if self.key else fault, LONGEST_FAULT)
+        return Reply(response.status_code, text, fault, seconds_of(response.headers.get("Retry-After", "")))
 
 
-def content_of(body: bytes) -> str:
-    """The text of a chat completion; nothing where it has none."""
+@dataclass(frozen=True)
+class Reply:
+    """What a server sent back."""
+
+    status: int  # of HTTP; 0: no connection came about or held
+    text: str = ""  # of the completion, if there is one
+    fault: str = ""  # what went wrong, in its own words
+    wait: float = 0.0  # seconds that it asks to wait, by Retry-After
+
+    @property
+    def said(self) -> str:
+        return f" ({self.fault})" if self.fault else ""
+
+
+def read_body(body: bytes) -> tuple[str, str]:
+    """The text of a chat completion, and what is said to have gone wrong; nothing where there is none."""
     try:
-        content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return ""
-    return content if isinstance(content, str) else ""
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", ""
+    if not isinstance(found, dict):
+        return "", ""
+    error = found.get("error")
+    fault = error.get("message") if isinstance(error, dict) else error
+    text = None
+    with contextlib.suppress(LookupError, TypeError):
+        choice = found["choices"][0]
+        text = choice["message"]["content"]
+        if not text and choice.get("finish_reason") == "length":
+            fault = fault or "cut off before it said anything: the judge thinks for too long"
+    fault = " ".join(fault.split()) if isinstance(fault, str) else ""
+    return text if isinstance(text, str) else "", fault
 
 
 def seconds_of(retry_after: str) -> float:
@@ -283,8 +342,23 @@ class LocalModel:
 
     def rendered(self, prompt: str) -> str:
         """By the chat template, where there is one, and without thinking, where it can be turned off."""
+        prompt = without_marks_of_turns(self.tokenizer, prompt)
         if self.tokenizer.chat_template is None:
             return f"{prompt}\n"
         turns = [{"role": "user", "content": prompt}]
         style = PromptStyle(enable_thinking=False)
         return rollout.render_turns(self.tokenizer, turns, style, add_generation_prompt=True)
+
+
+def without_marks_of_turns(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text, in which nothing becomes one of the tokens that begin and end turns: `< |im_end|>` in place of one.
+
+    Answers are text of a model. With such a token one of them could end the turn in which it is to be graded, and begin
+    the judge's own.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    marks = {str(token) for token in added if token.special or str(token).startswith("<")}
+    marks = {mark for mark in marks | set(tokenizer.all_special_tokens) if len(mark) > 1}
+    while found := next((mark for mark in sorted(marks) if mark in text), None):
+        text = text.replace(found, f"{found[0]} {found[1:]}")
+    return text

@@ -7,11 +7,11 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sources.faults import DataError, first_line
+from sources.faults import DataError, Question, first_line
 
 
 def load_function(flag: str, source: str) -> Callable[..., Any]:
@@ -43,6 +43,21 @@ def load_function(flag: str, source: str) -> Callable[..., Any]:
         raise DataError(f"{flag} {source}: {path} has no function {name!r}.{has}")
     function: Callable[..., Any] = getattr(module, name)
     return function
+
+
+def copies(questions: list[Question]) -> list[Question]:
+    """For a user's function, which may change what it is given."""
+    return [dict(question) for question in questions]
+
+
+def listed(given: Any) -> list[Any] | None:
+    """What a user's function gave, in its order; None for what has no values in order, such as a set or a text."""
+    if inspect.iscoroutine(given):
+        given.close()  # of an async function: nobody waits for it
+        return None
+    if isinstance(given, dict | set | frozenset | str | bytes) or not isinstance(given, Iterable):
+        return None
+    return list(given)
 
 
 def first_that_raises(function: Callable[..., Any], first: list[Any], second: list[Any]) -> int | None:

@@ -46,6 +46,12 @@ from scoring import SCORERS
             "--scorer judge --judge-model g --judge-url https://me:pw@h/v1",
             "--judge-url: it must have no user, password",
         ),
+        ("--scorer judge --judge-model g --judge-url http://[::1/v1", "--judge-url: it must be an address such as"),
+        ("--scorer judge --judge-model g --judge-url http://me:pw@h:99999/v1", "--judge-url: it must be an address"),
+        (
+            "--scorer judge --judge-model g --judge-url http://h:0/v1",
+            "--judge-url http://h:0/v1: it must be an address",
+        ),
         (
             "--scorer judge --judge-model g --judge-url https://h/v1?key=pw",
             "--judge-url: it must have no user, password",
@@ -91,7 +97,7 @@ from scoring import SCORERS
         ("--method sft --resample 2", "--resample 2: without rollouts (--method sft) nothing is sampled"),
         ("--method sft --scale none", "--scale none: without rollouts (--method sft) a group has no pair to compare"),
         ("--method grpo --gamma 0.1", "--gamma 0.1: without anchors nothing of theirs counts; leave it out."),
-        ("--method grpo --scorer token", "--scorer token: with --rectify none no pair is compared by it"),
+        ("--scorer token --metric gradient", "--metric gradient: without --scorer gradient or state no gradients are"),
         ("--method luffy --hard-below 0.5", "--hard-below 0.5: with --every-group anchors join every group"),
         ("--anchor-objective sft --gamma 0.1", "--gamma 0.1: with --anchor-objective sft anchors have no f(π)"),
         ("--clip-high 0.3", "--clip-high 0.3: with one update of each batch every ratio is 1 and no clip acts; add"),

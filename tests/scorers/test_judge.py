@@ -7,17 +7,19 @@ import math
 import re
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import small_rollouts
-from judge_server import JudgeServer, answers_of, by_length, completion, reply_of
+from judge_server import JudgeServer, answers_of, by_length, completion, reply_of, right
 
 import dagrpo
 import rollout
 import scoring
 from harness.config import EXAMPLE, Config, configure
+from harness.task import distances_of as distances_of_config
 from harness.task import read_task
 from questions import DataError
 from scorers import asking, judge
@@ -228,7 +230,7 @@ def test_what_was_scored_is_not_asked_again(tmp_path):
     assert first.metrics["judge_cached"] == 0 and turned.metrics == {"judge_failed": 0.0, "judge_cached": 1.0}
 
 
-@pytest.mark.parametrize("change", ["model", "url", "problem", "gold", "choices", "texts", "rubric"])
+@pytest.mark.parametrize("change", ["model", "url", "problem", "gold", "choices", "texts", "rubric", "fence"])
 def test_scores_are_kept_by_all_that_they_depend_on(tmp_path, monkeypatch, change):
     name, question, texts = ["url", "m"], dict(QUESTION), ["a" * 10, "a" * 30]
     distances_of(tmp_path, Asked(), name)([question], [texts])
@@ -236,8 +238,9 @@ def test_scores_are_kept_by_all_that_they_depend_on(tmp_path, monkeypatch, chang
         name[change == "model"] = "another"
     elif change == "texts":
         texts = [*texts[:1], "b" * 30]
-    elif change == "rubric":
-        monkeypatch.setattr(judge, "RUBRIC", judge.RUBRIC + "\n")
+    elif change in ("rubric", "fence"):
+        name_of = {"rubric": "RUBRIC", "fence": "FENCE"}[change]
+        monkeypatch.setattr(judge, name_of, getattr(judge, name_of) + "\n")
     else:
         question |= {"problem": {"problem": "?"}, "gold": {"answer": "3"}, "choices": {"choices": ["1"]}}[change]
     asked = Asked()
@@ -312,13 +315,15 @@ def test_a_folder_that_takes_no_files_is_named_once_and_stops_nothing(tmp_path):
     assert distances([THIRD], [["a", "b"]]).notes == []
 
 
-def test_a_file_that_cannot_be_put_in_place_is_taken_away(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_or_put_in_place_is_taken_away(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(judge.os, "replace", full)
-    judged = distances_of(tmp_path, Asked())([QUESTION], [["a", "b"]])
-    assert "No space left" in judged.notes[0] and not [path for path in tmp_path.rglob("*") if path.is_file()]
+    for place, name in ((judge.os, "replace"), (judge.json, "dump")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            judged = distances_of(tmp_path, Asked())([QUESTION], [["a", "b"]])
+        assert "No space left" in judged.notes[0] and not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # --- a function of one's own -------------------------------------------------------------------------------------
@@ -367,6 +372,9 @@ def test_a_function_gives_scores_or_distances(tmp_path, body, expected):
         ("return [['a', 'b']] * 2", r"at data.jsonl:7 it gave what is no table of numbers \(list\)"),
         ("return [[0.5, 0.5], None]", r"at data.jsonl:8 it gave what is no table of numbers \(NoneType\)"),
         ("return None", "it gave no rows, but NoneType, for 2 questions"),
+        ("return {(0.0, 1.0), (1.0, 0.0)}", "it gave no rows, but set, for 2 questions"),
+        ("return {0: [0, 1], 1: [1, 0]}", "it gave no rows, but dict, for 2 questions"),
+        ("raise SystemExit(3)", r"it raised SystemExit: 3 \(mine.py, line 3\) at data.jsonl:7"),
         ("return [[1 / (len(t) - 3) for t in g] for g in texts]", r"by zero \(mine.py, line 3\) at data.jsonl:8"),
         ("assert len(texts) == 1\nreturn [[0, 0]]", r"line 3\) with all 2 questions, but with none alone"),
     ],
@@ -376,6 +384,19 @@ def test_what_a_function_must_not_give_is_named_by_function_and_question(tmp_pat
     with pytest.raises(DataError, match=fault) as error:
         distances([QUESTION, OTHER], TEXTS)
     assert str(error.value).startswith(f"{source}: ")
+
+
+def test_a_function_may_change_what_it_is_given(tmp_path):
+    distances, _ = own(tmp_path, "questions[0]['answer'] = '7'; texts[0].clear()\nreturn [[0, 1], [1, 0]]")
+    questions, texts = [dict(QUESTION), dict(OTHER)], [list(group) for group in TEXTS]
+    distances(questions, texts)
+    assert questions == [QUESTION, OTHER] and texts == TEXTS
+
+
+def test_a_function_that_waits_for_something_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text("async def f(questions, texts):\n    return [[0, 1], [1, 0]]\n")
+    with pytest.raises(DataError, match="it gave no rows, but coroutine, for 2 questions"):
+        load_distances(f"{tmp_path / 'mine.py'}:f")([QUESTION, OTHER], TEXTS)
 
 
 def test_the_function_of_the_page_is_a_scorer(tmp_path):
@@ -452,6 +473,44 @@ def server():
 
 def judge_flags(url, tmp_path):
     return {"scorer": "judge", "judge_url": url, "judge_model": "m", "judge_cache": str(tmp_path / "cache")}
+
+
+def test_the_flags_of_the_judge_reach_it(tmp_path, server):
+    """Each of --judge-timeout, --judge-calls, --judge-cache and --seed does something."""
+    group = [["a" * 10, "a" * 30, "a" * 20, "a" * 40]]
+    flags = judge_flags(server.url, tmp_path)
+    orders = []
+    for seed in (0, 1):
+        distances_of_config(configure(**{**flags, "seed": seed, "judge_cache": str(tmp_path / f"{seed}")}))(
+            [QUESTION], group
+        )
+        orders.append(list(answers_of(server.prompts[-1]).values()))
+        assert len(list((tmp_path / f"{seed}").rglob("*.json"))) == 1
+    assert orders[0] != orders[1]
+    questions, two = [QUESTION, OTHER, THIRD] * 3, [[f"{n}", "b" * 10] for n in range(9)]
+    for calls in (1, 4):
+        server.most, server.behave = 0, lambda *given: time.sleep(0.1) or right(*given)
+        cache = str(tmp_path / f"calls-{calls}")
+        judged = distances_of_config(configure(**flags | {"judge_calls": calls, "judge_cache": cache}))(questions, two)
+        assert judged.metrics["judge_failed"] == 0 and server.most == calls
+    server.behave = lambda *given: time.sleep(20) or right(*given)
+    start = time.monotonic()
+    judged = distances_of_config(configure(**flags, judge_timeout=0.3))([QUESTION], [["slow", "slower"]])
+    assert judged.metrics["judge_failed"] == 1 and LATE in judged.notes[0] and time.monotonic() - start < 5
+
+
+def test_the_time_limit_reaches_a_local_judge(monkeypatch, model, tokenizer, tmp_path):
+    monkeypatch.setattr(rollout, "load", lambda *_, **__: (model, tokenizer))
+    monkeypatch.setattr(asking.LocalModel, "ask", lambda judge, requests: [str(judge.timeout)] * len(requests))
+    flags = {"scorer": "judge", "judge_model": str(EXAMPLE), "device": "cpu", "judge_cache": str(tmp_path)}
+    judged = distances_of_config(configure(**flags, judge_timeout=7.5))([QUESTION], [["a", "b"]])
+    assert "7.5 (1 times)" in judged.notes[0]
+
+
+def test_a_judge_that_never_replies_holds_a_step_up_for_the_time_limit(small_data, tmp_path, server):
+    server.behave = lambda *given: time.sleep(30) or right(*given)
+    _, records = run(small_data, tmp_path / "run", steps=1, judge_timeout=0.5, **judge_flags(server.url, tmp_path))
+    assert records[0]["judge_failed"] == 1 and 0.5 <= records[0]["seconds/score"] < 10
 
 
 def test_a_run_masks_by_the_scores_of_its_judge(small_data, tmp_path, server, monkeypatch, capsys):
