@@ -115,6 +115,7 @@ TESTS: dict[str, list[str]] = {
         "tests/harness/test_task.py",
         "tests/harness/test_mapping.py",
         "tests/harness/test_eval_sets.py",
+        "tests/scorers/test_judge.py",
         "tests/test_dagrpo.py",
     ],
     "scale/data.py": SCALE,

@@ -1048,7 +1048,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
          "a quotation in front of broken scores counts"),
         ("or any(other != found[0][0] for other, _ in found)", "", "a quotation behind the scores counts"),
         ("reply = reply.rpartition(END_OF_THOUGHTS)[2]", "pass", "what a model thinks first counts"),
-        ("work += error.pos - start", "pass", "a reply of nothing but braces is read for minutes"),
+        ("work += read_to - start", "pass", "a reply of nothing but braces is read for minutes"),
         ('text = text.replace(found, f"{found[0]} {found[1:]}")', "break", "an answer ends the turn it is graded in"),
         ("marks | set(tokenizer.all_special_tokens)", "marks", "an answer ends the turn by a special token",
          "every special token is an added one too, in the tokenizers of today"),
@@ -1420,6 +1420,9 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
         ("(rewards >= right).all(1)", "(rewards > 0).all(1)", "what is right is ignored in solve_all"),
     ],
     "harness/task.py": [
+        ("timeout=config.judge_timeout,", "", "--judge-timeout has no effect"),
+        ("calls=config.judge_calls,", "", "--judge-calls has no effect"),
+        ("cache=config.judge_cache,", "", "--judge-cache has no effect"),
         ("    names.check(files)\n", "", "a name of --map that no row has is passed over"),
         ("    if lost:\n", "    if False:\n", "a set of which nothing is left is passed over"),
         ("anchors_needed(config))\n        notes += further", "anchors_needed(config))", "nothing is said of anchors"),

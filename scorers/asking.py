@@ -96,7 +96,8 @@ def json_objects(text: str) -> list[tuple[dict[str, Any], int]]:
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
         except json.JSONDecodeError as error:
-            work += error.pos - start
+            read_to = len(text) if error.msg.startswith("Unterminated") else error.pos  # of a string its beginning
+            work += read_to - start
             start = text.find("{", start + 1)
         except RecursionError:
             break

@@ -736,9 +736,25 @@ RUNS = {
     "tokens masked": {"rectify": "token"},
     "tokens masked, state scorer": {"rectify": "token", "scorer": "state"},
     "no mask": {"rectify": "none"},
+    "no mask, no witness": {"rectify": "none", "scorer": "token"},
     "no anchors": {"anchors": None},
     "plain anchors, two updates, kl": {"anchor_objective": "sft", "updates": 2, "kl": 0.1},
 }
+
+
+@pytest.mark.parametrize(("flags", "kinds"), [({}, [False, True, True]), ({"metric": "gradient"}, [False] * 3)])
+def test_pairs_are_compared_by_what_the_optimizer_has_learned_from_its_first_step_on(
+    small_data, tmp_path, monkeypatch, flags, kinds
+):
+    """P of AdamW's own second moments, and its momentum, whose weight is of the loss of that step."""
+    seen, plain = [], scoring.rectify
+    monkeypatch.setattr(scoring, "rectify", lambda *given: seen.append((given[1], given[-1])) or plain(*given))
+    run(small_data, tmp_path, steps=3, **flags)
+    assert [metric is not None for _, metric in seen] == kinds
+    for rollouts, metric in seen:
+        if metric is not None:
+            assert metric.momentum.shape == (len(metric.rows), len(metric.columns)) and metric.momentum.any()
+            assert metric.momentum_weight == pytest.approx(9 * 120 * len(rollouts.texts))  # β1 = 0.9, constant norm
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -398,22 +398,34 @@ def test_what_is_below_zero_by_rounding_alone_is_not_displaced():
 
 
 @pytest.mark.parametrize("rule", ["group", "token"])
-def test_after_rule_5_prime_a_real_step_on_the_head_lowers_no_right_answer(model, tokenizer, rule):
-    """SGD on the head alone, small enough to be linear: with all pairs it lowers one, with the rest it does not."""
+@pytest.mark.parametrize("in_a_metric", [False, True])
+def test_after_rule_5_prime_a_real_step_on_the_head_lowers_no_right_answer(model, tokenizer, rule, in_a_metric):
+    """A step on the head alone, by SGD or by P times the gradient, small enough to be linear.
+
+    With all pairs it lowers a right answer, with what is left it does not.
+    """
     rollouts, rewards = colliding_rollouts(model, tokenizer, anchors=())
+    torch.manual_seed(6)
+    metric, p = None, torch.ones(64, 32)
+    if in_a_metric:
+        metric = scoring.HeadMetric(torch.randn(64).exp(), torch.randn(32).exp())
+        p = (metric.rows[:, None] * metric.columns[None, :]) ** 2
     lowered = {}
     for name in ("none", "pair", rule):
-        rectified = scoring.rectify(model, rollouts, rewards, how_of(rule=name))
-        changes = real_changes(model, rollouts, rectified.token_advantages)
+        rectified = scoring.rectify(model, rollouts, rewards, how_of(rule=name), metric=metric)
+        changes = real_changes(model, rollouts, rectified.token_advantages, 1e-5 * p / p.mean())
         better = scoring.rectified_advantages(rewards, torch.ones(3, 4, 4, dtype=torch.bool)).flatten() > 0
         lowered[name] = ((changes < 0) & better).view(3, 4)
     assert lowered["none"].any() and lowered["pair"].any() and not lowered[rule].any()
-    witness = scoring.rectify(model, rollouts, rewards, how_of(rule=rule)).witness
+    witness = scoring.rectify(model, rollouts, rewards, how_of(rule=rule), metric=metric).witness
     assert torch.equal(witness.displaced, lowered["none"]) and not witness.displaced_left.any()
 
 
-def real_changes(model, rollouts, token_advantages, rate=1e-5):
-    """What one SGD step on the head by each group's own update does to Σ_t log π_t of its completions. -> (N,)"""
+def real_changes(model, rollouts, token_advantages, rates):
+    """What a step on the head by each group's own update does to Σ_t log π_t of its completions. -> (N,)
+
+    `rates` has a learning rate for each weight, (V, H).
+    """
     head = model.get_output_embeddings().weight
     start, size, changes = head.detach().clone(), rollouts.group_size, []
     for p in range(len(rollouts.texts) // size):
@@ -424,7 +436,7 @@ def real_changes(model, rollouts, token_advantages, rate=1e-5):
         logps, _ = rollout.token_logps(model, *part.tokens)
         (gradient,) = torch.autograd.grad((advantages * logps).sum(), head)
         with torch.no_grad():
-            head += rate * gradient
+            head += rates * gradient
             moved, _ = rollout.token_logps(model, *part.tokens)
         changes.append((moved - logps).sum(1).detach())
         model.float()
