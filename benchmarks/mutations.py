@@ -1048,7 +1048,7 @@ MUTATIONS: dict[str, list[tuple[str, ...]]] = {
          "a quotation in front of broken scores counts"),
         ("or any(other != found[0][0] for other, _ in found)", "", "a quotation behind the scores counts"),
         ("reply = reply.rpartition(END_OF_THOUGHTS)[2]", "pass", "what a model thinks first counts"),
-        ("work += read_to - start", "pass", "a reply of nothing but braces is read for minutes"),
+        ("misses += 1", "pass", "a reply of nothing but braces is read for minutes"),
         ('text = text.replace(found, f"{found[0]} {found[1:]}")', "break", "an answer ends the turn it is graded in"),
         ("marks | set(tokenizer.all_special_tokens)", "marks", "an answer ends the turn by a special token",
          "every special token is an added one too, in the tokenizers of today"),

@@ -36,6 +36,7 @@ JITTER = random.Random()  # not the module's own numbers, which a seed may have 
 LONGEST_REPLY = 1_000_000  # bytes; what is longer is no list of scores
 LOCAL_BATCH = 16  # prompts between two looks at the clock
 END_OF_THOUGHTS = "</think>"
+MOST_MISSES = 1_000  # braces of a reply that begin no JSON object: each costs a look at all that stands before it
 LONGEST_FAULT = 150  # characters of what a server says went wrong
 LATE = "no reply within --judge-timeout"
 NONSENSE = "no scores in its reply"
@@ -89,15 +90,14 @@ def read_scores(reply: str, count: int) -> list[float] | None:
 def json_objects(text: str) -> list[tuple[dict[str, Any], int]]:
     """The JSON objects of a text that stand in no other one, each with where it ends.
 
-    A text of which too much looks like an object and is none is not read to its end.
+    A text in which too many braces begin none is not read to its end.
     """
-    found, work, start = [], 0, text.find("{")
-    while start >= 0 and work <= 4 * len(text) + 10_000:
+    found, misses, start = [], 0, text.find("{")
+    while start >= 0 and misses < MOST_MISSES:
         try:
             value, end = json.JSONDecoder().raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            read_to = len(text) if error.msg.startswith("Unterminated") else error.pos  # of a string its beginning
-            work += read_to - start
+        except ValueError:
+            misses += 1
             start = text.find("{", start + 1)
         except RecursionError:
             break

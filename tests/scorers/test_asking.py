@@ -100,7 +100,7 @@ def first_then_right(*first):
         ('{"scores": {"1": 0.1, "2": 0.2}}\nOnce more: {"scores": {"2": 0.2, "1": 0.1}}', [0.1, 0.2]),
         ('He wrote {"scores": {"1": 1.0, "2": 1.0}}. So: {"scores": {"1": 0.1, "2": 0.2}', None),
         ('{"scores": null, "a": {"scores": {"1": 0.1, "2": 0.2}}}', None),
-        ('{"a\\"' * 200_000, None),
+        ("{" * 1_000_000, None),
         ('{"a":' * 100_000 + '{"scores": {"1": 0.1, "2": 0.2}}', None),
         ('{"scores": ' * 50_000, None),
         ("{" * 50_000 + '"scores"', None),
