@@ -67,7 +67,7 @@ TRACKERS = ("trackio", "wandb", "tensorboard")
 LOSS_NORMS = ("token", "sequence", "constant")
 RECTIFY_REASON = (
     "what is masked: nothing; pairs below --threshold (3); pairs that lower their better completion (5); pairs until "
-    "the group, or the batch, lowers no better completion (5'); the same by single tokens"
+    "those of the group, or of the batch, lower no better completion (5'); the same by single tokens"
 )
 METRIC_REASON = (
     "of (5'): gradients as they are, or as AdamW's moments will scale and move them; without the flag the second where "
@@ -135,7 +135,8 @@ class Config:
     judge_url: str = flag("", "with --scorer judge: the endpoint, to which /chat/completions is added; the key is in "
                           "JUDGE_API_KEY or OPENAI_API_KEY; without a URL the judge is a local model")
     judge_model: str = flag("", "the endpoint's name of the judge, or a directory; the run's own --model may be it")
-    judge_timeout: float = flag(60.0, "seconds per step; what has no score by then is not masked", above=0)
+    judge_timeout: float = flag(60.0, "seconds per step; what has no score by then is not masked; a "
+                                "local model ends the batch that it has begun", above=0)
     judge_calls: int = flag(8, "calls to the endpoint at once", least=1)
     judge_cache: str = flag("runs/judge-cache", "folder of the scores, which runs share; what was scored once is not "
                             "asked again")

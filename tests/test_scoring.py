@@ -394,7 +394,7 @@ def test_what_is_below_zero_by_rounding_alone_is_not_displaced():
     assert float((cross @ advantages[:, :, None]).min()) < 0
     assert not scoring.displaced(cross, advantages, advantages).any()
     assert scoring.safe_sums(cross, pairs).all()
-    cross = cross - 0.004 * (advantages > 0)[:, None, :]  # pushes of better ones are worth a little less, as by rounding
+    cross = cross - 0.004 * (advantages > 0)[:, None, :]  # better pushes are worth less, as by rounding
     assert (cross @ advantages[:, :, None])[advantages > 0].max() < 0, "all of them are below 0"
     assert scoring.safe_sums(cross, pairs).all()
     assert scoring.displaced(cross, advantages - 1e-3, advantages)[advantages > 0].all()
