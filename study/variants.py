@@ -99,17 +99,14 @@ WITH_OWN_RATE = ("dapo-4-updates", "luffy-2-updates")  # searched anew: several 
 # without the completions that are worse than their group.
 SFT_THEN_GRPO = {f"sft-grpo-{n}-{20 - n}{task}": n / 20 for task in TASKS for n in (10, 5)}  # share of the steps
 SFT_THEN_DAGRPO = {"sft-dagrpo-5-15": 5 / 20}
-# With half the weight for completions that are worse than their group.
-HALF_NEGATIVES = "-half-negatives"
-SFT_THEN_HALF_NEGATIVES = {f"sft-grpo-5-15{HALF_NEGATIVES}": 5 / 20}
-SFT_SHARE = SFT_THEN_GRPO | SFT_THEN_DAGRPO | SFT_THEN_HALF_NEGATIVES
+SFT_SHARE = SFT_THEN_GRPO | SFT_THEN_DAGRPO
 POSITIVES = "positives"
+HALF_NEGATIVES = "dagrpo-half-negatives"  # completions that are worse than their group have half the weight
 FRESH_FLAGS: dict[str, dict[str, Any]] = {
     POSITIVES: {"method": "grpo", "loss_norm": "constant", **ARMS[POSITIVES].flags},
     **{variant: {"method": "grpo"} for variant in SFT_THEN_GRPO},
     **{variant: {} for variant in SFT_THEN_DAGRPO},
-    **{f"dagrpo{HALF_NEGATIVES}{task}": {"negative_weight": 0.5} for task in TASKS},
-    **{variant: {"method": "grpo", "negative_weight": 0.5} for variant in SFT_THEN_HALF_NEGATIVES},
+    HALF_NEGATIVES: {"negative_weight": 0.5},
 }
 REPEATED = ("sft", "grpo", "dagrpo-neither", "dagrpo")  # with further seeds
 
@@ -183,8 +180,7 @@ def method_of(variant: str) -> str:
 
 def grid_of(variant: str) -> str:
     """The variant whose learning rate is searched for it: its method with its solutions."""
-    variant = variant.replace(HALF_NEGATIVES, "")
-    if variant in WITH_OWN_RATE or variant in FRESH_FLAGS:
+    if variant in WITH_OWN_RATE or (variant in FRESH_FLAGS and variant != HALF_NEGATIVES):
         return variant
     return START_NAME if variant in SETTINGS else method_of(variant) + task_of(variant)
 
