@@ -52,6 +52,7 @@ FILE = ROOT / "study" / "regimes.jsonl"
 QUICK_FILE = ROOT / "runs" / "regimes-quick.jsonl"
 STARTS = ROOT / "runs" / "regimes"  # models that R1 starts from
 PASSES = 8  # the k of pass@k, measured at the end
+SPIKE = 10  # times the median of its run: from there on the norm of a gradient counts as an explosion
 EVALUATIONS = 4  # along a run, beside the one at its start
 
 
@@ -277,13 +278,20 @@ def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
         row.append(f"{sum(fall > 0.1 for fall in falls)} of {len(falls)}")
         norms = [np.array(run["curves"]["grad_norm"], dtype=float) for run in runs.values()]
         with np.errstate(divide="ignore"):  # without a gradient in most steps the median is 0, and the ratio inf
-            row.append(number(max(float(np.nanmax(of) / np.nanmedian(of)) for of in norms)))
+            peaks = [float(np.nanmax(of) / np.nanmedian(of)) for of in norms]
+        row += [number(max(peaks)), f"{sum(peak > SPIKE for peak in peaks)} of {len(peaks)}"]
         for half in (slice(None, len(norms[0]) // 2), slice(len(norms[0]) // 2, None)):
             row.append(f"{np.nanmean([of[half] for of in norms]):.3f}")
         row.append(f"{mean([run['curves']['entropy'][-1] for run in runs.values()]):.2f}")
         rows.append(row)
     head = ["arm", *(name.replace("_", " ") for name in names)]
-    head += ["runs that fell by 10 points", "largest norm/median", "norm, first half", "second half"]
+    head += [
+        "runs that fell by 10 points",
+        "largest norm/median",
+        f"runs with one above {SPIKE}",
+        "norm, first half",
+        "second half",
+    ]
     return table([*head, "entropy at the end"], rows)
 
 
