@@ -37,7 +37,7 @@ def file(tmp_path) -> Path:
 def test_every_line_of_the_kept_cells_is_a_cell_of_its_own():
     kept = [json.loads(line) for line in cells.FILE.read_text(encoding="utf-8").splitlines()]
     keys = {(c["kind"], cells.key_of(c["kind"], c["variant"], c["seed"], c["learning_rate"])) for c in kept}
-    assert len(kept) == len(keys) == 472
+    assert len(kept) == len(keys) == 486
     assert {kind for kind, _ in keys} == {"run", "grid", "settings"}
     assert all(next(iter(c)) == "kind" for c in kept)
 
