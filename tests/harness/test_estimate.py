@@ -66,6 +66,17 @@ def test_moments_in_8_bits(model):
     assert estimate.moments_bytes(sizes, config_with(optimizer="adamw8bit")) == 2 * 4_096 + 2 * 16 * 4 + 80
 
 
+def test_moments_in_8_bits_are_unpacked_where_the_metric_is_of_the_optimizer(on_meta):
+    """The first one stays beside the scores, in fp32 as the weight of the head is."""
+    head = 4 * on_meta.get_output_embeddings().weight.numel()
+    plain, packed = (estimated(on_meta, optimizer=name)["scoring"] for name in ("adamw", "adamw8bit"))
+    assert packed >= plain + head
+    plain, packed = (
+        estimated(on_meta, optimizer=name, metric="gradient")["scoring"] for name in ("adamw", "adamw8bit")
+    )
+    assert packed == plain
+
+
 def test_an_adapter_has_gradients_and_moments_of_its_own_alone(on_meta):
     pytest.importorskip("peft")
     full = estimated(on_meta, kl=0.1)

@@ -10,6 +10,7 @@ import torch
 import dagrpo
 import rollout
 from harness.config import METHODS, Config, ConfigError, check_effects, configure
+from harness.limits import check_url
 from scoring import SCORERS
 
 
@@ -175,3 +176,8 @@ def test_no_step_takes_more_from_a_weight_than_there_is():
     Config(model="m", data=["d"], learning_rate=100.0, weight_decay=0.01)
     with pytest.raises(ConfigError, match=r"--learning-rate 0\.0002 with --weight-decay 1e\+09: their product must"):
         Config(model="m", data=["d"], learning_rate=2e-4, weight_decay=1e9)
+
+
+def test_an_address_with_a_space_is_no_address():
+    with pytest.raises(ConfigError, match="--judge-url http://exa mple/v1: it must be an address"):
+        check_url("http://exa mple/v1")
