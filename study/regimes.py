@@ -10,7 +10,8 @@ The regimes, each of GRPO with a constant loss norm (but for R3-sequence), witho
     R0-0.9       the same with the usual momentum
     R1-24        60 further steps from a model that has had 20, with another seed: questions that are nearly solved
     R1-4         the same with 4 questions a step
-    R2-E         a batch gone through E times (--epochs), E = 1, 2, 4, 8, and R2-E-unclipped
+    R2-E         a batch gone through E times (--epochs), E = 1, 2, 4, 8, 10 steps, and R2-E-unclipped
+    R2-1-long    a batch gone through once, in 40 steps: as many updates as R2-4 has, at the same rates
     R3           completions of 130 to 230 tokens that are nearly alike, from the model of study/near_copies.py: 16
                  steps of 8 questions × 8 completions at 1e-4
     R3-sequence  the same, with the loss of each completion divided by its own tokens (--loss-norm sequence)
@@ -19,7 +20,7 @@ The regimes, each of GRPO with a constant loss norm (but for R3-sequence), witho
 Seeds, arms, steps and learning rates were fixed before the first run, with these exceptions. The mask by a threshold
 and the placebos of R2 were added when 11 of its runs had been seen. A pilot of R3 had three runs with another seed: at
 1e-4 GRPO learns, at 4e-4 it does not. R3-high came first, under the name R3; its arms with full gradients were added
-after one run. R3, with the same seeds, was added when 15 runs of R3-high had been seen.
+after one run. R3, with the same seeds, was added when 15 runs of R3-high had been seen, R2-1-long after all of R2.
 
 A run is kept as one line of study/regimes.jsonl and is run again only where its configuration or the questions have
 changed. Each takes one thread.
@@ -96,6 +97,7 @@ REGIMES = {
         for ending, flags in (("", {}), ("-unclipped", {"clip_low": None, "clip_high": None}))
         if epochs > 1 or not ending
     },
+    "R2-1-long": Regime(tuple(range(340, 348)), EPOCH_ARMS, steps=40),
     **{
         name: Regime(tuple(range(350, 358)), LONG_ARMS, flags, steps, 8, learning_rate=rate, near_copies=True)
         for name, flags, steps, rate in (

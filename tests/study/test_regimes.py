@@ -38,6 +38,7 @@ def test_every_regime_has_no_rule_positives_only_and_a_placebo_where_pairs_are_m
         ("R0-0.9", {"beta1": 0.9, "steps": 20}),
         ("R1-4", {"beta1": 0.9, "steps": 60, "questions": 4, "learning_rate": 2e-4}),
         ("R2-8-unclipped", {"epochs": 8, "clip_low": None, "clip_high": None}),
+        ("R2-1-long", {"epochs": 1, "steps": 40}),  # as many updates as R2-4 has
         ("R2-2", {"epochs": 2, "clip_low": 0.2, "clip_high": 0.2}),
         ("R3-high", {"steps": 12, "learning_rate": 4e-4}),
         (
