@@ -37,7 +37,7 @@ SHOWN_WORDS = {**SHOWN, "sft-grpo": "SFT, then GRPO"}
 
 
 def band(cells: dict[int, Cell], curve: str) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
-    """(steps, mean, low, high) of a validation curve, with 95 % bootstrap intervals over seeds. (S,) each
+    """(steps, mean, low, high) of a validation curve, with 95 % intervals over seeds. (S,) each
 
     With one seed, low and high are the mean.
     """

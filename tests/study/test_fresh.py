@@ -112,7 +112,7 @@ def test_the_table_takes_what_it_names_from_dagrpo_seed_by_seed():
         },
     }
     text = fresh.comparison(made_up)
-    assert "+20.0 (+10.0 to +30.0)" in text.splitlines()[-3]
+    assert "+20.0 (-107.1 to +147.1)" in text.splitlines()[-3]
     assert text.endswith("validation set: sft-grpo-10-10.")
 
 
@@ -122,7 +122,7 @@ def test_dagrpo_after_fine_tuning_is_told_from_grpo_after_it():
         for name, first in (("dagrpo", 0.5), ("sft-dagrpo-5-15", 0.6), ("sft-grpo-5-15", 0.5))
     }
     text = fresh.comparison(made_up)
-    assert "\n\nsft-dagrpo-5-15 minus sft-grpo-5-15, sampled: +5.0 (+0.0 to +10.0)\n\n" in text
+    assert "\n\nsft-dagrpo-5-15 minus sft-grpo-5-15, sampled: +5.0 (-58.5 to +68.5)\n\n" in text
     del made_up["sft-grpo-5-15"]
     assert "minus sft-grpo" not in fresh.comparison(made_up)
 
@@ -133,8 +133,8 @@ def test_half_the_weight_of_worse_completions_is_compared_with_all_of_it():
         for name, first in (("dagrpo-half-negatives", 0.7), ("dagrpo", 0.5), ("sft-grpo-5-15", 0.6))
     }
     lines = fresh.comparison(made_up).splitlines()
-    assert "dagrpo-half-negatives minus dagrpo, sampled: +10.0 (+0.0 to +20.0)" in lines
-    assert "dagrpo-half-negatives minus sft-grpo-5-15, sampled: +5.0 (+0.0 to +10.0)" in lines
+    assert "dagrpo-half-negatives minus dagrpo, sampled: +10.0 (-117.1 to +137.1)" in lines
+    assert "dagrpo-half-negatives minus sft-grpo-5-15, sampled: +5.0 (-58.5 to +68.5)" in lines
 
 
 def test_half_the_weight_of_worse_completions_is_all_that_differs(trained):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from made_up_cells import NAN, by_seed, cell, four_methods
 
+from evaluate import bootstrap
 from study import tables
 
 
@@ -32,8 +33,26 @@ def test_differences_are_paired_by_seed_and_unknown_ones_left_out():
     assert tables.paired_differences(ours, others) == pytest.approx([0.3, -0.1])
 
 
+@pytest.mark.parametrize("freedom, quantile", [(1, 12.7062), (2, 4.3027), (7, 2.3646), (15, 2.1314), (1000, 1.9623)])
+def test_students_t_is_that_of_the_tables(freedom, quantile):
+    assert tables.student_t(freedom) == pytest.approx(quantile, abs=5e-5)
+
+
+def test_an_interval_over_three_seeds_holds_the_truth_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(size=(2_000, 3))
+    held = {
+        name: np.mean([low <= 0 <= high for low, high in map(interval, draws)])
+        for name, interval in [
+            ("student", lambda values: tables.mean_and_interval(values)[1:]),
+            ("bootstrap", lambda values: bootstrap(values, resamples=500)),
+        ]
+    }
+    assert held["student"] == pytest.approx(0.95, abs=0.015)
+    assert held["bootstrap"] < 0.8  # why it is not taken
+
+
 def test_an_interval_needs_two_seeds():
-    assert tables.mean_and_interval(np.array([0.0, 1.0])) == (0.5, 0.0, 1.0)  # means 0, ½, 1 at ¼, ½, ¼
+    assert tables.mean_and_interval(np.array([0.0, 1.0])) == pytest.approx((0.5, -5.8531, 6.8531), abs=1e-4)
     assert tables.mean_and_interval(np.array([0.2, 0.2, 0.2])) == pytest.approx((0.2, 0.2, 0.2))
     middle, low, high = tables.mean_and_interval(np.array([0.3]))
     assert middle == 0.3 and math.isnan(low) and math.isnan(high)
@@ -64,14 +83,14 @@ def test_the_table_holds_paired_differences_in_points(cells):
     assert "avg@8 − grpo (95 %)" in rows[0] and "greedy − luffy (95 %)" in rows[0]
     columns = [column.strip() for column in rows[-1].strip("|").split("|")]
     # 0.5 − 0.4 and 0.8 − 0.6 against grpo; 0 and 0.3 against luffy.
-    assert columns[:5] == ["dagrpo", "2", "65.0", "+15.0 (+10.0 to +20.0)", "+15.0 (+0.0 to +30.0)"]
+    assert columns[:5] == ["dagrpo", "2", "65.0", "+15.0 (-48.5 to +78.5)", "+15.0 (-175.6 to +205.6)"]
     assert columns[5] == "75.0"
 
 
 def test_each_part_is_what_a_variant_with_it_has_over_one_without_it(cells):
     cells["dagrpo-no-mask"] = by_seed("dagrpo-no-mask", [0.3, 0.7, 0.1], 0.5)
     # 0.5 − 0.3 and 0.8 − 0.7; the third seed has no partner. Greedy is 0.1 more on both sides.
-    differences = "+15.0 (+10.0 to +20.0) | +15.0 (+10.0 to +20.0)"
+    differences = "+15.0 (-48.5 to +78.5) | +15.0 (-48.5 to +78.5)"
     row = f"| masks | dagrpo − dagrpo-no-mask | 2 | 0.0001 | {differences} |"
     assert row in tables.pair_table(cells, 8).splitlines()
     assert row in tables.markdown(cells)
@@ -115,4 +134,4 @@ def test_the_table_of_settings_compares_each_with_the_start_seed_by_seed():
     lines = tables.settings_table({"start": start, "gamma 1": other}).splitlines()
     # At the end 0.5 and 0.7 against 0.7 twice; means of the curves, without step 0: 0.5 and 0.6.
     assert lines[-2].startswith("| start | 2 | 60.0 | – | 55.0 | – | 37.5 | 37.5 | 1 |")
-    assert lines[-1].startswith("| gamma 1 | 2 | 70.0 | +10.0 (+0.0 to +20.0) | 70.0 | +15.0 (+10.0 to +20.0) |")
+    assert lines[-1].startswith("| gamma 1 | 2 | 70.0 | +10.0 (-117.1 to +137.1) | 70.0 | +15.0 (-48.5 to +78.5) |")
