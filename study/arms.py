@@ -8,6 +8,7 @@ An arm is a training whose flags and whose way from rewards to advantages are it
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,6 @@ from transformers import PreTrainedModel
 import dagrpo
 import rollout
 import scoring
-from harness.config import Config, parse
 from rollout import Rollouts
 from scorers.gradients import Measure, Products
 from scoring import Rectification, Rectified, displaced, first_order, pair_advantages
@@ -193,12 +193,17 @@ def full_products(model: PreTrainedModel, rollouts: Rollouts, how: Rectification
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def generator_of(rollouts: Rollouts) -> torch.Generator:
+    """What a batch draws its chance from: its completions, so that a resumed run draws as one that never stopped."""
+    digest = hashlib.sha256("\0".join(rollouts.texts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 @contextlib.contextmanager
-def training_with(arm: Arm, seed: int) -> Iterator[None]:
+def training_with(arm: Arm) -> Iterator[None]:
     """Inside, `dagrpo.train` rectifies as the arm does."""
     whole, products_of = scoring.rectify, full_products if arm.full else scoring.products_of
     seen: list[Products] = []
-    generator = torch.Generator().manual_seed(seed)
 
     def remembering(*arguments: Any) -> Products:
         seen[:] = [products_of(*arguments)]
@@ -210,7 +215,7 @@ def training_with(arm: Arm, seed: int) -> Iterator[None]:
         rectified = whole(model, rollouts, rewards, how, *rest)
         if not arm.change or not seen:
             return rectified
-        return changed(arm.change, rectified, rewards, seen[0], how.scale, generator)
+        return changed(arm.change, rectified, rewards, seen[0], how.scale, generator_of(rollouts))
 
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(scoring, "products_of", remembering))
@@ -225,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
     change, *flags = (sys.argv[1:] if arguments is None else arguments) or ["no word"]
     if change not in CHANGES:
         sys.exit(f"study.arms: {change}: there is no such change, only {', '.join(CHANGES)}.")
-    with training_with(Arm(change=change), parse(flags).get("seed", Config.seed)):
+    with training_with(Arm(change=change)):
         dagrpo.main(flags)
 
 

@@ -105,15 +105,16 @@ def is_made_from(cell: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 def effective(configuration: dict[str, Any]) -> dict[str, Any]:
     """The same without γ where no anchor is shaped by it, without the scorer where no pair is judged, and without the
-    metric where no sum is."""
+    metric where no sum is. An arm's change of what the flags give (study/arms.py) judges by both."""
     unused = set()
     if configuration.get("anchors") is None or configuration.get("anchor_objective") != "shaped":
         unused.add("gamma")
     if not configuration.get("reward"):  # the verifier; it was "" before there could be several
         unused.add("reward")
-    if configuration.get("rectify") == "none":
+    changed = configuration.get("change")
+    if configuration.get("rectify") == "none" and not changed:
         unused.add("scorer")
-    if configuration.get("rectify") in ("none", "threshold"):
+    if configuration.get("rectify") in ("none", "threshold") and not changed:
         unused.add("metric")
     return {name: value for name, value in configuration.items() if name not in unused}
 
@@ -288,7 +289,7 @@ def train(request: Request, config: Config, folder: Path) -> None:
         config.steps -= steps
         config.warmup = round(warmup * config.steps)
     arm = ARMS[POSITIVES] if request.variant == POSITIVES else None
-    with training_with(arm, request.seed) if arm else contextlib.nullcontext():
+    with training_with(arm) if arm else contextlib.nullcontext():
         dagrpo.train(config)
 
 

@@ -34,7 +34,7 @@ from questions import correctness
 from study import tasks
 from study.tables import mean
 from study.tasks import ROOT, Question
-from study.variants import FULL, question_sets
+from study.variants import FULL, data_hash, question_sets
 
 KEPT = ROOT / "runs" / "near-copies"
 RECIPE = "recipe.txt"  # in that folder: what the model there was made from
@@ -112,7 +112,7 @@ def kept_model(quick: bool = False) -> str:
     Call it before several processes need it: each would make its own.
     """
     folder, steps = (KEPT.with_name("near-copies-quick"), 2) if quick else (KEPT, STEPS)
-    wanted, written = recipe(steps), folder / RECIPE
+    wanted, written = f"{recipe(steps)} {data_hash(FULL, '')}", folder / RECIPE  # of the embedded model too
     if not written.is_file() or written.read_text(encoding="utf-8") != wanted:
         model, tokenizer = trained(steps)
         model.save_pretrained(folder)

@@ -30,6 +30,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import json
+import math
 import sys
 import tempfile
 import time
@@ -154,7 +157,7 @@ def questions_of(run: Run) -> dict[str, list[Question]]:
 
 
 def made_from(run: Run) -> dict[str, Any]:
-    """What a run depends on: its configuration without paths, what it starts from, and a hash of model and data."""
+    """What a run depends on: settings without paths, what it starts from, its arm, and a hash of model and data."""
     configured = configuration(run, Path())
     config = asdict(configured)
     config["threshold"] = configured.resolved_threshold if configured.rectify == "threshold" else None
@@ -162,7 +165,8 @@ def made_from(run: Run) -> dict[str, Any]:
         del config[path]
     regime = REGIMES[run.regime]
     start = near_copies.recipe() if regime.near_copies else regime.start
-    return {"configuration": {**config, "start": start}, "data": data_hash(run.budget, "")}
+    of_arm = {"full": ARMS[run.arm].full, "change": ARMS[run.arm].change}
+    return {"configuration": {**config, "start": start, **of_arm}, "data": data_hash(run.budget, "")}
 
 
 def start_model(run: Run, folder: Path) -> str:
@@ -173,9 +177,10 @@ def start_model(run: Run, folder: Path) -> str:
         return near_copies.kept_model(quick=run.quick)
     if not steps:
         return str(EXAMPLE)
-    kept = STARTS / f"{'quick-' if run.quick else ''}{steps}-seed{run.seed}"
+    before = Run("R0-0.9", "none", run.seed + 1_000, run.quick)  # other questions first, and other noise
+    recipe = hashlib.sha256(json.dumps([made_from(before), steps], sort_keys=True).encode()).hexdigest()[:8]
+    kept = STARTS / f"{'quick-' if run.quick else ''}{steps}-seed{run.seed}-{recipe}"
     if not (kept / "model").is_dir():
-        before = Run("R0-0.9", "none", run.seed + 1_000, run.quick)  # other questions first, and other noise
         config = configuration(before, folder)
         config.out, config.steps, config.eval_every = str(folder / "start"), 2 if run.quick else steps, 0
         dagrpo.train(config)
@@ -194,7 +199,7 @@ def measured(run: Run) -> dict[str, Any]:
         tasks.write_sets(folder, questions_of(run))
         config = configuration(run, folder)
         config.model = start_model(run, folder)
-        with training_with(ARMS[run.arm], run.seed):
+        with training_with(ARMS[run.arm]):
             dagrpo.train(config)
         evaluations = read_lines(folder / "run" / "evaluations.jsonl")
         steps = [record for record in read_lines(folder / "run" / "metrics.jsonl") if "step" in record]
@@ -280,7 +285,7 @@ def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
         row.append(f"{sum(fall > 0.1 for fall in falls)} of {len(falls)}")
         norms = [np.array(run["curves"]["grad_norm"], dtype=float) for run in runs.values()]
         with np.errstate(divide="ignore"):  # without a gradient in most steps the median is 0, and the ratio inf
-            peaks = [float(np.nanmax(of) / np.nanmedian(of)) for of in norms]
+            peaks = [math.inf if np.isnan(of).any() else float(of.max() / np.median(of)) for of in norms]
         row += [number(max(peaks)), f"{sum(peak > SPIKE for peak in peaks)} of {len(peaks)}"]
         for half in (slice(None, len(norms[0]) // 2), slice(len(norms[0]) // 2, None)):
             row.append(f"{np.nanmean([of[half] for of in norms]):.3f}")

@@ -66,12 +66,16 @@ def spikes(norms: list[float], factor: float = 10.0, at_least: int = 5) -> int:
 
 
 def norm_summary(norms: list[float]) -> dict[str, float]:
-    """p50, p99, largest and spikes of a run's gradient norms. A step on nothing has norm 0 and is left out."""
-    norms = [norm for norm in norms if norm > 0]
+    """p50, p99, largest and spikes of a run's gradient norms. A step on nothing has norm 0 and is left out.
+
+    So is one that is not finite, but it counts as a spike.
+    """
+    broken = sum(not math.isfinite(norm) for norm in norms)
+    norms = [norm for norm in norms if norm > 0 and math.isfinite(norm)]
     if not norms:
-        return {"p50": math.nan, "p99": math.nan, "max": math.nan, "spikes": 0}
+        return {"p50": math.nan, "p99": math.nan, "max": math.nan, "spikes": broken}
     p50, p99 = np.quantile(norms, [0.5, 0.99]).tolist()
-    return {"p50": p50, "p99": p99, "max": max(norms), "spikes": spikes(norms)}
+    return {"p50": p50, "p99": p99, "max": max(norms), "spikes": broken + spikes(norms)}
 
 
 def norm_growth(norms: list[float], count: int = 5) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import pytest
@@ -116,7 +115,7 @@ def test_positives_only_are_what_the_flag_makes_of_negatives_without_weight(mode
     """The flag came after the arm, whose runs are kept."""
     rollouts, rewards = small_rollouts(model, tokenizer), (torch.arange(12) % 3 == 0).float().view(3, 4)
     by_flag = scoring.rectify(model, rollouts, rewards, replace(HOW, negative_weight=0.0))
-    with arms.training_with(ARMS["positives"], seed=0):
+    with arms.training_with(ARMS["positives"]):
         by_arm = scoring.rectify(model, rollouts, rewards, HOW)
     assert torch.equal(by_flag.advantages, by_arm.advantages) and bool((by_arm.advantages > 0).any())
     for name, value in vars(by_flag.witness).items():
@@ -163,13 +162,28 @@ def test_a_training_with_an_arm_rectifies_as_the_arm_does(model, tokenizer):
     rollouts = small_rollouts(model, tokenizer)
     rewards = (torch.arange(12) % 3 == 0).float().view(3, 4)
     plain = scoring.rectify(model, rollouts, rewards, HOW)
-    with arms.training_with(Arm(change="positives"), seed=0):
+    with arms.training_with(Arm(change="positives")):
         found = scoring.rectify(model, rollouts, rewards, HOW, None, None)
     torch.testing.assert_close(found.advantages, plain.advantages.clamp(min=0))
-    with arms.training_with(Arm(full=True), seed=0):
+    with arms.training_with(Arm(full=True)):
         full = scoring.rectify(model, rollouts, rewards, replace(HOW, rule="group"))
     assert scoring.rectify is not found and not torch.equal(full.distinctiveness, plain.distinctiveness)
     torch.testing.assert_close(scoring.rectify(model, rollouts, rewards, HOW).advantages, plain.advantages)
+
+
+def test_a_resumed_run_draws_the_placebo_that_it_would_have_drawn(model, tokenizer):
+    """Chance belongs to the completions of the step, not to how many steps came before it in the process."""
+    rollouts, rewards = small_rollouts(model, tokenizer), (torch.arange(12) % 3 == 0).float().view(3, 4)
+    half = replace(HOW, rule="threshold", threshold=0.5)
+
+    def masks(*of):
+        with arms.training_with(Arm(change="chance")):
+            return [scoring.rectify(model, each, rewards, half).pair_mask for each in of]
+
+    others = [replace(rollouts, texts=[f"{text} {n}" for text in rollouts.texts]) for n in range(9)]
+    *_, last = masks(*others, rollouts)
+    assert torch.equal(last, masks(rollouts)[0]) and not last.all()
+    assert not all(torch.equal(mask, last) for mask in masks(*others)), "other completions, another draw"
 
 
 def test_the_command_trains_as_dagrpo_does_with_its_flags_and_the_change(monkeypatch):
@@ -182,11 +196,6 @@ def test_the_command_trains_as_dagrpo_does_with_its_flags_and_the_change(monkeyp
     monkeypatch.setattr(arms.dagrpo, "main", main)
     arms.main(["chance", "--seed", "7"])
     assert given == [(["--seed", "7"], True)] and scoring.rectify is whole
-    seeds = []
-    monkeypatch.setattr(arms, "training_with", lambda arm, seed: seeds.append(seed) or contextlib.nullcontext())
-    arms.main(["chance", "--seed", "7"])
-    arms.main(["chance"])
-    assert seeds == [7, 0], "the seed of the training draws the placebo too"
     with pytest.raises(SystemExit, match="better: there is no such change, only positives, chance, "):
         arms.main(["better", "--seed", "7"])
     with pytest.raises(SystemExit, match="no word: there is no such change"):

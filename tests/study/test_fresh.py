@@ -87,9 +87,7 @@ def test_terse_solutions_are_what_the_first_steps_learn_from(tmp_path, monkeypat
 
 def test_positives_train_by_their_arm_and_nothing_else_does(trained, monkeypatch):
     seen: list[str] = []
-    monkeypatch.setattr(
-        cells, "training_with", lambda arm, seed: seen.append(arm.change) or cells.contextlib.nullcontext()
-    )
+    monkeypatch.setattr(cells, "training_with", lambda arm: seen.append(arm.change) or cells.contextlib.nullcontext())
     for variant in ("grpo", "dagrpo", "sft-grpo-10-10"):
         trained(variant)
     assert seen == []

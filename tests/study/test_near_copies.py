@@ -115,6 +115,9 @@ def test_the_model_is_made_once_and_again_where_its_recipe_has_changed(tmp_path,
     monkeypatch.setattr(near_copies, "RATE", 1e-4)
     near_copies.kept_model(quick=True)
     assert made == [2, 2]
+    monkeypatch.setattr(near_copies, "data_hash", lambda *_: "another embedded model")
+    near_copies.kept_model(quick=True)
+    assert made == [2, 2, 2]
 
 
 def test_the_full_model_takes_all_steps(tmp_path, monkeypatch):

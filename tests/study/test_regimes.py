@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from study import near_copies, predict, regimes
+from study.arms import ARMS
+from study.cells import is_made_from
 from study.masks import SEEDS as MASK_SEEDS
 from study.regimes import REGIMES, Run
 from study.variants import FULL
@@ -90,6 +93,24 @@ def test_a_run_without_a_gradient_in_most_steps_is_told_without_a_warning():
     assert rows[2].endswith("| inf | 1 of 1 | 0.000 | 2.000 | 0.25 |")
 
 
+def test_a_gradient_that_is_not_finite_is_an_explosion():
+    run = line("none", 0, 0.5, [0.1, 0.1])
+    run["curves"]["grad_norm"] = [1.0, None, 1.0, 1.0]
+    rows = regimes.conflict_table(regimes.by_arm([run], "R0")).splitlines()
+    assert rows[2].endswith("| inf | 1 of 1 | 1.000 | 1.000 | 0.25 |")
+
+
+def test_a_line_of_another_arm_metric_or_scorer_is_not_taken_for_it():
+    """The arms of weight taken away have no mask, and judge by scorer and metric all the same."""
+    made = {arm: regimes.made_from(Run("R0", arm, 300, False)) for arm in ARMS}
+    for arm, wanted in made.items():
+        alike = [other for other, line in made.items() if is_made_from(line, wanted)]
+        assert alike == [arm]
+    wanted = made["shrink batch, optimizer"]
+    for name, value in (("metric", "gradient"), ("scorer", "state"), ("change", "shrink group"), ("full", True)):
+        assert not is_made_from({**wanted, "configuration": {**wanted["configuration"], name: value}}, wanted)
+
+
 def test_a_tiny_run_is_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
     file = tmp_path / "regimes.jsonl"
     monkeypatch.setattr(regimes, "STARTS", tmp_path / "starts")
@@ -98,7 +119,8 @@ def test_a_tiny_run_is_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
     found = regimes.measured(run)
     assert len(found["validation"]["accuracy"]) == 3 and len(found["curves"]["displaced"]) == 2
     assert 0 <= found["validation"]["avg@8"] <= found["validation"]["pass@8"] <= 1
-    assert (tmp_path / "starts" / "quick-20-seed320" / "model").is_dir()
+    (start,) = (tmp_path / "starts").glob("quick-20-seed320-*")
+    assert (start / "model").is_dir()
     file.write_text(json.dumps(found) + "\n")
     asked: list[str] = []
     monkeypatch.setattr(regimes, "in_workers", lambda run, missing, *_: asked.extend(each.arm for each in missing))
@@ -136,8 +158,17 @@ def test_the_model_of_long_answers_is_made_before_the_workers_start(tmp_path, mo
     assert called == ["model, quick: True", "workers", "workers"]
 
 
-def test_the_start_of_a_regime_is_made_once(tmp_path, monkeypatch):
-    (tmp_path / "20-seed7" / "model").mkdir(parents=True)
-    monkeypatch.setattr(regimes, "STARTS", tmp_path)
-    monkeypatch.setattr(regimes.dagrpo, "train", lambda config: pytest.fail("trained again"))
-    assert regimes.start_model(Run("R1-24", "none", 7, False), Path()) == str(tmp_path / "20-seed7" / "model")
+def test_the_start_of_a_regime_is_made_once_and_again_where_its_settings_have_changed(tmp_path, monkeypatch):
+    made: list[int] = []
+
+    def train(config):
+        made.append(config.steps)
+        (Path(config.out) / "model").mkdir(parents=True)
+
+    monkeypatch.setattr(regimes, "STARTS", tmp_path / "starts")
+    monkeypatch.setattr(regimes.dagrpo, "train", train)
+    run = Run("R1-24", "none", 7, False)
+    first = regimes.start_model(run, tmp_path)
+    assert first == regimes.start_model(run, tmp_path) and Path(first).is_dir() and made == [20]
+    monkeypatch.setitem(REGIMES, "R0-0.9", replace(REGIMES["R0-0.9"], learning_rate=1e-4))
+    assert regimes.start_model(run, tmp_path) != first and made == [20, 20]

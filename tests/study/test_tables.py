@@ -28,6 +28,11 @@ def test_steps_without_an_update_do_not_lower_the_median_norm():
     assert math.isnan(tables.norm_summary([0.0])["p99"])
 
 
+def test_a_gradient_that_is_not_finite_counts_as_a_spike():
+    found = tables.norm_summary([1.0, NAN, 1.0, math.inf, 1.0])
+    assert found == {"p50": 1.0, "p99": 1.0, "max": 1.0, "spikes": 2}
+
+
 def test_differences_are_paired_by_seed_and_unknown_ones_left_out():
     ours, others = {2: 0.5, 0: 0.7, 1: NAN, 3: 0.9}, {0: 0.4, 1: 0.2, 2: 0.6}
     assert tables.paired_differences(ours, others) == pytest.approx([0.3, -0.1])
