@@ -396,6 +396,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--data is missing: with --model, name the JSONL file of its questions.")
     if options.quick:
         vars(options).update(QUICK)
+    commit()  # kept from now on: the code that was loaded, whatever is committed while it runs
     training, measured = two_sets(options.data)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

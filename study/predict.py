@@ -22,6 +22,8 @@ the change is made of. Lines are kept in study/predict.jsonl, one for each seed 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 import sys
 import tempfile
@@ -54,6 +56,7 @@ from study.conflict_tables import (
     shown,
     spearman,
 )
+from study.tables import number
 from study.tasks import ROOT
 from study.variants import FULL, MAX_NEW_TOKENS, question_sets
 
@@ -399,10 +402,24 @@ def part_table(by_steps: dict[int, dict[str, np.ndarray]]) -> str:
         row = [str(steps), str(len(change)), str(len(np.unique(columns["group"]))), f"{(change < 0).mean():.0%}",
                f"{change.mean():+.3f}"]  # fmt: skip
         for values in parts.values():
-            share = ((values - values.mean()) * (change - change.mean())).mean() / change.var()
-            row.append(f"{values.mean():+.3f}, {share:.0%}")
+            together = ((values - values.mean()) * (change - change.mean())).mean()
+            share = together / change.var() if change.var() else math.nan  # of one answer there is no variance
+            row.append(f"{values.mean():+.3f}, {number(100 * share, '.0f')}%")
         rows.append(row)
     return markdown_table(["steps", "right answers", "groups", "fell", "mean change", *PARTS], rows)
+
+
+def by_setting(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """By model and settings the lines that compare, of each seed and step the last one; titles name what differs."""
+    apart: dict[str, dict[str, dict[tuple[int, int], dict[str, Any]]]] = {}
+    for line in lines:
+        own = apart.setdefault(line["model"], {}).setdefault(json.dumps(line["settings"], sort_keys=True), {})
+        own[line["seed"], line["steps"]] = line
+    return {
+        model if len(of_model) == 1 else f"{model}, {settings}": list(own.values())
+        for model, of_model in apart.items()
+        for settings, own in of_model.items()
+    }
 
 
 def tables(lines: list[dict[str, Any]]) -> str:
@@ -434,10 +451,15 @@ def main(arguments: list[str] | None = None) -> None:
     if options.model and not options.data:
         parser.error("--data is missing: with --model, name the JSONL file of its questions.")
     options.steps = options.steps or ([0, 2] if options.model else list(STEPS))
-    name = Path(options.model).name or "the embedded model"
+    model = Path(options.model)
+    name = "/".join(model.parts[-2:]) if model.is_dir() else model.name  # of RUN/model, RUN tells it apart
+    name = name if options.model else "the embedded model"
     settings = {key: vars(options)[key] for key in ("questions", "group_size", "max_new_tokens", "rate")}
     settings |= {key: Path(vars(options)[key]).name for key in ("examples", "prompt_file") if vars(options)[key]}
     if not options.report:
+        commit()  # kept from now on: the code that was loaded, whatever is committed while it runs
+        if options.data:
+            settings["data"] = hashlib.sha256(Path(options.data).read_bytes()).hexdigest()[:16]
         kept = [
             (line["model"], line["seed"], line["steps"])
             for line in read_kept(options.json)
@@ -452,8 +474,8 @@ def main(arguments: list[str] | None = None) -> None:
     lines = read_kept(options.json)
     if not lines:
         sys.exit(f"study.predict: nothing is kept in {options.json}: run it without --report first.")
-    for model in dict.fromkeys(line["model"] for line in lines):
-        print(f"### {model}\n\n{tables([line for line in lines if line['model'] == model])}\n")
+    for title, of_setting in by_setting(lines).items():
+        print(f"### {title}\n\n{tables(of_setting)}\n")
 
 
 if __name__ == "__main__":

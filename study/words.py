@@ -27,12 +27,14 @@ of each variant, the one that ends best on the validation set.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,13 @@ from questions import read_questions
 from study.cells import append_kept, commit, curves, read_kept, rounded
 from study.figures import WORDS_FIGURES
 from study.figures import draw as draw_figures
-from study.tables import mean, number, table
+from study.tables import mean, number, table, with_interval
 from study.tasks import ROOT, Question, read_lines, write_sets
 from study.word_questions import HELD_OUT, WHOLE, draw, draw_whole
 
 FILE = ROOT / "study" / "words.jsonl"
 FOLDER = ROOT / "runs" / "words"
+TINY_FOLDER = ROOT / "runs" / "words-tiny"  # with its results: a tiny one is never taken for a whole one
 EXAMPLES = ROOT / "study" / "words-examples.jsonl"
 PROMPT = ROOT / "examples" / "sums" / "prompt.txt"  # the question alone: the examples show what is asked for
 SUMS = ROOT / "examples" / "sums" / "train.jsonl"
@@ -187,21 +190,46 @@ def trained(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> tuple[
     return str(folders[-1] / "model"), folders
 
 
+def made_from(arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
+    """What a training and its measurement depend on, beside its variant, seed and rate; of the model its name."""
+    digest = hashlib.sha256()
+    for name in ("training", "validation", *HELD_OUT):
+        digest.update((arguments.folder / "questions" / f"{name}.jsonl").read_bytes())
+    return {"model": Path(arguments.model).name, "size": asdict(size), "questions": digest.hexdigest()[:16]}
+
+
+def check_folder(folder: Path, made: dict[str, Any]) -> None:
+    """End the program where the folder's runs were made from something else: they would be gone on with."""
+    file = folder / "made-from.json"
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != made:
+        sys.exit(f"study.words: the runs in {folder} are of another model, other questions or another size: "
+                 "give another --folder, or delete them.")  # fmt: skip
+    file.write_text(json.dumps(made) + "\n", encoding="utf-8")
+
+
 def run(arguments: argparse.Namespace, size: Size) -> None:
     """Train and measure every variant with every seed that is not finished, all variants of a seed before the next."""
     if not (arguments.folder / "questions" / "training.jsonl").is_file():
         sys.exit("study.words: there are no questions yet: run study.words questions first.")
+    made = made_from(arguments, size)
+    check_folder(arguments.folder, made)
     for seed in arguments.seeds:
         for rate in arguments.learning_rates:
             for variant in arguments.variants:
                 wanted = Wanted(START, SEEDS[0], 0.0) if variant == START else Wanted(variant, seed, rate)
-                kept = {(line["variant"], line["seed"], line["learning_rate"]) for line in read_kept(arguments.cells)}
+                kept = {
+                    (line["variant"], line["seed"], line["learning_rate"])
+                    for line in read_kept(arguments.cells)
+                    if {name: line.get(name) for name in made} == made
+                }
                 if (wanted.variant, wanted.seed, wanted.rate) not in kept:
-                    append_kept(arguments.cells, measured(wanted, arguments, size))
+                    append_kept(arguments.cells, {**measured(wanted, arguments, size), **made})
 
 
 def measured(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> dict[str, Any]:
-    """The line of a training: what made it, how it went by step, and the right completions of each question."""
+    """The line of a training: how it went by step, and the right completions of each question."""
+    commit.cache_clear()  # each training is a program of its own, of the code that is there when it starts
+    started_at = commit()
     model, folders = trained(wanted, arguments, size)
     results = evaluated(model, wanted.name, HELD_OUT, size.max_new_tokens, arguments, size)
     as_they_are = {}
@@ -214,8 +242,7 @@ def measured(wanted: Wanted, arguments: argparse.Namespace, size: Size) -> dict[
         {
             "variant": wanted.variant,
             "seed": wanted.seed,
-            "commit": commit(),
-            "model": Path(arguments.model).name,
+            "commit": started_at,
             "learning_rate": wanted.rate,
             "flags": VARIANTS[wanted.variant],
             "steps": len(steps),
@@ -295,21 +322,29 @@ def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]], kind: s
 
 
 def by_seed(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
-    """The same for each seed, of trainings with the same ones, where there are several: what another one changes."""
+    """The same for each seed, of trainings with the same ones, where there are several; and over seeds, with what
+    another one would change."""
     apart = {line["seed"]: line for line in others}
-    found = [paired([line], [apart[line["seed"]]]) for line in ours]
-    return f"; by seed {', '.join(points(each.mean, True) for each in found)}" if len(found) > 1 else ""
+    found = [paired([line], [apart[line["seed"]]]).mean for line in ours]
+    if len(found) < 2:
+        return ""
+    return f"; by seed {', '.join(points(each, True) for each in found)}: {with_interval(np.array(found))}"
 
 
 def report(arguments: argparse.Namespace, size: Size) -> None:
     """Print accuracy by set, and differences paired by question."""
-    print(tables(read_kept(arguments.cells)))
+    print(tables(newest(arguments.cells)))
 
 
 def figure(arguments: argparse.Namespace, size: Size) -> None:
     """Draw the trainings as they went."""
-    for path in draw_figures(at_picked_rates(read_kept(arguments.cells)), arguments.out, WORDS_FIGURES):
+    for path in draw_figures(at_picked_rates(newest(arguments.cells)), arguments.out, WORDS_FIGURES):
         print(path)
+
+
+def newest(file: Path) -> list[dict[str, Any]]:
+    """Of each training the last line: an earlier one was made from something else."""
+    return list({(line["variant"], line["seed"], line["learning_rate"]): line for line in read_kept(file)}.values())
 
 
 def at_picked_rates(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -396,13 +431,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="some of them only")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the trainings")
     parser.add_argument("--held-out-only", action="store_true", help="do not measure the sets as they are")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="of the runs")
-    parser.add_argument("--cells", type=Path, default=FILE, help="where results are kept")
+    parser.add_argument("--folder", type=Path, help="of the runs: runs/words, or runs/words-tiny with --tiny")
+    parser.add_argument("--cells", type=Path, help="where results are kept: study/words.jsonl, or in the tiny folder")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the figure")
     parser.add_argument("--tiny", action="store_true", help="a few questions and steps, to see that all of it runs")
     options = parser.parse_args(arguments)
     if options.command == "run" and not options.model:
         parser.error("--model is missing: name SmolLM2-135M-Instruct, as a Hub name, a directory or a .gguf file.")
+    options.folder = options.folder or (TINY_FOLDER if options.tiny else FOLDER)
+    options.cells = options.cells or (TINY_FOLDER / FILE.name if options.tiny else FILE)
     commands = {"questions": questions, "run": run, "report": report, "figure": figure}
     commands[options.command](options, TINY if options.tiny else FULL)
 

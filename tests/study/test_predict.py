@@ -11,6 +11,7 @@ import torch
 from scorers.gradients import Measure
 from scoring import pair_advantages
 from study import predict
+from study.cells import read_kept
 from study.tasks import ROOT
 
 TINY = ["--seeds", "3", "--steps", "0", "2", "--questions", "6", "--group-size", "6"]
@@ -85,12 +86,38 @@ def test_what_is_kept_is_not_measured_again(measured, monkeypatch, capsys):
     assert "| the step as taken |" in printed and "| full, AdamW, batch | – | – |" in printed
 
 
+def test_other_settings_and_repeated_measurements_do_not_mix():
+    """Of one model: two settings, and a line that was measured twice."""
+    first = {"model": "m", "settings": {"rate": 0.1, "data": "ab"}, "seed": 1, "steps": 0, "columns": {"change": [1.0]}}
+    again = {**first, "columns": {"change": [2.0]}}
+    other = {**first, "settings": {"rate": 0.1, "data": "cd"}}
+    assert predict.by_setting([first, again]) == {"m": [again]}
+    found = predict.by_setting([first, other, again])
+    assert found == {'m, {"data": "ab", "rate": 0.1}': [again], 'm, {"data": "cd", "rate": 0.1}': [other]}
+
+
+def test_questions_and_the_run_of_a_model_are_part_of_what_is_kept(monkeypatch, tmp_path):
+    """Each run's model is in a folder of the name `model`, and a file of questions can change."""
+    monkeypatch.setattr(predict, "measure_training", lambda options, seed: [{"seed": seed, "steps": 0, "columns": {}}])
+    monkeypatch.setattr(predict, "tables", lambda lines: "")
+    file, data = tmp_path / "p.jsonl", tmp_path / "q.jsonl"
+    for run in ("a", "b"):
+        (tmp_path / run / "model").mkdir(parents=True)
+    for text, run in (("1", "a"), ("1", "a"), ("2", "a"), ("2", "b")):
+        data.write_text(text)
+        model = str(tmp_path / run / "model")
+        predict.main(["--model", model, "--data", str(data), "--seeds", "1", "--steps", "0", "--json", str(file)])
+    assert [line["model"] for line in read_kept(file)] == ["a/model", "a/model", "b/model"]
+
+
 def test_another_model_is_asked_as_the_flags_say(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(predict, "measure_training", lambda options, seed: seen.append(options) or [])
     prompt, examples = tmp_path / "prompt.txt", ROOT / "study" / "words-examples.jsonl"
     prompt.write_text("{problem}")
-    asked = [*TINY, "--model", "examples/arithmetic", "--data", "x.jsonl", "--json", str(tmp_path / "p.jsonl")]
+    data = tmp_path / "x.jsonl"
+    data.write_text("")
+    asked = [*TINY, "--model", "examples/arithmetic", "--data", str(data), "--json", str(tmp_path / "p.jsonl")]
     with pytest.raises(SystemExit, match="nothing is kept"):
         predict.main([*asked, "--examples", str(examples), "--prompt-file", str(prompt)])
     config = predict.configuration(seen[0], 3, tmp_path)

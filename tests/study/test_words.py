@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -81,17 +83,21 @@ def typed(monkeypatch, tmp_path):
 
     stops: list[str] = []
     monkeypatch.setattr(words, "command", command)
-    monkeypatch.setattr(words, "commit", lambda: "abc")
+    monkeypatch.setattr(words, "commit", functools.cache(lambda: "abc"))
     write_sets(tmp_path / "source", sets())
     words.main(["questions", "--tiny", "--source", str(tmp_path / "source"), "--folder", str(tmp_path)])
     cells = tmp_path / "w.jsonl"
 
     def typed(
-        *variants: str, stop: str = "", rates: tuple[float, ...] = (RATE,), flags: tuple[str, ...] = ()
+        *variants: str,
+        stop: str = "",
+        rates: tuple[float, ...] = (RATE,),
+        flags: tuple[str, ...] = (),
+        model: str = "m.gguf",
     ) -> list[list[str]]:
         commands.clear()
         stops[:] = [stop]
-        arguments = ["run", "--model", "m.gguf", "--tiny", "--folder", str(tmp_path), "--cells", str(cells)]
+        arguments = ["run", "--model", model, "--tiny", "--folder", str(tmp_path), "--cells", str(cells)]
         words.main(
             [*arguments, "--seeds", "500", "--learning-rates", *map(str, rates), *flags, "--variants", *variants]
         )
@@ -117,6 +123,53 @@ def test_the_start_is_measured_and_not_trained(typed, tmp_path):
 
 def test_what_is_finished_is_not_done_again(typed):
     assert len(typed("grpo")) == 3 and typed("grpo") == []
+
+
+def test_other_questions_sizes_or_models_are_another_training(typed, tmp_path):
+    typed("start")
+    with pytest.raises(SystemExit, match="are of another model, other questions or another size: give another --fold"):
+        typed("start", model="other.gguf")  # its runs would go on with those of the first
+
+    def begin_anew() -> None:
+        for file in (*tmp_path.glob("start*.json"), tmp_path / "made-from.json"):
+            file.unlink()
+
+    assert typed("start") == []
+    begin_anew()
+    assert len(typed("start", model="other.gguf")) == 2
+    begin_anew()
+    training = tmp_path / "questions" / "training.jsonl"
+    training.write_text("".join(training.read_text().splitlines(keepends=True)[1:]))
+    assert len(typed("start")) == 2
+    kept = read_lines(tmp_path / "w.jsonl")
+    assert [line["model"] for line in kept] == ["m.gguf", "other.gguf", "m.gguf"]
+    assert kept[0]["size"] == asdict(TINY) and kept[0]["questions"] == kept[1]["questions"] != kept[2]["questions"]
+    assert words.newest(tmp_path / "w.jsonl") == kept[2:], "the report has the last one"
+
+
+def test_a_tiny_study_has_its_own_files(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(words, "questions", lambda options, size: asked.append((options.folder, options.cells, size)))
+    words.main(["questions", "--tiny"])
+    words.main(["questions"])
+    words.main(["questions", "--tiny", "--folder", str(tmp_path)])
+    assert asked == [
+        (words.TINY_FOLDER, words.TINY_FOLDER / "words.jsonl", TINY),
+        (words.FOLDER, words.FILE, words.FULL),
+        (tmp_path, words.TINY_FOLDER / "words.jsonl", TINY),
+    ]
+
+
+def test_the_commit_is_that_of_the_code_when_the_training_began(typed, tmp_path, monkeypatch):
+    commits = iter(["before", "after"])
+
+    @functools.cache
+    def commit() -> str:
+        return next(commits)
+
+    monkeypatch.setattr(words, "commit", commit)
+    typed("start", "grpo")
+    assert [line["commit"] for line in read_lines(tmp_path / "w.jsonl")] == ["before", "after"]
 
 
 def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(typed, tmp_path):
@@ -247,12 +300,12 @@ def test_the_table_has_the_mean_of_the_seeds_and_differences_by_question():
     assert cells[:7] == ["grpo", "1e-05", "2", "50.0", "50.0", "50.0", "50.0"] and cells[8:] == ["30", "5.5"]
     assert cells[7].startswith("+50.0 (+") and "| +100.0 (+100.0 to +100.0) | 30 | 5.5 |" in said
     assert said.count("dagrpo minus") == 1 and "dagrpo minus grpo: +50.0 (+" in said
-    assert said.endswith("; by seed +50.0, +50.0"), "of each, with the same questions"
+    assert said.endswith("; by seed +50.0, +50.0: +50.0 (+50.0 to +50.0)"), "of each, with the same questions"
 
 
 def test_what_the_seeds_say_apart_is_told_where_there_are_several():
     lines = [line("grpo", 500, [4, 0]), line("dagrpo", 500, [4, 4]), line("dagrpo", 501, [0, 0])]
-    assert tables([*lines, line("grpo", 501, [2, 2])]).endswith("; by seed +50.0, -50.0")
+    assert tables([*lines, line("grpo", 501, [2, 2])]).endswith("; by seed +50.0, -50.0: +0.0 (-635.3 to +635.3)")
     assert "by seed" not in tables(lines), "GRPO has one"
 
 
