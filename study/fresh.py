@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from study import cells as kept_cells
-from study.cells import grid_accuracies, learning_rates, load_cells, picked_rate, read_cells, run_cells
+from study.cells import grid_accuracies, learning_rates, load_cells, picked_rate, read_cells, run_cells, warn_of_others
 from study.tables import (
     TASKS,
     Cells,
@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace, budget: Budget) -> None:
 def report(arguments: argparse.Namespace, budget: Budget) -> None:
     """Print a table for each task."""
     cells = load_cells(arguments.cells)
+    warn_of_others(cells, budget)
     for ending, title in TASKS.items():
         of_task = cells_of_task(cells, ending)
         if "dagrpo" in of_task:

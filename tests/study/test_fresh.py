@@ -114,6 +114,13 @@ def test_the_table_takes_what_it_names_from_dagrpo_seed_by_seed():
     assert text.endswith("validation set: sft-grpo-10-10.")
 
 
+def test_a_report_names_the_cells_that_today_would_make_otherwise(tmp_path, capsys):
+    file = tmp_path / "fresh.jsonl"
+    cells.append_kept(file, made_up_cells.cell("dagrpo", 400, 0.5, 0.9))
+    fresh.main(["report", "--cells", str(file)])
+    assert "made from other settings or questions than today's: dagrpo" in capsys.readouterr().err
+
+
 def test_dagrpo_after_fine_tuning_is_told_from_grpo_after_it():
     made_up = {
         name: {400: made_up_cells.cell("dagrpo", 400, first, 0.9), 401: made_up_cells.cell("dagrpo", 401, 0.7, 0.9)}
