@@ -35,6 +35,7 @@ from study.tables import (
     last_validation,
     mean,
     number,
+    of_unequal_seeds,
     paired_differences,
     shown_rates,
     table,
@@ -123,7 +124,10 @@ def comparison(cells: Cells) -> str:
     head = ["variant", "seeds", "rate", "validation", "mean of six", "mean of three", "mean of nine"]
     head += ["DaGRPO minus it", "greedy"]
     best = best_baseline({name: of for name, of in cells.items() if of.keys() >= ours.keys()}, OTHERS)
-    said = [table(head, rows), f"Best baseline, by its accuracy on the validation set: {best}."]
+    said = [table(head, rows)]
+    if note := of_unequal_seeds(cells):
+        said.append(note)
+    said.append(f"Best baseline, by its accuracy on the validation set: {best}.")
     for pair in PAIRS:
         if all(name in cells for name in pair):
             for kind in ("sampled", "greedy"):

@@ -48,7 +48,7 @@ from harness.config import EXAMPLE, Config, configure
 from study import near_copies, tasks
 from study.arms import ARMS, training_with
 from study.cells import commit, in_workers, is_made_from, measure, read_kept, rounded, silenced
-from study.tables import mean, number, paired_differences, table, with_interval
+from study.tables import mean, number, of_unequal_seeds, paired_differences, table, with_interval
 from study.tasks import ROOT, Question, read_lines
 from study.variants import FULL, MAX_NEW_TOKENS, QUICK, Budget, data_hash, question_sets
 
@@ -345,7 +345,8 @@ def main(arguments: list[str] | None = None) -> None:
             arms = by_arm([kept[run.regime, run.arm, run.seed] for run in wanted if is_finished(run)], name)
             if not arms:
                 sys.exit(f"study.regimes: no run of {name} in {file}: give the command run first.")
-            print(f"### {name}\n\n{accuracy_table(arms)}\n\n{conflict_table(arms)}\n")
+            said = [f"### {name}", accuracy_table(arms), of_unequal_seeds(arms), conflict_table(arms)]
+            print("\n\n".join(filter(None, said)) + "\n")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,13 @@ def mean_and_interval(values: np.ndarray) -> tuple[float, float, float]:
     return middle, middle - half, middle + half
 
 
+def of_unequal_seeds(by_name: dict[str, dict[int, Any]]) -> str:
+    """What a reader of means and differences has to know where not all have the same seeds; else nothing."""
+    if len({frozenset(by_seed) for by_seed in by_name.values()}) < 2:
+        return ""
+    return "Not all have the same seeds: a mean is over the seeds of its line, a difference over those that both have."
+
+
 def mean(values: list[float]) -> float:
     """The mean of the values that are not NaN; NaN if all are."""
     numbers = [value for value in values if not math.isnan(value)]

@@ -128,7 +128,12 @@ def test_a_tiny_run_is_kept_and_not_repeated(tmp_path, capsys, monkeypatch):
     regimes.main(["run", *options])
     assert asked == ["none"]
     regimes.main(["report", *options])
-    assert "| group | 1 |" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| group | 1 |" in said and "Not all have the same seeds" not in said
+    other = {**found, "arm": "none", **regimes.made_from(replace(run, arm="none", seed=321)), "seed": 321}
+    file.write_text(json.dumps(found) + "\n" + json.dumps(other) + "\n")
+    regimes.main(["report", *options[:4], "--seeds", "320", "321", "--arms", "group", "none"])
+    assert "Not all have the same seeds" in capsys.readouterr().out
 
 
 def test_long_answers_start_from_their_own_model_and_have_their_own_questions(tmp_path, monkeypatch):

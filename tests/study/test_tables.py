@@ -38,6 +38,11 @@ def test_differences_are_paired_by_seed_and_unknown_ones_left_out():
     assert tables.paired_differences(ours, others) == pytest.approx([0.3, -0.1])
 
 
+def test_a_reader_is_told_where_means_are_over_other_seeds_than_differences():
+    assert tables.of_unequal_seeds({"a": {0: 1, 1: 1}, "b": {1: 2, 0: 2}}) == ""
+    assert "a difference over those that both have" in tables.of_unequal_seeds({"a": {0: 1, 1: 1}, "b": {1: 2}})
+
+
 @pytest.mark.parametrize("freedom, quantile", [(1, 12.7062), (2, 4.3027), (7, 2.3646), (15, 2.1314), (1000, 1.9623)])
 def test_students_t_is_that_of_the_tables(freedom, quantile):
     assert tables.student_t(freedom) == pytest.approx(quantile, abs=5e-5)
