@@ -450,6 +450,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.model and not options.data:
         parser.error("--data is missing: with --model, name the JSONL file of its questions.")
+    if options.data and not Path(options.data).is_file():
+        parser.error(f"--data {options.data}: there is no such file.")
     options.steps = options.steps or ([0, 2] if options.model else list(STEPS))
     model = Path(options.model)
     name = "/".join(model.parts[-2:]) if model.is_dir() else model.name  # of RUN/model, RUN tells it apart

@@ -110,6 +110,12 @@ def test_questions_and_the_run_of_a_model_are_part_of_what_is_kept(monkeypatch, 
     assert [line["model"] for line in read_kept(file)] == ["a/model", "a/model", "b/model"]
 
 
+def test_a_file_of_questions_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit):
+        predict.main(["--model", "examples/arithmetic", "--data", "absent.jsonl"])
+    assert "--data absent.jsonl: there is no such file." in capsys.readouterr().err
+
+
 def test_another_model_is_asked_as_the_flags_say(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(predict, "measure_training", lambda options, seed: seen.append(options) or [])
