@@ -124,16 +124,14 @@ def comparison(cells: Cells) -> str:
     head = ["variant", "seeds", "rate", "validation", "mean of six", "mean of three", "mean of nine"]
     head += ["DaGRPO minus it", "greedy"]
     best = best_baseline({name: of for name, of in cells.items() if of.keys() >= ours.keys()}, OTHERS)
-    said = [table(head, rows)]
-    if note := of_unequal_seeds(cells):
-        said.append(note)
+    said = [table(head, rows), of_unequal_seeds(cells)]
     said.append(f"Best baseline, by its accuracy on the validation set: {best}.")
     for pair in PAIRS:
         if all(name in cells for name in pair):
             for kind in ("sampled", "greedy"):
                 values = [accuracies(cells[name], "mean of nine", kind) for name in pair]
                 said.append(f"{' minus '.join(pair)}, {kind}: {with_interval(paired_differences(*values))}")
-    return "\n\n".join(said)
+    return "\n\n".join(filter(None, said))
 
 
 def main(arguments: list[str] | None = None) -> None:

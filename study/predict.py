@@ -22,7 +22,6 @@ the change is made of. Lines are kept in study/predict.jsonl, one for each seed 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -39,6 +38,7 @@ from transformers import PreTrainedModel
 import dagrpo
 import rollout
 import scoring
+from harness import checkpoint
 from harness.config import EXAMPLE, Config, configure
 from harness.report import machine
 from rollout import Rollouts
@@ -409,6 +409,14 @@ def part_table(by_steps: dict[int, dict[str, np.ndarray]]) -> str:
     return markdown_table(["steps", "right answers", "groups", "fell", "mean change", *PARTS], rows)
 
 
+def model_name(model: str) -> str:
+    """What a model is kept under: of a folder its last two names, since each run's is called RUN/model."""
+    path = Path(model)
+    if not model:
+        return "the embedded model"
+    return "/".join(path.parts[-2:]) if path.is_dir() else path.name
+
+
 def by_setting(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """By model and settings the lines that compare, of each seed and step the last one; titles name what differs."""
     apart: dict[str, dict[str, dict[tuple[int, int], dict[str, Any]]]] = {}
@@ -453,15 +461,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.data and not Path(options.data).is_file():
         parser.error(f"--data {options.data}: there is no such file.")
     options.steps = options.steps or ([0, 2] if options.model else list(STEPS))
-    model = Path(options.model)
-    name = "/".join(model.parts[-2:]) if model.is_dir() else model.name  # of RUN/model, RUN tells it apart
-    name = name if options.model else "the embedded model"
+    name = model_name(options.model)
     settings = {key: vars(options)[key] for key in ("questions", "group_size", "max_new_tokens", "rate")}
     settings |= {key: Path(vars(options)[key]).name for key in ("examples", "prompt_file") if vars(options)[key]}
     if not options.report:
         commit()  # kept from now on: the code that was loaded, whatever is committed while it runs
         if options.data:
-            settings["data"] = hashlib.sha256(Path(options.data).read_bytes()).hexdigest()[:16]
+            settings["data"] = checkpoint.sha256(Path(options.data))[:16]
         kept = [
             (line["model"], line["seed"], line["steps"])
             for line in read_kept(options.json)

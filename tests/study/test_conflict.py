@@ -117,6 +117,19 @@ def test_measured_questions_are_not_trained_on(tmp_path):
         assert training and measured and not training & measured
 
 
+def test_the_commit_is_that_of_the_code_that_was_loaded(monkeypatch):
+    called: list[str] = []
+
+    def stop(_: str) -> None:
+        raise SystemExit("questions")
+
+    monkeypatch.setattr(conflict, "commit", lambda: called.append("commit") or "abc")
+    monkeypatch.setattr(conflict, "two_sets", stop)
+    with pytest.raises(SystemExit, match="questions"):
+        conflict.main(["--quick"])
+    assert called == ["commit"]
+
+
 def test_a_model_without_questions_is_refused(capsys):
     with pytest.raises(SystemExit):
         conflict.main(["--model", "some/model"])

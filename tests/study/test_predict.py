@@ -110,6 +110,22 @@ def test_questions_and_the_run_of_a_model_are_part_of_what_is_kept(monkeypatch, 
     assert [line["model"] for line in read_kept(file)] == ["a/model", "a/model", "b/model"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_of_one_answer_no_share_of_the_variance_is_told():
+    columns = {name: np.array([1.0]) for name in (*predict.PARTS[:-1], "change", "group")}
+    *_, row = predict.part_table({0: columns}).splitlines()
+    assert row.startswith("| 0 | 1 | 1 | 0% | +1.000 |") and row.count("–%") == len(predict.PARTS)
+
+
+def test_the_commit_is_that_of_the_code_that_was_loaded(monkeypatch, tmp_path):
+    called: list[str] = []
+    monkeypatch.setattr(predict, "commit", lambda: called.append("commit") or "abc")
+    monkeypatch.setattr(predict, "measure_training", lambda *_: called.append("measured") or [])
+    with pytest.raises(SystemExit, match="nothing is kept"):
+        predict.main([*TINY, "--json", str(tmp_path / "p.jsonl")])
+    assert called == ["commit", "measured"]
+
+
 def test_a_file_of_questions_that_is_not_there_is_named(capsys):
     with pytest.raises(SystemExit):
         predict.main(["--model", "examples/arithmetic", "--data", "absent.jsonl"])

@@ -167,6 +167,7 @@ def test_the_start_of_a_regime_is_made_once_and_again_where_its_settings_have_ch
     made: list[int] = []
 
     def train(config):
+        assert config.seed == 1_007, "neither the questions nor the noise of the run itself"
         made.append(config.steps)
         (Path(config.out) / "model").mkdir(parents=True)
 

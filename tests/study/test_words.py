@@ -125,7 +125,7 @@ def test_what_is_finished_is_not_done_again(typed):
     assert len(typed("grpo")) == 3 and typed("grpo") == []
 
 
-def test_other_questions_sizes_or_models_are_another_training(typed, tmp_path):
+def test_other_questions_sizes_or_models_are_another_training(typed, tmp_path, monkeypatch):
     typed("start")
     with pytest.raises(SystemExit, match="are of another model, other questions or another size: give another --fold"):
         typed("start", model="other.gguf")  # its runs would go on with those of the first
@@ -145,6 +145,10 @@ def test_other_questions_sizes_or_models_are_another_training(typed, tmp_path):
     assert [line["model"] for line in kept] == ["m.gguf", "other.gguf", "m.gguf"]
     assert kept[0]["size"] == asdict(TINY) and kept[0]["questions"] == kept[1]["questions"] != kept[2]["questions"]
     assert words.newest(tmp_path / "w.jsonl") == kept[2:], "the report has the last one"
+    drawn: list[list[dict]] = []
+    monkeypatch.setattr(words, "draw_figures", lambda lines, *_: drawn.append(lines) or [])
+    words.main(["figure", "--cells", str(tmp_path / "w.jsonl")])
+    assert drawn == [kept[2:]], "and the figure too"
 
 
 def test_a_tiny_study_has_its_own_files(monkeypatch, tmp_path):
