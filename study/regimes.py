@@ -270,7 +270,8 @@ def difference(arms: dict[str, dict[int, dict[str, Any]]], arm: str, other: str,
 
 
 def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """By arm, in percent: better completions displaced before and after, pairs masked; gradient norms; entropy in nats.
+    """By arm, in percent: better completions displaced before and after, pairs masked; gradient norms; entropy in nats;
+    steps without any gradient, in percent.
 
     What is displaced is told by the arm's own gradients and metric: it compares along a line, not down a column.
     """
@@ -290,6 +291,7 @@ def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
         for half in (slice(None, len(norms[0]) // 2), slice(len(norms[0]) // 2, None)):
             row.append(f"{np.nanmean([of[half] for of in norms]):.3f}")
         row.append(f"{mean([run['curves']['entropy'][-1] for run in runs.values()]):.2f}")
+        row.append(number(100 * mean([float((of == 0).mean()) for of in norms])))
         rows.append(row)
     head = ["arm", *(name.replace("_", " ") for name in names)]
     head += [
@@ -299,7 +301,7 @@ def conflict_table(arms: dict[str, dict[int, dict[str, Any]]]) -> str:
         "norm, first half",
         "second half",
     ]
-    return table([*head, "entropy at the end"], rows)
+    return table([*head, "entropy at the end", "steps without an update"], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

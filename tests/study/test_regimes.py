@@ -81,8 +81,8 @@ def test_tables_compare_arms_by_seed_with_no_rule_with_their_placebo_and_with_po
     assert rows[2] == "| none | 2 | 60.0 | – | – | 75.0 | – | – | 80.0 | – | – | -30.0 |"
     assert rows[4] == "| group | 1 | 90.0 | +40.0 | +20.0 | 75.0 | +0.0 | +0.0 | 100.0 | +20.0 | +30.0 | +10.0 |"
     rows = regimes.conflict_table(arms).splitlines()
-    assert rows[2] == "| none | 20.0 | 20.0 | 20.0 | – | 20.0 | 2 of 2 | 1.6 | 0 of 2 | 1.000 | 4.000 | 0.25 |"
-    assert rows[4] == "| group | 0.0 | 0.0 | 0.0 | – | 0.0 | 1 of 1 | 1.6 | 0 of 1 | 1.000 | 4.000 | 0.25 |"
+    assert rows[2] == "| none | 20.0 | 20.0 | 20.0 | – | 20.0 | 2 of 2 | 1.6 | 0 of 2 | 1.000 | 4.000 | 0.25 | 0.0 |"
+    assert rows[4] == "| group | 0.0 | 0.0 | 0.0 | – | 0.0 | 1 of 1 | 1.6 | 0 of 1 | 1.000 | 4.000 | 0.25 | 0.0 |"
 
 
 @pytest.mark.filterwarnings("error")
@@ -90,14 +90,14 @@ def test_a_run_without_a_gradient_in_most_steps_is_told_without_a_warning():
     run = line("batch", 0, 0.5, [0.1, 0.1])
     run["curves"]["grad_norm"] = [0.0, 0.0, 4.0]
     rows = regimes.conflict_table(regimes.by_arm([run], "R0")).splitlines()
-    assert rows[2].endswith("| inf | 1 of 1 | 0.000 | 2.000 | 0.25 |")
+    assert rows[2].endswith("| inf | 1 of 1 | 0.000 | 2.000 | 0.25 | 66.7 |")
 
 
 def test_a_gradient_that_is_not_finite_is_an_explosion():
     run = line("none", 0, 0.5, [0.1, 0.1])
     run["curves"]["grad_norm"] = [1.0, None, 1.0, 1.0]
     rows = regimes.conflict_table(regimes.by_arm([run], "R0")).splitlines()
-    assert rows[2].endswith("| inf | 1 of 1 | 1.000 | 1.000 | 0.25 |")
+    assert rows[2].endswith("| inf | 1 of 1 | 1.000 | 1.000 | 0.25 | 0.0 |")
 
 
 def test_a_line_of_another_arm_metric_or_scorer_is_not_taken_for_it():
